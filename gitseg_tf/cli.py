@@ -1,0 +1,176 @@
+"""The command line: `gitseg COMMAND`. Arguments in, one call, exit status out."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gitseg_tf import __version__, quiet
+from gitseg_tf.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: as from the command line; None takes sys.argv.
+
+    Returns:
+        Exit status: 0 done, 1 the input is at fault (one line on stderr), 130 interrupted. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"gitseg: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gitseg: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("gitseg", description="Segment stomach, small bowel and large bowel on MR scans.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    phantom = _command(commands, "phantom", _phantom, "make a synthetic cohort in the competition's layout")
+    phantom.add_argument("out", help="a new folder")
+    phantom.add_argument("--cases", type=int, default=10, help="patients (%(default)s)")
+    phantom.add_argument("--days", type=int, default=2, help="scans of each patient (%(default)s)")
+    phantom.add_argument("--slices", type=int, default=80, help="slices of each scan (%(default)s)")
+    phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
+    phantom.add_argument("--workers", type=int, help="processes (one a core)")
+
+    convert = _command(commands, "convert", _convert, "convert a cohort to TFRecords")
+    convert.add_argument("data", help="folder with train.csv and train/CASE/CASE_DAY/scans/*.png")
+    convert.add_argument("out", help="a new folder")
+    convert.add_argument("--workers", type=int, help="scans read at the same time (one a core)")
+    convert.add_argument("--folds", type=int, default=5, help="folds by patient (%(default)s)")
+    convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
+    convert.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
+
+    train = _command(commands, "train", _train, "train, score and export a model")
+    train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
+    train.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
+    train.add_argument("--strategy", help="auto, one_device, mirrored, multiworker or tpu")
+    train.add_argument("--precision", help="auto, float32, mixed_float16 or mixed_bfloat16")
+    train.add_argument("--fold", type=int, help="the fold that is held out")
+    train.add_argument("--epochs", type=int)
+    train.add_argument("--batch-size", type=int, help="over all replicas")
+    train.add_argument("--out", help="the run's folder (runs/NAME, numbered)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out, or the newest of the config's name")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "score a run and write its report")
+    evaluate.add_argument("run_folder", metavar="run")
+    evaluate.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
+    evaluate.add_argument("--fold", type=int, help="the fold to score (the one held out)")
+
+    predict = _command(commands, "predict", _predict, "segment the scans of a folder")
+    predict.add_argument("model", help="a run, or an exported SavedModel")
+    predict.add_argument("input", help="folder in the competition's layout; needs no table")
+    predict.add_argument("out", help="the folder for the predictions")
+    predict.add_argument("--format", choices=["submission", "png"], default="submission")
+
+    export = _command(commands, "export", _export, "write a run's SavedModel")
+    export.add_argument("run_folder", metavar="run")
+    export.add_argument("out", nargs="?", help="gets 1/ (RUN/export)")
+
+    _command(commands, "doctor", _doctor, "versions, devices, and what auto would choose")
+    return parser
+
+
+def _command(commands, name: str, run, purpose: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=purpose, description=purpose)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _phantom(options) -> None:
+    from gitseg_tf.data.phantom import make_phantom
+
+    out = make_phantom(options.out, options.cases, options.days, options.slices, options.seed, options.workers)
+    print(f"cohort     {out}\npicture    {out / 'preview.png'}")
+
+
+def _convert(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.data.convert import convert
+
+    dataset = convert(options.data, options.out, options.folds, options.seed, options.workers, options.resume)
+    scans = [scan for shard in dataset.shards for scan in shard.scans]
+    patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
+    print(f"dataset    {dataset.root}: {patients} patients, {len(scans)} scans, {slices} slices, {dataset.folds} folds")
+
+
+def _train(options) -> None:
+    from gitseg_tf.config import load_config, parse_assignment
+
+    flags = {
+        "data.path": options.data,
+        "data.fold": options.fold,
+        "data.batch_size": options.batch_size,
+        "training.strategy": options.strategy,
+        "training.precision": options.precision,
+        "training.epochs": options.epochs,
+    }
+    overrides = dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
+    name = load_config(options.config, overrides).name
+    out = Path(options.out) if options.out else _default_out(name, options.resume)
+    resumed = options.resume and (out / "config.yaml").is_file()
+    config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
+
+    quiet.import_tensorflow()
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+    from gitseg_tf.serving.export import export
+    from gitseg_tf.training.trainer import train
+
+    dataset = open_dataset(config.data.path, config.data.folds)
+    run = train(config, dataset, out, options.resume)
+    summary_lines(evaluate(run, dataset))
+    exported = export(run)
+    print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
+
+
+def _default_out(name: str, resume: bool) -> Path:
+    """runs/NAME, or with a number behind it: the newest for a resumed run, the next for a new one."""
+    number, out = 1, Path("runs", name)
+    while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
+        number, out = number + 1, following
+    return out
+
+
+def _evaluate(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+    from gitseg_tf.training.trainer import load_run
+
+    run = load_run(options.run_folder)
+    data = options.data or run.config.provenance.get("records")
+    summary_lines(evaluate(run, open_dataset(data, run.config.data.folds), options.fold))
+    print(f"report     {run.path / 'report.html'}")
+
+
+def _predict(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.inference.predict import predict_cohort
+
+    print(f"written    {predict_cohort(options.model, options.input, options.out, options.format)}")
+
+
+def _export(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.serving.export import export
+    from gitseg_tf.training.trainer import load_run
+
+    print(f"SavedModel {export(load_run(options.run_folder), options.out)}")
+
+
+def _doctor(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.training.doctor import doctor
+
+    print(doctor())

@@ -1,0 +1,84 @@
+"""Scoring a run on the patients it did not train on."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gitseg_tf.data.records import Dataset, read_scans, unpack_masks, write_atomically
+from gitseg_tf.errors import InputError
+from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
+from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.inference.predictor import make_predictor, run_probabilities
+from gitseg_tf.progress import progress
+from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.trainer import Run
+
+
+def evaluate(run: Run, dataset: Dataset, fold: int | None = None) -> dict:
+    """Predict the scans of a fold, score them and write evaluation.json, evaluation.csv and report.html into the run.
+
+    Args:
+        run: a trained run.
+        dataset: with contours.
+        fold: the fold to score; None is the one that the run held out.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        InputError: the fold has no scans.
+    """
+    fold = run.config.data.fold if fold is None else fold
+    scans = dataset.scans_of([fold])
+    if not scans:
+        raise InputError(f"{dataset.root}: has no fold {fold}; its folds are 0 to {dataset.folds - 1}")
+    predict = make_predictor(run_probabilities(run), run.config)
+    tolerance = run.config.evaluation.tolerance_mm
+    rows, pictures = [], []
+    for scan in progress(read_scans(dataset, [fold]), "evaluate", len(scans), "scan"):
+        truth = unpack_masks(scan["bits"])
+        prediction = predict(scan["image"], scan["numbers"], scan["percentiles"])
+        rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
+        pictures += _pictures(scan, truth, prediction)
+    table = pd.DataFrame(rows)
+    summary = {"fold": fold, "dataset": dataset.source["fingerprint"], **summarise(table)}
+    details = {
+        "Network": f"{run.config.model.architecture}, {run.config.model.backbone} encoder",
+        "Input": f"{run.config.data.slices} slices of {run.config.data.size[0]} x {run.config.data.size[1]}",
+        "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
+        "Held-out patients": ", ".join(sorted({scan.case for scan in scans})),
+        "Surface Dice tolerance": f"{tolerance} mm",
+    }
+    history = read_history(run.path)
+    write_atomically(run.path / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+    text = io.StringIO()
+    table.to_csv(text, index=False)
+    write_atomically(run.path / "evaluation.csv", text.getvalue().encode())
+    curves = pd.DataFrame(history) if history else None
+    write_report(run.path / "report.html", summary, table, pictures, curves, f"Run {run.path.name}", details)
+    return summary
+
+
+def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator[ScanPicture]:
+    low, high = np.percentile(scan["image"], [1, 99.5])
+    for z in pick_slices(truth):
+        grey = np.clip((scan["image"][z].astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
+        yield ScanPicture(scan["id"], int(scan["numbers"][z]), grey, truth[:, z].copy(), prediction[:, z].copy())
+
+
+def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:
+    """Print the scores as a small table.
+
+    Args:
+        summary: from `evaluate`.
+        say: takes lines.
+    """
+    say(f"{'':<14}{'score':>8}{'Dice':>8}{'Hausdorff':>11}{'HD95 mm':>9}{'surface Dice':>14}")
+    for name, means in {**summary["organs"], "mean": summary}.items():
+        cells = [means[key] for key in ("score", "dice", "hausdorff", "hd95_mm", "surface_dice")]
+        text = [f"{value:.3f}" if value is not None else "-" for value in cells]
+        say(f"{name:<14}{text[0]:>8}{text[1]:>8}{text[2]:>11}{text[3]:>9}{text[4]:>14}")

@@ -1,0 +1,66 @@
+"""Predictions as files."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from gitseg_tf.data.records import write_atomically
+from gitseg_tf.data.rle import mask_to_rle
+from gitseg_tf.data.scans import ORGANS, Scan
+
+
+def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]:
+    """A scan's rows of the competition's table.
+
+    Args:
+        scan: its slice ids.
+        masks: bool [3, D, H, W] at the scan's size.
+
+    Returns:
+        (id, class, predicted) a slice and organ; predicted is "" where the organ is absent.
+    """
+    return [
+        (item.id, organ, mask_to_rle(masks[k, z]))
+        for z, item in enumerate(scan.slices)
+        for k, organ in enumerate(ORGANS)
+    ]
+
+
+def write_submission(path: str | Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Write submission.csv: id, class, predicted.
+
+    Args:
+        path: the file; written whole or not at all.
+        rows: from `submission_rows`.
+    """
+    text = io.StringIO()
+    pd.DataFrame(rows, columns=["id", "class", "predicted"]).to_csv(text, index=False)
+    write_atomically(Path(path), text.getvalue().encode())
+
+
+def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.ndarray, colors) -> None:
+    """Write a PNG a slice, grey with the organs' contours.
+
+    Args:
+        folder: gets SLICE_ID.png.
+        scan: its slice ids.
+        image: uint16 [D, H, W].
+        masks: bool [3, D, H, W].
+        colors: organ to (red, green, blue), 0 to 255.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    low, high = np.percentile(image, [1, 99.5])
+    grey = np.clip((image.astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
+    for z, item in enumerate(scan.slices):
+        picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2BGR)
+        for organ, mask in zip(ORGANS, masks[:, z], strict=True):
+            doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+            contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, contours, -1, colors[organ][::-1], 1)
+        _, png = cv2.imencode(".png", picture)
+        write_atomically(folder / f"{item.id}.png", png.tobytes())

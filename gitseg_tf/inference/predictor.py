@@ -1,0 +1,85 @@
+"""From a scan's voxels to its organ masks, at the scan's own size."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from gitseg_tf.config import Config, load_config
+from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, unletterbox, window_indices
+from gitseg_tf.training.trainer import Run, load_model, load_run
+
+
+def make_predictor(probabilities: Callable, config: Config) -> Callable[[np.ndarray, list[int], np.ndarray], np.ndarray]:
+    """Wrap a network so that it segments whole scans.
+
+    Args:
+        probabilities: function from float32 windows [N, height, width, slices] to probabilities [N, height, width, 3].
+        config: window, size, threshold and batch size.
+
+    Returns:
+        Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan) to bool masks
+        [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
+    """
+    data, evaluation = config.data, config.evaluation
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None], tf.uint16),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.float32),
+        ]
+    )
+    def prepare(image, numbers, percentiles):
+        fitted = letterbox(normalize(image, percentiles)[..., None], data.size)[..., 0]
+        return fitted, window_indices(numbers, data.slices, data.stride)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, *data.size], tf.float32),
+            tf.TensorSpec([None, data.slices], tf.int32),
+            tf.TensorSpec([2], tf.int32),
+        ]
+    )
+    def segment(fitted, windows, shape):
+        return unletterbox(probabilities(stack_windows(fitted, windows)), shape) >= evaluation.threshold
+
+    def predict(image, numbers, percentiles):
+        depth, height, width = image.shape
+        masks = np.empty((3, depth, height, width), bool)
+        fitted, windows = prepare(image, numbers, percentiles)
+        for start in range(0, depth, evaluation.batch_size):
+            part = slice(start, start + evaluation.batch_size)
+            masks[:, part] = np.moveaxis(segment(fitted, windows[part], (height, width)).numpy(), -1, 0)
+        return masks
+
+    return predict
+
+
+def load_predictor(path: str | Path):
+    """A predictor, as `make_predictor` gives, for a run folder or an exported SavedModel.
+
+    Args:
+        path: RUN, RUN/export or RUN/export/1.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        InputError: neither is there.
+    """
+    path = Path(path)
+    exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
+    if exported is None:
+        run = load_run(path)
+        return make_predictor(run_probabilities(run), run.config)
+    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    config = load_config(exported / "assets.extra" / "config.yaml")
+    return make_predictor(lambda windows: signature(windows=windows)["probabilities"], config)
+
+
+def run_probabilities(run: Run) -> Callable:
+    """The network of a run, best weights, as a function of windows to probabilities."""
+    model = load_model(run)
+    return lambda windows: tf.sigmoid(model(windows, training=False))

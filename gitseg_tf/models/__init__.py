@@ -1,0 +1,1 @@
+"""Networks and build_model."""

@@ -1,0 +1,57 @@
+"""Encoders: from a window to features at falling resolution.
+
+A backbone is a function of an input tensor [N, H, W, K] and the ModelConfig; it returns its features from full to lowest
+resolution, each half the size of the one before, and BACKBONES names it.
+"""
+
+import tf_keras as keras
+
+from gitseg_tf.config import ModelConfig
+from gitseg_tf.models.layers import conv_block
+
+
+def plain(inputs, config: ModelConfig) -> list:
+    """The encoder of the original U-Net with batch normalisation (Ronneberger et al. 2015, arXiv:1505.04597).
+
+    Args:
+        inputs: Keras tensor [N, H, W, K].
+        config: `filters` is the number of channels at full resolution; it doubles at each level, up to 16 times.
+
+    Returns:
+        Five Keras tensors: [N, H, W, filters], [N, H/2, W/2, 2 filters], ... [N, H/16, W/16, 16 filters].
+    """
+    features, x = [], inputs
+    for level in range(5):
+        if level:
+            x = keras.layers.MaxPooling2D(name=f"encoder{level}_pool")(x)
+        for i in (1, 2):
+            x = conv_block(x, config.filters * 2**level, f"encoder{level}_{i}")
+        features.append(x)
+    return features
+
+
+def resnet34(inputs, config: ModelConfig) -> list:
+    """ResNet-34 (He et al. 2015, arXiv:1512.03385) as keras-cv builds it, without pretrained weights.
+
+    Args:
+        inputs: Keras tensor [N, H, W, K]; the stem takes any K.
+        config: not used.
+
+    Returns:
+        Keras tensors of stride 2 (64 channels), 4 (64), 8 (128), 16 (256) and 32 (512).
+    """
+    from keras_cv.models import ResNetBackbone
+
+    backbone = ResNetBackbone(
+        stackwise_filters=[64, 128, 256, 512],
+        stackwise_blocks=[3, 4, 6, 3],
+        stackwise_strides=[1, 2, 2, 2],
+        block_type="basic_block",
+        include_rescaling=False,
+        input_tensor=inputs,
+    )
+    stem = backbone.get_layer("conv1_relu").output
+    return [stem, *(backbone.get_layer(name).output for name in backbone.pyramid_level_inputs.values())]
+
+
+BACKBONES = {"plain": plain, "resnet34": resnet34}

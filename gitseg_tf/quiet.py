@@ -1,0 +1,28 @@
+"""Importing TensorFlow without its start-up notices, which drown what a user should read."""
+
+import os
+import sys
+import tempfile
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and tf_keras with stderr held back; what was held back is printed if the import fails.
+
+    Some notices are written before TensorFlow reads TF_CPP_MIN_LOG_LEVEL. A user who sets that variable gets them all.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            import tf_keras  # noqa: F401
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,1 @@
+"""Losses, metrics, optimizers, strategies and the trainer."""

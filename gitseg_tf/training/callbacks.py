@@ -1,0 +1,121 @@
+"""What happens around epochs: averaged weights for validation, checkpoints, history, progress."""
+
+import io
+import math
+import time
+from pathlib import Path
+
+import pandas as pd
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.data.records import write_atomically
+from gitseg_tf.errors import InputError
+from gitseg_tf.progress import progress
+
+
+class AveragedValidation(keras.callbacks.Callback):
+    """Validates with the moving average of the weights."""
+
+    def on_test_begin(self, logs=None):
+        _swap_average(self.model)
+
+    def on_test_end(self, logs=None):
+        _swap_average(self.model)
+
+
+class RunRecorder(keras.callbacks.Callback):
+    """Writes history.csv, the best weights and the state to resume from, after each epoch, in an order that a kill respects.
+
+    Args:
+        run: the run's folder.
+        manager: of the checkpoint that holds model, optimizer and the number of finished epochs.
+        finished: variable with the number of finished epochs, part of that checkpoint.
+    """
+
+    def __init__(self, run: Path, manager: tf.train.CheckpointManager, finished: tf.Variable):
+        super().__init__()
+        self.run, self.manager, self.finished = run, manager, finished
+        self.rows = read_history(run)[: int(finished.numpy())]
+        self.best = max((row["val_dice"] for row in self.rows), default=-math.inf)
+        self.started = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"epoch {epoch + 1}: the loss is {logs['loss']}; lower training.learning_rate or train with --precision float32"
+            )
+        optimizer = _inner(self.model.optimizer)
+        rate = float(optimizer.learning_rate.numpy())
+        seconds = round(time.monotonic() - self.started, 2)
+        row = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": rate, "seconds": seconds}
+        self.rows.append(row)
+        if row["val_dice"] > self.best:
+            self.best = row["val_dice"]
+            self._save_best()
+        write_history(self.run, self.rows)
+        self.finished.assign(epoch + 1)
+        self.manager.save()
+
+    def _save_best(self):
+        path = best_weights_path(self.run)
+        temporary = path.with_name(f"new.{path.name}")
+        _swap_average(self.model)
+        self.model.save_weights(temporary)
+        _swap_average(self.model)
+        temporary.replace(path)
+
+
+class EpochBars(keras.callbacks.Callback):
+    """A progress bar an epoch, with loss and Dice, and the validation's result behind it.
+
+    Args:
+        steps: training steps in an epoch.
+        epochs: in all.
+    """
+
+    def __init__(self, steps: int, epochs: int):
+        super().__init__()
+        self.steps, self.epochs, self.bar = steps, epochs, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.bar = progress(range(self.steps), f"epoch {epoch + 1}/{self.epochs}", self.steps, "step")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update(batch + 1 - self.bar.n)
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}", refresh=False)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.set_postfix_str(
+            f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}; held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
+        )
+        self.bar.close()
+
+
+def best_weights_path(run: Path) -> Path:
+    """The file with the best epoch's averaged weights."""
+    return run / "checkpoints" / "best.weights.h5"
+
+
+def read_history(run: Path) -> list[dict]:
+    """The finished epochs of a run, one dict each; empty when there is no history.csv."""
+    path = run / "history.csv"
+    return pd.read_csv(path, float_precision="round_trip").to_dict("records") if path.is_file() else []
+
+
+def write_history(run: Path, rows: list[dict]) -> None:
+    """Write history.csv whole."""
+    text = io.StringIO()
+    pd.DataFrame(rows).to_csv(text, index=False)
+    write_atomically(run / "history.csv", text.getvalue().encode())
+
+
+def _inner(optimizer):
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _swap_average(model: keras.Model) -> None:
+    _inner(model.optimizer).swap_average(model.trainable_variables)

@@ -1,0 +1,25 @@
+"""What is installed here, and what `auto` would choose."""
+
+import importlib.metadata
+import platform
+
+import tensorflow as tf
+
+from gitseg_tf import __version__
+from gitseg_tf.training.strategy import choose_precision, choose_strategy
+
+_PACKAGES = ("tensorflow", "tf-keras", "keras", "keras-cv", "tensorflow-addons", "numpy", "pandas", "scikit-learn")
+
+
+def doctor() -> str:
+    """Describe versions, devices, strategy and precision, a line each."""
+    lines = [f"{'gitseg-tf':<20}{__version__}", f"{'python':<20}{platform.python_version()}"]
+    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+    lines += [f"{name:<20}{installed.get(name, 'not installed')}" for name in _PACKAGES]
+    opencv = next((name for name in ("opencv-python-headless", "opencv-python") if name in installed), None)
+    lines.append(f"{'opencv':<20}{f'{installed[opencv]} ({opencv})' if opencv else 'not installed'}")
+    lines.append(f"{'devices':<20}{', '.join(device.name for device in tf.config.list_logical_devices())}")
+    strategy, line = choose_strategy()
+    lines.append(f"{'strategy':<20}{line}")
+    lines.append(f"{'precision':<20}{choose_precision('auto', isinstance(strategy, tf.distribute.TPUStrategy))[1]}")
+    return "\n".join(lines)

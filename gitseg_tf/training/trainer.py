@@ -1,0 +1,177 @@
+"""Training: from a dataset and a config to a run folder."""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf import __version__
+from gitseg_tf.config import Config, load_config, save_config
+from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
+from gitseg_tf.data.records import Dataset
+from gitseg_tf.errors import InputError
+from gitseg_tf.models.build import build_model
+from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
+from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.metrics import StreamingDice
+from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.strategy import choose_precision, choose_strategy
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that was trained: its config, and the file with its best weights."""
+
+    path: Path
+    config: Config
+    weights: Path
+
+
+def train(config: Config, dataset: Dataset, run: str | Path, resume: bool = False, say: Callable[[str], None] = print) -> Run:
+    """Train a model and write the run folder: config.yaml, history.csv, checkpoints/, logs/.
+
+    Args:
+        config: the experiment.
+        dataset: folds but config.data.fold are trained on, that fold is validated after each epoch.
+        run: the folder; a new one, unless `resume`.
+        resume: go on after the last finished epoch of an interrupted run; a run that has not begun is begun.
+        say: takes lines for the user.
+
+    Returns:
+        The run, whose best weights are those of the epoch with the highest validation Dice.
+
+    Raises:
+        InputError: the run exists (without resume), was of another dataset or network, diverged, or the data does not
+            fit the config.
+    """
+    run = Path(run)
+    strategy, strategy_line = choose_strategy(config.training.strategy)
+    precision, precision_line = choose_precision(config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy))
+    say(f"strategy   {strategy_line}\nprecision  {precision_line}")
+    replicas = strategy.num_replicas_in_sync
+    if config.data.batch_size % replicas:
+        raise InputError(f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas")
+    steps = steps_per_epoch(dataset, config)
+    if not dataset.scans_of([config.data.fold]):
+        raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
+    _open_run(run, config, dataset, resume)
+    keras.utils.set_random_seed(config.seed)
+    if config.training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    with strategy.scope():
+        model = build_model(config, precision, synchronized=replicas > 1)
+        _compile(model, config, steps)
+        finished = tf.Variable(0, dtype=tf.int64, trainable=False)
+        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
+    manager = tf.train.CheckpointManager(state, str(run / "checkpoints" / "state"), max_to_keep=2)
+    if manager.latest_checkpoint:
+        state.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
+    say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
+    _fit(model, config, dataset, run, manager, finished, steps)
+    return Run(run, config, best_weights_path(run))
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a trained run.
+
+    Args:
+        path: the run's folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: no run there, or no epoch of it has finished.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        raise InputError(f"{path}: is no run (config.yaml is missing); give the folder that train.py wrote")
+    weights = best_weights_path(path)
+    if not weights.is_file():
+        raise InputError(f"{path}: no epoch of this run has finished; train it with --resume")
+    return Run(path, load_config(path / "config.yaml"), weights)
+
+
+def load_model(run: Run) -> keras.Model:
+    """Build a run's network in float32 and load its best weights.
+
+    Args:
+        run: from `load_run` or `train`.
+
+    Returns:
+        Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3].
+
+    Raises:
+        InputError: the weights do not fit the config.
+    """
+    model = build_model(run.config)
+    try:
+        model.load_weights(run.weights)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{run.weights}: does not fit the network of {run.path / 'config.yaml'} ({reason})") from None
+    return model
+
+
+def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None:
+    if (run / "config.yaml").is_file():
+        if not resume:
+            raise InputError(f"{run}: a run is there already; go on with --resume or choose another --out")
+        before = load_config(run / "config.yaml")
+        if before.provenance.get("dataset") != dataset.source["fingerprint"]:
+            raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
+        for section in ("model", "data"):
+            if getattr(before, section).model_dump(exclude={"path"}) != getattr(config, section).model_dump(exclude={"path"}):
+                raise InputError(f"{run}: the section {section} of its config differs; resume with the same or choose another --out")
+    provenance = {
+        "dataset": dataset.source["fingerprint"],
+        "records": str(dataset.root),
+        "gitseg_tf": __version__,
+        "tensorflow": tf.__version__,
+        "tf_keras": keras.__version__,
+        "python": platform.python_version(),
+    }
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
+
+
+def _compile(model: keras.Model, config: Config, steps: int) -> None:
+    training = config.training
+    model.compile(
+        optimizer=build_optimizer(training, steps * training.epochs),
+        loss=bce_dice_loss(training.bce_weight, training.dice_weight),
+        weighted_metrics=[StreamingDice(config.evaluation.threshold)],
+        jit_compile=training.jit_compile,
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, steps: int) -> None:
+    epochs, first = config.training.epochs, int(finished.numpy())
+    if first >= epochs:
+        return
+    validation = validation_windows(dataset, config)
+    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold]))
+    batches = validation_steps(dataset, config)
+    # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
+    share = batches * config.data.batch_size / slices
+    validation = validation.map(lambda image, mask, weight: (image, mask, weight * share))
+    model.fit(
+        training_windows(dataset, config, first),
+        validation_data=validation,
+        epochs=epochs,
+        initial_epoch=first,
+        steps_per_epoch=steps,
+        validation_steps=batches,
+        verbose=0,
+        callbacks=[
+            AveragedValidation(),
+            RunRecorder(run, manager, finished),
+            EpochBars(steps, epochs),
+            keras.callbacks.TensorBoard(run / "logs", write_graph=False),
+        ],
+    )

@@ -1,0 +1,265 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from gitseg_tf.evaluation.report import ScanPicture, choose_scans, pick_slices, write_report
+from gitseg_tf.evaluation.scores import score_scan, summarise
+
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "loss": [0.9, 0.5, 0.4],
+        "val_loss": [0.8, np.nan, 0.5],
+        "dice": [0.2, 0.6, 0.7],
+        "val_dice": [0.3, 0.71234, 0.6],
+        "val_dice_stomach": [0.3, 0.8, 0.7],
+        "learning_rate": [1e-3, 1e-4, 1e-5],
+        "seconds": [60.0, 50.0, 51.0],
+    }
+)
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and the text outside of style and script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.open, self.texts = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag in ("style", "script"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if not self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def attributes(self, tag, name):
+        return [attributes[name] for found, attributes in self.tags if found == tag and name in attributes]
+
+
+def scan_with_dice(dice):
+    """Truth and prediction of a large bowel of 100 voxels, so many of which are predicted that the Dice is `dice`."""
+    truth, prediction = np.zeros((3, 4, 12, 12), bool), np.zeros((3, 4, 12, 12), bool)
+    truth[0, 1, 1:11, 1:11] = True
+    prediction[0, 1, 1:11, 1:11] = np.arange(100).reshape(10, 10) < round(100 * dice / (2 - dice))
+    return truth, prediction
+
+
+def evaluation(dice_of_scans):
+    rows, pictures = [], []
+    for scan, dice in dice_of_scans.items():
+        truth, prediction = scan_with_dice(dice)
+        rows += score_scan(scan, truth, prediction, (3.0, 1.5, 1.5))
+        image = np.arange(144, dtype=np.uint8).reshape(12, 12)
+        pictures.append(ScanPicture(scan, 2, image, truth[:, 1], prediction[:, 1]))
+    return pd.DataFrame(rows), pictures
+
+
+@pytest.fixture
+def report(tmp_path):
+    def write(dice_of_scans, history=None, title="A run", details=None):
+        rows, pictures = evaluation(dice_of_scans)
+        write_report(tmp_path / "report.html", summarise(rows), rows, pictures, history, title, details or {})
+        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    return write
+
+
+SCANS = {"case1_day0": 0.9, "case2_day0": 0.3, "case3_day0": 0.8, "case4_day0": 0.7, "case5_day0": 1.0}
+
+
+def test_the_file_is_there_and_nothing_else(report, tmp_path):
+    report(SCANS, HISTORY)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_older_report_is_replaced(report, tmp_path):
+    (tmp_path / "report.html").write_text("older")
+    assert "A run" in report(SCANS).text
+
+
+def test_a_report_that_fails_leaves_the_older_one_and_no_temporary_file(tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("older")
+    rows, pictures = evaluation(SCANS)
+
+    def full_disk(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_report(tmp_path / "report.html", summarise(rows), rows, pictures, None, "A run", {})
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "older")]
+
+
+def test_the_page_loads_nothing_from_anywhere(report, tmp_path):
+    page = report(SCANS, HISTORY)
+    loading = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+    references = [value for _, attributes in page.tags for name, value in attributes.items() if name in loading]
+    assert references
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in references)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
+    assert not page.attributes("link", "rel")
+
+
+def test_every_reference_within_the_page_has_its_target(report):
+    page = report(SCANS, HISTORY)
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    used = {value[1:] for value in page.attributes("use", "href") + page.attributes("use", "xlink:href")}
+    assert used <= targets
+
+
+def test_the_mean_dice_is_shown(report):
+    assert "Dice 0.700 3-D" in report({"case1_day0": 0.4, "case2_day0": 1.0}).text
+
+
+def test_every_scan_is_in_the_table(report):
+    page = report(SCANS)
+    assert set(page.attributes("td", "data-text")) >= set(SCANS)
+
+
+def test_names_and_values_are_shown_as_they_are_not_run(report):
+    hostile = '<script>alert("x")</script>'
+    page = report({"<u>": 0.9}, title=hostile, details={"<i>": hostile})
+    tags = [tag for tag, _ in page.tags]
+    assert "u" not in tags and "i" not in tags and tags.count("script") == 1
+    assert page.text.count(hostile) == 3
+    assert "<u>" in page.text and "<i>" in page.text
+    assert page.attributes("td", "data-text")[0] == "<u>"
+
+
+def test_best_median_and_worst_scan_are_pictured(report):
+    page = report(SCANS)
+    headings = re.findall(r"(best|median|worst) (case\d_day0)", page.text)
+    assert headings == [("best", "case5_day0"), ("median", "case3_day0"), ("worst", "case2_day0")]
+    assert len(page.attributes("image", "href")) == 3
+
+
+def test_the_picture_is_the_image_that_was_given(report):
+    (href,) = report({"case1_day0": 0.9}).attributes("image", "href")
+    encoded = np.frombuffer(base64.b64decode(href.partition(",")[2]), np.uint8)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(decoded, np.arange(144).reshape(12, 12))
+
+
+def test_contours_enclose_the_area_of_the_mask(report):
+    """The corners of a square are cut by half a pixel on each side: 4 triangles of 1/8 pixel."""
+    page = report({"case1_day0": 1.0})
+    path = next(a["d"] for tag, a in page.tags if tag == "path" and "large_bowel filled" in a.get("class", ""))
+    x, y = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", path), float).T
+    assert abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 == pytest.approx(100 - 4 / 8)
+    assert (x.min(), x.max(), y.min(), y.max()) == (1, 11, 1, 11)
+
+
+def test_a_mask_at_the_border_has_a_closed_contour(tmp_path):
+    rows, _ = evaluation({"case1_day0": 1.0})
+    full = np.ones((3, 12, 12), bool)
+    picture = ScanPicture("case1_day0", 1, np.zeros((12, 12), np.uint8), full, full)
+    write_report(tmp_path / "report.html", summarise(rows), rows, [picture], None, "A run", {})
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    path = next(a["d"] for tag, a in page.tags if tag == "path" and "filled" in a.get("class", ""))
+    assert path.count("M") == path.count("Z") == 1
+
+
+def test_missed_and_absent_organs_are_told(tmp_path):
+    truth, prediction = scan_with_dice(0.0)
+    prediction[2, 0, 0, :10] = True
+    rows = pd.DataFrame(score_scan("case1_day0", truth, prediction, (10.0, 10.0, 10.0)))
+    write_report(tmp_path / "report.html", summarise(rows), rows, [], None, "A run", {})
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "1 organ missed" in text
+    assert "10.0 ml predicted of organs that the reference does not have" in text
+    assert "stomach absent" in text and "large bowel missed" in text
+
+
+def test_the_training_is_told_with_its_best_epoch(report):
+    text = report(SCANS, HISTORY).text
+    assert "3 epochs, best validation Dice 0.712 in epoch 2, 51.0 s an epoch" in text
+    assert all(chart in text for chart in ("Loss", "Validation Dice per organ", "Learning rate"))
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        HISTORY.head(1),
+        HISTORY[["loss"]],
+        HISTORY.assign(val_dice=np.nan, learning_rate=np.nan, loss=[np.nan, np.inf, 0.3]),
+        HISTORY.set_index(pd.Index([7, 7, 7])),
+    ],
+    ids=["one epoch", "loss alone", "not finite", "index repeats"],
+)
+def test_incomplete_histories_are_drawn(report, history):
+    text = report({"case1_day0": 0.9}, history).text
+    assert "Training" in text and "Loss" in text
+
+
+@pytest.mark.parametrize("history", [None, HISTORY.head(0)], ids=["none", "empty"])
+def test_without_a_history_there_is_no_training(report, history):
+    assert "Training" not in report({"case1_day0": 0.9}, history).text
+
+
+def test_a_cohort_without_any_organ_is_reported(tmp_path):
+    empty = np.zeros((3, 4, 12, 12), bool)
+    rows = pd.DataFrame(score_scan("case1_day0", empty, empty, (3.0, 1.5, 1.5)))
+    write_report(tmp_path / "report.html", summarise(rows), rows, [], None, "A run", {})
+    assert "case1_day0" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_slices_are_spread_and_lie_where_the_organs_are():
+    truth = np.zeros((3, 30, 20, 20), bool)
+    truth[0, 5:26, :4, :4] = True
+    truth[0, [9, 15, 22], :15, :15] = True
+    assert pick_slices(truth) == [9, 15, 22]
+
+
+def test_a_small_organ_counts_as_much_as_a_large_one():
+    truth = np.zeros((3, 10, 20, 20), bool)
+    truth[0, :, :15, :15] = True
+    truth[2, 5, 18, 18] = True
+    assert pick_slices(truth, 1) == [5]
+
+
+@pytest.mark.parametrize("annotated", [1, 2, 3, 5, 7])
+def test_no_slice_is_shown_twice_and_none_without_an_organ(annotated):
+    truth = np.zeros((3, 10, 4, 4), bool)
+    truth[1, 1 : 1 + annotated] = True
+    slices = pick_slices(truth)
+    assert len(slices) == len(set(slices)) == min(3, annotated)
+    assert slices == sorted(slices) and truth[1, slices].any(axis=(1, 2)).all()
+
+
+def test_a_scan_without_organs_still_has_slices_to_show():
+    slices = pick_slices(np.zeros((3, 40, 4, 4), bool))
+    assert len(slices) == 3 and slices == sorted(slices) and 0 < slices[0] < slices[-1] < 39
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.1, "e": 0.8}, {"b": "best", "c": "median", "d": "worst"}),
+        ({"a": 0.5, "b": 0.9}, {"b": "best", "a": "worst"}),
+        ({"a": 0.5}, {"a": "best"}),
+        ({"a": None, "b": 0.0, "c": 0.2}, {"c": "best", "b": "worst"}),
+        ({"a": None}, {"a": "best"}),
+    ],
+)
+def test_scans_are_chosen_by_score(scores, expected):
+    chosen = choose_scans({"per_scan": {scan: {"score": score} for scan, score in scores.items()}})
+    assert list(chosen.items()) == list(expected.items())
