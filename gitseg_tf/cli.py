@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int)
     train.add_argument("--batch-size", type=int, help="over all replicas")
     train.add_argument("--out", help="the run's folder (runs/NAME, numbered)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out, or the newest of the config's name")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, or the newest of the config's name"
+    )
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
 
     evaluate = _command(commands, "evaluate", _evaluate, "score a run and write its report")

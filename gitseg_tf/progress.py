@@ -22,4 +22,6 @@ def progress(items: Iterable[T], title: str, total: int | None = None, unit: str
         A tqdm bar: redrawn ten times a second on a terminal, every ten seconds in a log file.
     """
     interval = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(items, desc=title, total=total, unit=unit, mininterval=interval, maxinterval=interval, dynamic_ncols=True)
+    return tqdm(
+        items, desc=title, total=total, unit=unit, mininterval=interval, maxinterval=interval, dynamic_ncols=True
+    )

@@ -118,7 +118,12 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
 
 
 def validation_steps(dataset: Dataset, config: Config) -> int:
-    """Validation batches: all slices of the held-out fold, rounded up."""
+    """Validation batches: all slices of the held-out fold, rounded up.
+
+    Raises:
+        InputError: no such fold.
+    """
+    dataset.check_fold(config.data.fold)
     return math.ceil(sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold])) / config.data.batch_size)
 
 

@@ -11,7 +11,9 @@ from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, unlette
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
-def make_predictor(probabilities: Callable, config: Config) -> Callable[[np.ndarray, list[int], np.ndarray], np.ndarray]:
+def make_predictor(
+    probabilities: Callable, config: Config
+) -> Callable[[np.ndarray, list[int], np.ndarray], np.ndarray]:
     """Wrap a network so that it segments whole scans.
 
     Args:

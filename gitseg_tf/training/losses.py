@@ -1,15 +1,20 @@
-"""Losses on logits, one value a sample, so that a global batch gives the same loss on any number of replicas."""
+"""Losses on logits. A global batch gives the same loss and gradient on any number of replicas."""
 
 import tensorflow as tf
 
 
 def bce_dice_loss(bce_weight: float = 1.0, dice_weight: float = 1.0):
-    """Binary cross-entropy plus soft Dice loss (Milletari et al. 2016, arXiv:1606.04797), organs independent.
+    """Binary cross-entropy plus soft Dice loss of the batch, organs independent.
+
+    The Dice of the whole batch, not of each sample, is what nnU-Net calls batch Dice (Isensee et al. 2021,
+    doi:10.1038/s41592-020-01008-z): slices that an organ barely touches do not outweigh those that it fills. Its sums
+    run over all replicas.
 
     Args:
-        bce_weight: factor of the mean binary cross-entropy.
-        dice_weight: factor of the Dice loss: 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) a sample and organ, then the
-            mean over organs. The added ones make an organ that is absent and not predicted cost nothing.
+        bce_weight: factor of the mean binary cross-entropy of each sample.
+        dice_weight: factor of the Dice loss, the mean over organs of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)
+            (Milletari et al. 2016, arXiv:1606.04797). The added ones make an organ that is absent from the batch and not
+            predicted cost nothing.
 
     Returns:
         Function of (mask [N, H, W, 3] of 0 and 1, logits [N, H, W, 3]) to the loss, float32 [N].
@@ -19,9 +24,16 @@ def bce_dice_loss(bce_weight: float = 1.0, dice_weight: float = 1.0):
         mask, logits = tf.cast(mask, tf.float32), tf.cast(logits, tf.float32)
         bce = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits), axis=[1, 2, 3])
         probability = tf.sigmoid(logits)
-        both = tf.reduce_sum(probability * mask, axis=[1, 2])
-        sizes = tf.reduce_sum(probability, axis=[1, 2]) + tf.reduce_sum(mask, axis=[1, 2])
-        dice = tf.reduce_mean(1.0 - (2.0 * both + 1.0) / (sizes + 1.0), axis=-1)
+        both = _over_replicas(tf.reduce_sum(probability * mask, axis=[0, 1, 2]))
+        sizes = _over_replicas(tf.reduce_sum(probability + mask, axis=[0, 1, 2]))
+        dice = tf.reduce_mean(1.0 - (2.0 * both + 1.0) / (sizes + 1.0))
         return bce_weight * bce + dice_weight * dice
 
     return loss
+
+
+def _over_replicas(value):
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

@@ -29,7 +29,9 @@ def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
         strategy = _tpu_strategy()
     elif name == "multiworker":
         if "TF_CONFIG" not in os.environ:
-            raise InputError("--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set")
+            raise InputError(
+                "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set"
+            )
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     elif name == "mirrored":
         strategy = tf.distribute.MirroredStrategy([device.name for device in gpus or cpus])
@@ -58,7 +60,10 @@ def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
     if gpus:
         major, minor = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         if major >= 8:
-            return "mixed_bfloat16", f"mixed_bfloat16 (auto: compute capability {major}.{minor} has bfloat16 tensor cores)"
+            return (
+                "mixed_bfloat16",
+                f"mixed_bfloat16 (auto: compute capability {major}.{minor} has bfloat16 tensor cores)",
+            )
         if major >= 7:
             return "mixed_float16", f"mixed_float16 (auto: compute capability {major}.{minor} has float16 tensor cores)"
         return "float32", f"float32 (auto: compute capability {major}.{minor} has no tensor cores)"
@@ -83,7 +88,9 @@ def _tpu_strategy() -> tf.distribute.Strategy:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--strategy tpu: no TPU answers ({reason}); run on a TPU machine with tensorflow-tpu") from None
+        raise InputError(
+            f"--strategy tpu: no TPU answers ({reason}); run on a TPU machine with tensorflow-tpu"
+        ) from None
     return tf.distribute.TPUStrategy(resolver)
 
 

@@ -30,7 +30,9 @@ class Run:
     weights: Path
 
 
-def train(config: Config, dataset: Dataset, run: str | Path, resume: bool = False, say: Callable[[str], None] = print) -> Run:
+def train(
+    config: Config, dataset: Dataset, run: str | Path, resume: bool = False, say: Callable[[str], None] = print
+) -> Run:
     """Train a model and write the run folder: config.yaml, history.csv, checkpoints/, logs/.
 
     Args:
@@ -49,11 +51,15 @@ def train(config: Config, dataset: Dataset, run: str | Path, resume: bool = Fals
     """
     run = Path(run)
     strategy, strategy_line = choose_strategy(config.training.strategy)
-    precision, precision_line = choose_precision(config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy))
+    precision, precision_line = choose_precision(
+        config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy)
+    )
     say(f"strategy   {strategy_line}\nprecision  {precision_line}")
     replicas = strategy.num_replicas_in_sync
     if config.data.batch_size % replicas:
-        raise InputError(f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas")
+        raise InputError(
+            f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas"
+        )
     steps = steps_per_epoch(dataset, config)
     if not dataset.scans_of([config.data.fold]):
         raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
@@ -125,8 +131,12 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
         if before.provenance.get("dataset") != dataset.source["fingerprint"]:
             raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
         for section in ("model", "data"):
-            if getattr(before, section).model_dump(exclude={"path"}) != getattr(config, section).model_dump(exclude={"path"}):
-                raise InputError(f"{run}: the section {section} of its config differs; resume with the same or choose another --out")
+            if getattr(before, section).model_dump(exclude={"path"}) != getattr(config, section).model_dump(
+                exclude={"path"}
+            ):
+                raise InputError(
+                    f"{run}: the section {section} of its config differs; resume with the same or choose another --out"
+                )
     provenance = {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root),

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from gitseg_tf.data.phantom_anatomy import Anatomy, fold_distance
-from gitseg_tf.data.phantom_geometry import Box, Grid, Shape, Tube, carve, fine_box, smooth_field, upsample
+from gitseg_tf.data.phantom.anatomy import Anatomy, fold_distance
+from gitseg_tf.data.phantom.geometry import Box, Grid, Shape, Tube, carve, fine_box, smooth_field, upsample
 
 EDGE_MM = np.float32(1.8)
 GAS = 0.03

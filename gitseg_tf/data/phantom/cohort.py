@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gitseg_tf.data.phantom_anatomy import Anatomy, build_anatomy, trunk_box
-from gitseg_tf.data.phantom_geometry import Box, Shape, carve, fine_box, make_grid, upsample
-from gitseg_tf.data.phantom_image import draw_tissue, scan_image
-from gitseg_tf.data.phantom_preview import save_preview
+from gitseg_tf.data.phantom.anatomy import Anatomy, build_anatomy, trunk_box
+from gitseg_tf.data.phantom.geometry import Box, Shape, carve, fine_box, make_grid, upsample
+from gitseg_tf.data.phantom.image import draw_tissue, scan_image
+from gitseg_tf.data.phantom.preview import save_preview
 from gitseg_tf.data.rle import mask_to_rle
 from gitseg_tf.data.scans import ORGANS, SLICE_MM
 from gitseg_tf.errors import InputError
@@ -81,7 +81,7 @@ def render_scan(case: int, day: int, slices: int = 80, seed: int = 0) -> Phantom
 
 
 def make_phantom(
-    out: str | Path, cases: int = 8, days: int = 2, slices: int = 80, seed: int = 0, workers: int | None = None
+    out: str | Path, cases: int = 10, days: int = 2, slices: int = 80, seed: int = 0, workers: int | None = None
 ) -> Path:
     """Write a synthetic cohort in the competition's layout.
 

@@ -10,7 +10,7 @@ import numpy as np
 from gitseg_tf.data.scans import ORGANS
 
 if TYPE_CHECKING:
-    from gitseg_tf.data.phantom import PhantomScan
+    from gitseg_tf.data.phantom.cohort import PhantomScan
 
 # RGB; told apart with every common colour-vision deficiency (Wong, Points of view: Color blindness, Nature Methods
 # 8:441, 2011), the green brightened to show on grey.
@@ -80,10 +80,12 @@ def _tile(plane, masks, spacing):
 def _resample(plane, spacing, interpolation):
     scale = [pixel * tile / field for pixel, tile, field in zip(spacing, TILE, FIELD_MM, strict=True)]
     middle = [(size - 1) / 2 for size in plane.shape]
-    matrix = np.array([
-        [scale[1], 0, (TILE[1] - 1) / 2 - scale[1] * middle[1]],
-        [0, scale[0], (TILE[0] - 1) / 2 - scale[0] * middle[0]],
-    ])
+    matrix = np.array(
+        [
+            [scale[1], 0, (TILE[1] - 1) / 2 - scale[1] * middle[1]],
+            [0, scale[0], (TILE[0] - 1) / 2 - scale[0] * middle[0]],
+        ]
+    )
     return cv2.warpAffine(plane, matrix, TILE[::-1], flags=interpolation)
 
 
@@ -93,11 +95,27 @@ def _write(tile, text, at, bold=False):
 
 
 def _legend(header):
-    cv2.putText(header, "synthetic abdomen, T1-like MR", (GAP, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (235, 235, 235), 1,
-                cv2.LINE_AA)
+    cv2.putText(
+        header,
+        "synthetic abdomen, T1-like MR",
+        (GAP, 28),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.6,
+        (235, 235, 235),
+        1,
+        cv2.LINE_AA,
+    )
     x = header.shape[1] - 500
     for organ, colour in COLOURS.items():
         cv2.line(header, (x, 23), (x + 26, 23), colour, 3, cv2.LINE_AA)
-        cv2.putText(header, organ.replace("_", " "), (x + 36, 28), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (235, 235, 235), 1,
-                    cv2.LINE_AA)
+        cv2.putText(
+            header,
+            organ.replace("_", " "),
+            (x + 36, 28),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.55,
+            (235, 235, 235),
+            1,
+            cv2.LINE_AA,
+        )
         x += 172

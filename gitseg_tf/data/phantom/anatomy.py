@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from gitseg_tf.data.phantom_geometry import (
+from gitseg_tf.data.phantom.geometry import (
     ANATOMY_MM,
     FAR,
     FREE_MM,
