@@ -73,7 +73,7 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """The optimisation."""
 
-    epochs: int = Field(6, ge=1)
+    epochs: int = Field(4, ge=1)
     learning_rate: float = Field(2e-3, gt=0, le=10, description="the peak")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
     weight_decay: float = Field(1e-2, ge=0)

@@ -25,7 +25,7 @@ class AveragedValidation(keras.callbacks.Callback):
 
 
 class RunRecorder(keras.callbacks.Callback):
-    """Writes history.csv, the best weights and the state to resume from, after each epoch, in an order that a kill respects.
+    """Writes the best weights, history.csv and, last, the state to resume from, after each epoch.
 
     Args:
         run: the run's folder.
@@ -46,7 +46,7 @@ class RunRecorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if not math.isfinite(logs["loss"]):
             raise InputError(
-                f"epoch {epoch + 1}: the loss is {logs['loss']}; lower training.learning_rate or train with --precision float32"
+                f"epoch {epoch + 1}: the loss is {logs['loss']}; lower training.learning_rate or use --precision float32"
             )
         optimizer = _inner(self.model.optimizer)
         rate = float(optimizer.learning_rate.numpy())
@@ -89,9 +89,8 @@ class EpochBars(keras.callbacks.Callback):
         self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}", refresh=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.bar.set_postfix_str(
-            f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}; held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
-        )
+        held_out = f"held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}; {held_out}", refresh=False)
         self.bar.close()
 
 

@@ -13,8 +13,8 @@ def bce_dice_loss(bce_weight: float = 1.0, dice_weight: float = 1.0):
     Args:
         bce_weight: factor of the mean binary cross-entropy of each sample.
         dice_weight: factor of the Dice loss, the mean over organs of 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)
-            (Milletari et al. 2016, arXiv:1606.04797). The added ones make an organ that is absent from the batch and not
-            predicted cost nothing.
+            (Milletari et al. 2016, arXiv:1606.04797). The added ones make an organ that is absent from the batch and
+            not predicted cost nothing.
 
     Returns:
         Function of (mask [N, H, W, 3] of 0 and 1, logits [N, H, W, 3]) to the loss, float32 [N].
