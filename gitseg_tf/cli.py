@@ -23,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"gitseg: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"gitseg: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("gitseg: interrupted", file=sys.stderr)
         return 130
@@ -132,6 +137,7 @@ def _train(options) -> None:
     dataset = open_dataset(config.data.path, config.data.folds)
     run = train(config, dataset, out, options.resume)
     summary_lines(evaluate(run, dataset))
+    print("exporting  the SavedModel", flush=True)
     exported = export(run)
     print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
 

@@ -66,6 +66,8 @@ def convert(
     out = Path(out)
     if (out / INDEX).is_file():
         raise InputError(f"{out}: holds a finished dataset already; remove it or choose another folder")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: at least 1 has to do the work")
     cohort = read_cohort(source)
     plan = _plan(cohort, folds, seed)
     _prepare_folder(out, plan, resume)

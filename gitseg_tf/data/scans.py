@@ -16,6 +16,9 @@ from gitseg_tf.errors import InputError
 
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 SLICE_MM = 3.0
+# Told apart with any common colour vision deficiency, and bright on grey MR slices: orange and sky blue of Okabe and
+# Ito (https://jfly.uni-koeln.de/color/), and their bluish green made lighter.
+ORGAN_COLORS = {"large_bowel": (230, 159, 0), "small_bowel": (86, 180, 233), "stomach": (0, 214, 150)}
 
 _SLICE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
 _PNG_START = b"\x89PNG\r\n\x1a\n"

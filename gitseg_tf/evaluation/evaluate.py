@@ -11,6 +11,7 @@ from gitseg_tf.data.records import Dataset, read_scans, unpack_masks, write_atom
 from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.inference.outputs import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
 from gitseg_tf.progress import progress
 from gitseg_tf.training.callbacks import read_history
@@ -63,10 +64,11 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None) -> dict:
 
 
 def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator[ScanPicture]:
-    low, high = np.percentile(scan["image"], [1, 99.5])
+    grey = to_grey(scan["image"])
     for z in pick_slices(truth):
-        grey = np.clip((scan["image"][z].astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
-        yield ScanPicture(scan["id"], int(scan["numbers"][z]), grey, truth[:, z].copy(), prediction[:, z].copy())
+        yield ScanPicture(
+            scan["id"], int(scan["numbers"][z]), grey[z].copy(), truth[:, z].copy(), prediction[:, z].copy()
+        )
 
 
 def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:

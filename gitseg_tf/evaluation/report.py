@@ -20,12 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
 from gitseg_tf.evaluation.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
 
-# Told apart with any common colour vision deficiency, and bright on grey MR slices: orange and sky blue of Okabe and
-# Ito (https://jfly.uni-koeln.de/color/), and their bluish green made lighter.
-ORGAN_COLORS = {"large_bowel": (230, 159, 0), "small_bowel": (86, 180, 233), "stomach": (0, 214, 150)}
 # Stands for the page's text colour while matplotlib draws, so that charts follow the light and the dark theme.
 _INK = "#0a0b0c"
 _TRAIN_COLOR, _VALIDATION_COLOR = "#8c8c96", "#2a78d6"

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gitseg_tf.data.records import write_atomically
 from gitseg_tf.data.rle import mask_to_rle
-from gitseg_tf.data.scans import ORGANS, Scan
+from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS, Scan
 
 
 def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]:
@@ -42,7 +42,13 @@ def write_submission(path: str | Path, rows: Iterable[tuple[str, str, str]]) -> 
     write_atomically(Path(path), text.getvalue().encode())
 
 
-def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.ndarray, colors) -> None:
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """A scan as people look at it: uint16 [D, H, W] to uint8, the 1st to the 99.5th percentile from black to white."""
+    low, high = np.percentile(image, [1, 99.5])
+    return np.clip((image.astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
+
+
+def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.ndarray) -> None:
     """Write a PNG a slice, grey with the organs' contours.
 
     Args:
@@ -50,17 +56,15 @@ def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.
         scan: its slice ids.
         image: uint16 [D, H, W].
         masks: bool [3, D, H, W].
-        colors: organ to (red, green, blue), 0 to 255.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    low, high = np.percentile(image, [1, 99.5])
-    grey = np.clip((image.astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
+    grey = to_grey(image)
     for z, item in enumerate(scan.slices):
         picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2BGR)
         for organ, mask in zip(ORGANS, masks[:, z], strict=True):
             doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
             contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, contours, -1, colors[organ][::-1], 1)
+            cv2.drawContours(picture, contours, -1, ORGAN_COLORS[organ][::-1], 1)
         _, png = cv2.imencode(".png", picture)
         write_atomically(folder / f"{item.id}.png", png.tobytes())

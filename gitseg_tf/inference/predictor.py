@@ -76,9 +76,12 @@ def load_predictor(path: str | Path):
     if exported is None:
         run = load_run(path)
         return make_predictor(run_probabilities(run), run.config)
-    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    # The signature alone does not keep its variables alive.
+    loaded = tf.saved_model.load(str(exported))
     config = load_config(exported / "assets.extra" / "config.yaml")
-    return make_predictor(lambda windows: signature(windows=windows)["probabilities"], config)
+    return make_predictor(
+        lambda windows: loaded.signatures["serving_default"](windows=windows)["probabilities"], config
+    )
 
 
 def run_probabilities(run: Run) -> Callable:

@@ -1,7 +1,7 @@
 """Encoders: from a window to features at falling resolution.
 
-A backbone is a function of an input tensor [N, H, W, K] and the ModelConfig; it returns its features from the highest to
-the lowest resolution, each half the size of the one before, and BACKBONES names it.
+A backbone is a function of an input tensor [N, H, W, K] and the ModelConfig; it returns its features from the highest
+to the lowest resolution, each half the size of the one before, and BACKBONES names it.
 """
 
 import tf_keras as keras

@@ -1,7 +1,9 @@
 """What happens around epochs: averaged weights for validation, checkpoints, history, progress."""
 
+import csv
 import io
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -45,9 +47,8 @@ class RunRecorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if not math.isfinite(logs["loss"]):
-            raise InputError(
-                f"epoch {epoch + 1}: the loss is {logs['loss']}; lower training.learning_rate or use --precision float32"
-            )
+            cure = "lower training.learning_rate, or use --precision float32"
+            raise InputError(f"epoch {epoch + 1}: the loss is {logs['loss']}; {cure}")
         optimizer = _inner(self.model.optimizer)
         rate = float(optimizer.learning_rate.numpy())
         seconds = round(time.monotonic() - self.started, 2)
@@ -63,10 +64,15 @@ class RunRecorder(keras.callbacks.Callback):
     def _save_best(self):
         path = best_weights_path(self.run)
         temporary = path.with_name(f"new.{path.name}")
+        # A model of its own, not compiled: the optimizer's variables would be saved too, at three times the weights.
+        network = keras.Model(self.model.inputs, self.model.outputs)
         _swap_average(self.model)
-        self.model.save_weights(temporary)
-        _swap_average(self.model)
-        temporary.replace(path)
+        try:
+            network.save_weights(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            _swap_average(self.model)
 
 
 class EpochBars(keras.callbacks.Callback):
@@ -74,12 +80,13 @@ class EpochBars(keras.callbacks.Callback):
 
     Args:
         steps: training steps in an epoch.
+        validation_steps: batches of a validation.
         epochs: in all.
     """
 
-    def __init__(self, steps: int, epochs: int):
+    def __init__(self, steps: int, validation_steps: int, epochs: int):
         super().__init__()
-        self.steps, self.epochs, self.bar = steps, epochs, None
+        self.steps, self.validation_steps, self.epochs, self.bar = steps, validation_steps, epochs, None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar = progress(range(self.steps), f"epoch {epoch + 1}/{self.epochs}", self.steps, "step")
@@ -87,6 +94,11 @@ class EpochBars(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update(batch + 1 - self.bar.n)
         self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}", refresh=False)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.bar.set_postfix_str(
+            f"validating, batch {batch + 1} of {self.validation_steps}", refresh=sys.stderr.isatty()
+        )
 
     def on_epoch_end(self, epoch, logs=None):
         held_out = f"held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
@@ -102,7 +114,10 @@ def best_weights_path(run: Path) -> Path:
 def read_history(run: Path) -> list[dict]:
     """The finished epochs of a run, one dict each; empty when there is no history.csv."""
     path = run / "history.csv"
-    return pd.read_csv(path, float_precision="round_trip").to_dict("records") if path.is_file() else []
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def write_history(run: Path, rows: list[dict]) -> None:

@@ -18,8 +18,8 @@ def doctor() -> str:
     lines += [f"{name:<20}{installed.get(name, 'not installed')}" for name in _PACKAGES]
     opencv = next((name for name in ("opencv-python-headless", "opencv-python") if name in installed), None)
     lines.append(f"{'opencv':<20}{f'{installed[opencv]} ({opencv})' if opencv else 'not installed'}")
-    lines.append(f"{'devices':<20}{', '.join(device.name for device in tf.config.list_logical_devices())}")
     strategy, line = choose_strategy()
+    lines.append(f"{'devices':<20}{', '.join(device.name for device in tf.config.list_logical_devices())}")
     lines.append(f"{'strategy':<20}{line}")
     lines.append(f"{'precision':<20}{choose_precision('auto', isinstance(strategy, tf.distribute.TPUStrategy))[1]}")
     return "\n".join(lines)

@@ -19,25 +19,14 @@ def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
         The strategy, and one line that says what was chosen and why.
 
     Raises:
-        InputError: no TPU answers, or TF_CONFIG is missing.
+        InputError: no TPU answers; TF_CONFIG is missing or wrong, or comes after TensorFlow has taken the devices.
     """
-    gpus, cpus = tf.config.list_logical_devices("GPU"), tf.config.list_logical_devices("CPU")
     why = ""
     if name == "auto":
-        name, why = _automatic(len(gpus))
-    if name == "tpu":
-        strategy = _tpu_strategy()
-    elif name == "multiworker":
-        if "TF_CONFIG" not in os.environ:
-            raise InputError(
-                "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set"
-            )
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif name == "mirrored":
-        strategy = tf.distribute.MirroredStrategy([device.name for device in gpus or cpus])
-    else:
-        strategy = tf.distribute.OneDeviceStrategy("/GPU:0" if gpus else "/CPU:0")
-    kind = "TPU" if name == "tpu" else "GPU" if gpus else "CPU"
+        name, why = _automatic()
+    makers = {"tpu": _tpu, "multiworker": _multiworker, "mirrored": _mirrored, "one_device": _one_device}
+    strategy = makers[name]()
+    kind = "TPU" if name == "tpu" else "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     replicas = strategy.num_replicas_in_sync
     return strategy, f"{name}, {replicas} {kind} replica{'s' if replicas > 1 else ''}{why}"
 
@@ -73,25 +62,54 @@ def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
     return "float32", "float32 (auto: no GPU, and no bfloat16 instructions in the processor)"
 
 
-def _automatic(gpus: int) -> tuple[str, str]:
+def _automatic() -> tuple[str, str]:
     if any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID")):
         return "tpu", " (auto: the environment names a TPU)"
     if "TF_CONFIG" in os.environ:
         return "multiworker", " (auto: TF_CONFIG is set)"
+    gpus = len(tf.config.list_logical_devices("GPU"))
     if gpus > 1:
         return "mirrored", f" (auto: {gpus} GPUs)"
     return "one_device", f" (auto: {'one GPU' if gpus else 'no GPU, no TPU'})"
 
 
-def _tpu_strategy() -> tf.distribute.Strategy:
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-    except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
+def _one_device() -> tf.distribute.Strategy:
+    return tf.distribute.OneDeviceStrategy("/GPU:0" if tf.config.list_logical_devices("GPU") else "/CPU:0")
+
+
+def _mirrored() -> tf.distribute.Strategy:
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _multiworker() -> tf.distribute.Strategy:
+    if "TF_CONFIG" not in os.environ:
         raise InputError(
-            f"--strategy tpu: no TPU answers ({reason}); run on a TPU machine with tensorflow-tpu"
+            "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set"
+        )
+    try:
+        # Before any device is listed or used: the workers' servers start together with the devices.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--strategy multiworker: TF_CONFIG cannot be followed ({_first_line(error)})") from None
+
+
+def _tpu() -> tf.distribute.Strategy:
+    # A TPU machine names no TPU: its own is "local". None lets TensorFlow look where TPU_NAME and the like point.
+    address = os.environ.get("COLAB_TPU_ADDR")
+    named = any(name in os.environ for name in ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS"))
+    tpu = None if named else f"grpc://{address}" if address else "local"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        raise InputError(
+            f"--strategy tpu: no TPU answers ({_first_line(error)}); run on a TPU machine with tensorflow-tpu"
         ) from None
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _cpu_flags() -> set[str]:

@@ -1,7 +1,9 @@
 """Training: from a dataset and a config to a run folder."""
 
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,8 @@ def train(
     steps = steps_per_epoch(dataset, config)
     if not dataset.scans_of([config.data.fold]):
         raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
-    _open_run(run, config, dataset, resume)
+    if strategy.extended.should_checkpoint:
+        _open_run(run, config, dataset, resume)
     keras.utils.set_random_seed(config.seed)
     if config.training.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -72,12 +75,14 @@ def train(
         _compile(model, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
-    manager = tf.train.CheckpointManager(state, str(run / "checkpoints" / "state"), max_to_keep=2)
-    if manager.latest_checkpoint:
-        state.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+    latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
+    if latest:
+        _restore(state, latest, run)
         say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
-    _fit(model, config, dataset, run, manager, finished, steps)
+    with _own_folder(run, strategy) as folder:
+        manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
+        _fit(model, config, dataset, folder, manager, finished, steps)
     return Run(run, config, best_weights_path(run))
 
 
@@ -149,6 +154,25 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
 
 
+def _restore(state: tf.train.Checkpoint, latest: str, run: Path) -> None:
+    try:
+        state.restore(latest).assert_existing_objects_matched()
+    except AssertionError:
+        cure = "resume with the precision and the training.ema that it was begun with"
+        raise InputError(f"{run}: its checkpoint does not fit the optimizer; {cure}") from None
+
+
+@contextmanager
+def _own_folder(run: Path, strategy: tf.distribute.Strategy) -> Iterator[Path]:
+    """The run, if this process is the chief. Every worker takes part in saving, but what the others save is dropped."""
+    if strategy.extended.should_checkpoint:
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "checkpoints").mkdir()
+        yield Path(folder)
+
+
 def _compile(model: keras.Model, config: Config, steps: int) -> None:
     training = config.training
     model.compile(
@@ -181,7 +205,7 @@ def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, 
         callbacks=[
             AveragedValidation(),
             RunRecorder(run, manager, finished),
-            EpochBars(steps, epochs),
+            EpochBars(steps, batches, epochs),
             keras.callbacks.TensorBoard(run / "logs", write_graph=False),
         ],
     )

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
 
 if TYPE_CHECKING:
     from gitseg_tf.data.phantom.cohort import PhantomScan
 
-# RGB; told apart with every common colour-vision deficiency (Wong, Points of view: Color blindness, Nature Methods
-# 8:441, 2011), the green brightened to show on grey.
-COLOURS = {"large_bowel": (240, 165, 20), "small_bowel": (86, 190, 245), "stomach": (0, 205, 150)}
 TILE = (228, 310)
 FIELD_MM = (280.0, 380.0)
 GAP = 8
@@ -73,7 +70,7 @@ def _tile(plane, masks, spacing):
     for organ, mask in zip(ORGANS, masks, strict=True):
         smooth = cv2.GaussianBlur(_resample(mask.astype(np.float32), spacing, cv2.INTER_LINEAR), (0, 0), 1.2)
         outline, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(tile, outline, -1, COLOURS[organ], 1, cv2.LINE_AA)
+        cv2.drawContours(tile, outline, -1, ORGAN_COLORS[organ], 1, cv2.LINE_AA)
     return tile
 
 
@@ -106,7 +103,7 @@ def _legend(header):
         cv2.LINE_AA,
     )
     x = header.shape[1] - 500
-    for organ, colour in COLOURS.items():
+    for organ, colour in ORGAN_COLORS.items():
         cv2.line(header, (x, 23), (x + 26, 23), colour, 3, cv2.LINE_AA)
         cv2.putText(
             header,

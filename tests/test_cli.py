@@ -1,0 +1,192 @@
+"""The commands as a user calls them, from a cohort to an exported model, in one folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tf_keras as keras
+
+from gitseg_tf.cli import main
+from gitseg_tf.training.trainer import load_model, load_run
+
+TINY = ["--epochs", "2", "--batch-size", "4", "--precision", "float32", "--set", "data.size=[32, 32]"]
+TINY += ["--set", "model.filters=4", "--set", "data.folds=3", "--set", "evaluation.threshold=0.3"]
+EXPORT_USER = """
+import sys
+sys.modules.update(dict.fromkeys(["gitseg_tf", "keras", "tf_keras"]))
+import numpy as np
+import tensorflow as tf
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+windows = np.load(sys.argv[2])
+parts = [tf.constant(part) for part in np.split(windows, [1])]
+np.save(sys.argv[3], np.concatenate([serve(windows=part)["probabilities"] for part in parts]))
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, drawn):
+    """A folder in which `train` has run on the drawn cohort; what the commands printed is in train.txt."""
+    place = tmp_path_factory.mktemp("workplace")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(place)
+    status = main(["train", "--data", str(drawn.root), "--strategy", "mirrored", *TINY])
+    yield place if status == 0 else None
+    patch.undo()
+
+
+def refused(capsys, *arguments):
+    """Run a command that must fail, and give its one line."""
+    status = main([str(a) for a in arguments])
+    printed = capsys.readouterr().err.strip().splitlines()
+    assert status == 1
+    assert "Traceback" not in "\n".join(printed)
+    return printed[-1]
+
+
+def test_help_does_not_wait_for_tensorflow():
+    code = (
+        "import sys, gitseg_tf.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train" in done.stdout and done.stdout.splitlines()[-1] == "False"
+
+
+def test_train_leaves_a_complete_run(workplace):
+    run = workplace / "runs" / "default"
+    files = [
+        "config.yaml",
+        "history.csv",
+        "evaluation.json",
+        "evaluation.csv",
+        "report.html",
+        "export/1/saved_model.pb",
+    ]
+    assert [name for name in files if not (run / name).is_file()] == []
+
+
+def test_the_evaluation_is_of_the_patients_held_out(workplace):
+    run = workplace / "runs" / "default"
+    index = json.loads(next(workplace.glob("tfrecords/*/dataset.json")).read_text())
+    held_out = {case for case, fold in index["folds"]["cases"].items() if fold == 0}
+    assert set(pd.read_csv(run / "evaluation.csv")["case"]) == held_out
+    assert {"score", "dice", "hausdorff", "organs", "per_scan"} <= set(
+        json.loads((run / "evaluation.json").read_text())
+    )
+
+
+def test_a_second_training_does_not_touch_the_first(workplace, drawn):
+    before = (workplace / "runs/default/history.csv").read_bytes()
+    assert main(["train", "--data", str(drawn.root), *TINY, "--epochs", "1"]) == 0
+    assert (workplace / "runs/default/history.csv").read_bytes() == before
+    assert len(pd.read_csv(workplace / "runs/default-2/history.csv")) == 1
+    shutil.rmtree(workplace / "runs/default-2")
+
+
+def test_evaluate_scores_another_fold(workplace, tmp_path):
+    shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--fold", "1"]) == 0
+    index = json.loads(next(workplace.glob("tfrecords/*/dataset.json")).read_text())
+    expected = {case for case, fold in index["folds"]["cases"].items() if fold == 1}
+    assert set(pd.read_csv(tmp_path / "run/evaluation.csv")["case"]) == expected
+
+
+def test_predict_gives_the_same_rows_from_the_run_and_from_its_export(workplace, drawn, tmp_path):
+    for model in ("runs/default", "runs/default/export"):
+        assert main(["predict", model, str(drawn.root), str(tmp_path / model)]) == 0
+    tables = [pd.read_csv(tmp_path / m / "submission.csv") for m in ("runs/default", "runs/default/export")]
+    assert len(tables[0]) == 3 * sum(len(scan.numbers) for scan in drawn.scans)
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_export_needs_plain_tensorflow_alone_and_agrees_with_the_model(workplace, tmp_path):
+    windows = np.random.default_rng(0).random((4, 32, 32, 5)).astype(np.float32)
+    np.save(tmp_path / "windows.npy", windows)
+    out = tmp_path / "probabilities.npy"
+    command = [sys.executable, "-c", EXPORT_USER, workplace / "runs/default/export/1", tmp_path / "windows.npy", out]
+    subprocess.run(list(map(str, command)), check=True, cwd=tmp_path)
+    logits = load_model(load_run(workplace / "runs/default")).predict(windows, verbose=0).astype(np.float64)
+    served = np.load(out)
+    assert served.dtype == np.float32
+    np.testing.assert_allclose(served, 1 / (1 + np.exp(-logits)), atol=1e-4)
+
+
+def test_export_does_not_overwrite_a_folder_of_the_users(workplace, tmp_path, capsys):
+    assert main(["export", "runs/default", str(tmp_path / "model")]) == 0
+    assert "exists already" in refused(capsys, "export", "runs/default", tmp_path / "model")
+
+
+def test_png_output_is_a_picture_a_slice(workplace, drawn, tmp_path):
+    assert main(["predict", "runs/default", str(drawn.root), str(tmp_path / "out"), "--format", "png"]) == 0
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == sum(len(scan.numbers) for scan in drawn.scans)
+
+
+def test_resume_goes_on_with_the_newest_run(workplace, drawn):
+    shutil.copytree(workplace / "runs/default", workplace / "runs/default-2")
+    assert main(["train", "--data", str(drawn.root), *TINY, "--epochs", "3", "--resume"]) == 0
+    assert len(pd.read_csv(workplace / "runs/default-2/history.csv")) == 3
+    assert len(pd.read_csv(workplace / "runs/default/history.csv")) == 2
+    shutil.rmtree(workplace / "runs/default-2")
+
+
+def test_convert_by_the_thin_door_is_the_command(drawn, tmp_path):
+    door = Path(__file__).parents[1] / "tfrecords" / "convert.py"
+    subprocess.run([sys.executable, door, drawn.root, tmp_path / "records", "--folds", "2"], check=True)
+    index = json.loads((tmp_path / "records/dataset.json").read_text())
+    assert index["counts"]["scans"] == len(drawn.scans) and index["folds"]["count"] == 2
+
+
+def test_doctor_names_versions_devices_and_what_auto_chooses(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert keras.__version__ in printed and "one_device" in printed and "auto" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "--data", "nowhere"], "nowhere: holds no data"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--epochs", "0"], "training.epochs is 0"),
+        (["train", "--set", "training.epoch=3"], "did you mean training.epochs"),
+        (["train", "--strategy", "eight_gpus"], "training.strategy is 'eight_gpus'"),
+        (["train", "--set", "epochs"], "--set epochs"),
+        (["convert", "nowhere", "out"], "nowhere: no such folder"),
+        (["convert", "nowhere", "out", "--workers", "0"], "--workers 0"),
+        (["evaluate", "nowhere"], "nowhere: is no run"),
+        (["export", "nowhere"], "nowhere: is no run"),
+        (["predict", "nowhere", "nowhere", "out"], "nowhere"),
+        (["phantom", "new", "--cases", "0"], "cases is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_1(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_slice_stops_conversion_with_its_name_and_leaves_no_dataset(drawn, tmp_path, capsys):
+    shutil.copytree(drawn.root, tmp_path / "cohort")
+    slice_file = sorted((tmp_path / "cohort").glob("train/*/*/scans/*.png"))[3]
+    slice_file.write_bytes(slice_file.read_bytes()[:-20])
+    line = refused(capsys, "convert", tmp_path / "cohort", tmp_path / "out", "--folds", "2")
+    assert slice_file.name in line and "truncated" in line
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_fewer_patients_than_folds_is_said(drawn, tmp_path, capsys):
+    assert "--folds" in refused(capsys, "convert", drawn.root, tmp_path / "out", "--folds", "50")
+
+
+def test_a_folder_that_cannot_be_written_is_named(drawn, capsys):
+    assert "/proc/records" in refused(capsys, "convert", drawn.root, "/proc/records", "--folds", "2")
+
+
+def test_wrong_usage_exits_with_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["convert"])
+    assert stop.value.code == 2
