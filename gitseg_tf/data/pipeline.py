@@ -30,7 +30,7 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
         `steps_per_epoch` batches an epoch.
 
     Raises:
-        InputError: no such fold, or fewer windows than a batch.
+        InputError: no such fold, or no window to train on.
     """
     data, folds = config.data, dataset.training_folds(config.data.fold)
     steps = steps_per_epoch(dataset, config)
@@ -55,7 +55,7 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
             deterministic=True,
         )
         windows = windows.shuffle(data.shuffle_windows, seed=seed, reshuffle_each_iteration=False)
-        return windows.take(steps * data.batch_size)
+        return windows.repeat().take(steps * data.batch_size)
 
     def finish(number, window):
         image, mask = _as_sample(window)
@@ -102,19 +102,17 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         config: the experiment.
 
     Returns:
-        The number of whole batches of the windows that an epoch shows.
+        The number of whole batches of the windows that an epoch shows. Windows that do not fill one batch are repeated
+        until they do.
 
     Raises:
-        InputError: fewer windows than a batch.
+        InputError: no window at all.
     """
     scans = dataset.scans_of(dataset.training_folds(config.data.fold))
     windows = sum(_windows_in_epoch(scan, config.data.empty_slices) for scan in scans)
-    if windows < config.data.batch_size:
-        raise InputError(
-            f"{dataset.root}: {windows} training windows are less than one batch of {config.data.batch_size}; "
-            "lower --batch-size or convert with more scans"
-        )
-    return windows // config.data.batch_size
+    if not windows:
+        raise InputError(f"{dataset.root}: no slice shows an organ and data.empty_slices is 0; nothing to train on")
+    return max(windows // config.data.batch_size, 1)
 
 
 def validation_steps(dataset: Dataset, config: Config) -> int:

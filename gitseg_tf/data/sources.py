@@ -42,7 +42,7 @@ def open_dataset(path: str | Path | None, folds: int = 5, say: Callable[[str], N
 
 
 def _phantom(folds: int, say: Callable[[str], None]) -> Dataset:
-    cohort = DATASETS / "phantom" / "cohort"
+    cohort = DATASETS / "phantom" / "phantom-cohort"
     if not cohort.is_dir():
         say(f"phantom    {cohort}, made once")
         make_phantom(cohort)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, unletterbox, window_indices
+from gitseg_tf.errors import InputError
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -78,7 +79,10 @@ def load_predictor(path: str | Path):
         return make_predictor(run_probabilities(run), run.config)
     # The signature alone does not keep its variables alive.
     loaded = tf.saved_model.load(str(exported))
-    config = load_config(exported / "assets.extra" / "config.yaml")
+    settings = exported / "assets.extra" / "config.yaml"
+    if not settings.is_file():
+        raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")
+    config = load_config(settings)
     return make_predictor(
         lambda windows: loaded.signatures["serving_default"](windows=windows)["probabilities"], config
     )

@@ -1,5 +1,6 @@
 """SavedModels that TensorFlow Serving loads."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def export(run: Run, out: str | Path | None = None) -> Path:
     (temporary / "assets.extra").mkdir()
     (temporary / "assets.extra" / "organs.txt").write_text("\n".join(ORGANS) + "\n")
     save_config(run.config, temporary / "assets.extra" / "config.yaml")
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)

@@ -157,7 +157,7 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
 def _restore(state: tf.train.Checkpoint, latest: str, run: Path) -> None:
     try:
         state.restore(latest).assert_existing_objects_matched()
-    except AssertionError:
+    except (AssertionError, ValueError):
         cure = "resume with the precision and the training.ema that it was begun with"
         raise InputError(f"{run}: its checkpoint does not fit the optimizer; {cure}") from None
 

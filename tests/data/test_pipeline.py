@@ -266,9 +266,20 @@ def test_augmented_masks_stay_zero_or_one(train):
     assert all(set(np.unique(mask)) <= {0, 1} for _, mask in train(training__epochs=3))
 
 
-def test_fewer_windows_than_a_batch_are_refused(drawn_dataset, refusal):
-    said = refusal(training_windows, drawn_dataset, configured(data__batch_size=500))
-    assert "less than one batch of 500" in said and "--batch-size" in said
+def test_fewer_windows_than_a_batch_are_repeated_until_they_fill_it(drawn, drawn_dataset):
+    config = configured(data__batch_size=100, training__epochs=1)
+    batches = list(training_windows(drawn_dataset, config))
+    assert len(batches) == steps_per_epoch(drawn_dataset, config) == 1
+    marks = Counter(drawn.marks_in(batches[0][0])[:, config.data.slices // 2].tolist())
+    assert sum(marks.values()) == 100
+    assert max(marks.values()) - min(marks.values()) <= 1
+
+
+def test_no_window_to_train_on_is_refused(draw, tmp_path, refusal):
+    cohort = draw(tmp_path / "cohort")
+    (cohort.root / "train.csv").write_text("id,class,segmentation\n")
+    dataset = convert(cohort.root, tmp_path / "records", folds=2)
+    assert "nothing to train on" in refusal(training_windows, dataset, configured(data__empty_slices=0))
 
 
 @pytest.mark.parametrize("windows", [training_windows, validation_windows, steps_per_epoch, validation_steps])

@@ -1,0 +1,181 @@
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import tensorflow as tf
+
+from gitseg_tf.training import strategy
+from gitseg_tf.training.strategy import choose_precision, choose_strategy
+
+NAMES = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS", "TF_CONFIG")
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch):
+    """A machine without GPU whose environment names neither a TPU nor workers."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    machine = {"GPU": [], "CPU": tf.config.list_logical_devices("CPU")}
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: machine[kind])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: machine[kind])
+    monkeypatch.setattr(strategy, "_cpu_flags", lambda: {"avx2", "avx512f"})
+    return machine
+
+
+@pytest.fixture
+def gpus(monkeypatch, bare_machine):
+    """gpus(count, (major, minor)) puts GPUs into the machine."""
+
+    def put(count, capability=None):
+        bare_machine["GPU"] = [SimpleNamespace(name=f"/device:GPU:{k}") for k in range(count)]
+        details = {} if capability is None else {"compute_capability": capability}
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+
+    return put
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Strategies that remember what they were made of, and connect to nothing."""
+
+    def stand_in(name):
+        def make(devices=None):
+            replicas = len(devices) if isinstance(devices, list) else 1
+            return SimpleNamespace(made=name, devices=devices, num_replicas_in_sync=replicas)
+
+        return make
+
+    for name in ("OneDeviceStrategy", "MirroredStrategy", "MultiWorkerMirroredStrategy", "TPUStrategy"):
+        monkeypatch.setattr(tf.distribute, name, stand_in(name))
+    monkeypatch.setattr(tf.distribute.cluster_resolver.TPUClusterResolver, "connect", lambda tpu=None: f"TPU {tpu}")
+
+
+def test_auto_on_a_machine_without_gpu_is_one_device():
+    chosen, line = choose_strategy()
+    assert isinstance(chosen, tf.distribute.OneDeviceStrategy)
+    assert line == "one_device, 1 CPU replica (auto: no GPU, no TPU)"
+
+
+def test_one_device_and_mirrored_are_made_as_asked_for():
+    one, line = choose_strategy("one_device")
+    assert isinstance(one, tf.distribute.OneDeviceStrategy) and line == "one_device, 1 CPU replica"
+    mirrored, line = choose_strategy("mirrored")
+    assert isinstance(mirrored, tf.distribute.MirroredStrategy) and line.startswith("mirrored, 1 CPU replica")
+
+
+@pytest.mark.parametrize(
+    ("count", "line", "made"),
+    [
+        (1, "one_device, 1 GPU replica (auto: one GPU)", "OneDeviceStrategy"),
+        (4, "mirrored, 4 GPU replicas (auto: 4 GPUs)", "MirroredStrategy"),
+    ],
+)
+def test_auto_takes_all_gpus(gpus, stand_ins, count, line, made):
+    gpus(count)
+    chosen, said = choose_strategy()
+    assert said == line and chosen.made == made
+
+
+def test_auto_is_multiworker_where_tf_config_is_set(monkeypatch, stand_ins, gpus):
+    gpus(2)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    chosen, line = choose_strategy()
+    assert chosen.made == "MultiWorkerMirroredStrategy" and "multiworker" in line and "auto: TF_CONFIG is set" in line
+
+
+def test_the_workers_servers_start_before_any_device_is_listed(monkeypatch, stand_ins):
+    calls = []
+    made = tf.distribute.MultiWorkerMirroredStrategy
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: calls.append("strategy") or made())
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: calls.append(kind) or [])
+    choose_strategy()
+    assert calls[0] == "strategy"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "address"),
+    [
+        ("TPU_NAME", "my-tpu", None),
+        ("TPU_WORKER_ID", "0", "local"),
+        ("COLAB_TPU_ADDR", "10.0.0.2:8470", "grpc://10.0.0.2:8470"),
+    ],
+)
+def test_auto_is_tpu_where_the_environment_names_one(monkeypatch, stand_ins, variable, value, address):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    chosen, line = choose_strategy()
+    assert (chosen.made, chosen.devices) == ("TPUStrategy", f"TPU {address}")
+    assert line == "tpu, 1 TPU replica (auto: the environment names a TPU)"
+
+
+def test_multiworker_without_workers_is_refused(refusal):
+    assert "TF_CONFIG" in refusal(choose_strategy, "multiworker")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["no json", json.dumps({"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 5}})],
+)
+def test_a_tf_config_that_makes_no_sense_is_refused(monkeypatch, refusal, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert "TF_CONFIG" in refusal(choose_strategy, "multiworker")
+
+
+@pytest.mark.parametrize("environment", [{}, {"TPU_NAME": "nowhere", "GCE_METADATA_HOST": "127.0.0.1:9"}])
+def test_a_tpu_that_does_not_answer_is_refused_within_seconds(monkeypatch, refusal, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    start = time.monotonic()
+    assert "no TPU answers" in refusal(choose_strategy, "tpu")
+    assert time.monotonic() - start < 10
+
+
+def test_a_precision_that_is_asked_for_is_taken(gpus):
+    gpus(1, (6, 1))
+    for name in ("float32", "mixed_float16", "mixed_bfloat16"):
+        assert choose_precision(name) == (name, f"{name}, as asked for")
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16"])
+def test_a_processor_with_bfloat16_instructions_uses_them(monkeypatch, flag):
+    monkeypatch.setattr(strategy, "_cpu_flags", lambda: {"avx2", flag})
+    policy, line = choose_precision()
+    assert policy == "mixed_bfloat16" and flag in line
+
+
+def test_a_processor_without_bfloat16_instructions_stays_with_float32():
+    policy, line = choose_precision()
+    assert policy == "float32" and line.startswith("float32 (auto: no GPU")
+
+
+@pytest.mark.parametrize(
+    ("capability", "policy"),
+    [
+        ((9, 0), "mixed_bfloat16"),
+        ((8, 0), "mixed_bfloat16"),
+        ((7, 5), "mixed_float16"),
+        ((7, 0), "mixed_float16"),
+        ((6, 1), "float32"),
+        (None, "float32"),
+    ],
+)
+def test_a_gpus_tensor_cores_decide_the_precision(gpus, capability, policy):
+    gpus(1, capability)
+    chosen, line = choose_precision()
+    assert chosen == policy and line.startswith(policy)
+
+
+def test_a_tpu_multiplies_in_bfloat16():
+    assert choose_precision(tpu=True)[0] == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [("processor\t: 0\nflags\t\t: fpu amx_bf16 avx2\n\nprocessor\t: 1\n", {"fpu", "amx_bf16", "avx2"}), ("", set())],
+)
+def test_the_processors_instructions_are_read_from_the_system(monkeypatch, text, flags):
+    monkeypatch.undo()
+    monkeypatch.setattr(strategy, "Path", lambda path: SimpleNamespace(is_file=lambda: True, read_text=lambda: text))
+    assert strategy._cpu_flags() == flags

@@ -1,0 +1,383 @@
+import csv
+import dataclasses
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from scipy.special import expit, log_expit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+from gitseg_tf.cli import main
+from gitseg_tf.config import load_config, save_config
+from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
+from gitseg_tf.training import trainer
+from gitseg_tf.training.callbacks import EpochBars, RunRecorder, best_weights_path
+from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.trainer import load_model, load_run, train
+
+EPOCHS = 3
+SETTINGS = {
+    "name": "tiny",
+    "data.size": [32, 32],
+    "data.slices": 3,
+    "data.fold": 1,
+    "data.batch_size": 4,
+    "model.filters": 4,
+    "training.epochs": EPOCHS,
+    "training.learning_rate": 3e-2,
+    "training.strategy": "one_device",
+    "training.precision": "float32",
+    "evaluation.threshold": 0.2,
+}
+MEASURES = ("loss", "dice", "dice_large_bowel", "dice_small_bowel", "dice_stomach")
+
+
+def configured(**changes):
+    return load_config(None, SETTINGS | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def trained(dataset, run, resume=False, **changes):
+    return train(configured(**changes), dataset, run, resume, say=lambda line: None)
+
+
+def rows_of(run):
+    """history.csv as written, without the time it took."""
+    with open(run / "history.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_history(one, other, tolerance=1e-6):
+    assert len(one) == len(other)
+    for row, expected in zip(one, other, strict=True):
+        assert row == pytest.approx(expected, abs=tolerance)
+
+
+def state_of(run):
+    """All variables of the newest checkpoint: weights, moments of the optimizer, averages, counters."""
+    reader = tf.train.load_checkpoint(str(run / "checkpoints" / "state"))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: np.asarray(reader.get_tensor(name)) for name in names if "save_counter" not in name}
+
+
+def assert_same_state(one, other):
+    one, other = state_of(one), state_of(other)
+    assert one.keys() == other.keys() and len(one) > 100
+    for name, value in one.items():
+        assert np.allclose(value, other[name], atol=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drawn_dataset, tmp_path_factory):
+    """A run of three epochs. Read it, leave it as it is."""
+    return trained(drawn_dataset, tmp_path_factory.mktemp("runs") / "undisturbed")
+
+
+@pytest.fixture
+def copied(undisturbed, tmp_path):
+    """A copy of that run to change."""
+    return shutil.copytree(undisturbed.path, tmp_path / "copied")
+
+
+@pytest.fixture(scope="module")
+def validated(undisturbed, drawn_dataset):
+    """The held-out fold as the run's best model sees it: (mask, logits, weight) of each batch."""
+    model = load_model(load_run(undisturbed.path))
+    batches = validation_windows(drawn_dataset, undisturbed.config).as_numpy_iterator()
+    return [(mask, model(image, training=False).numpy(), weight) for image, mask, weight in batches]
+
+
+def best_row(run):
+    return max(rows_of(run), key=lambda row: row["val_dice"])
+
+
+def test_the_config_in_the_run_is_the_experiment_with_its_provenance(undisturbed, drawn_dataset):
+    config = load_config(undisturbed.path / "config.yaml")
+    assert config.model_copy(update={"provenance": {}}) == configured()
+    assert config.provenance["dataset"] == drawn_dataset.source["fingerprint"]
+    assert config.provenance["tensorflow"] == tf.__version__ and config.provenance["tf_keras"] == keras.__version__
+    assert {"gitseg_tf", "python"} <= config.provenance.keys()
+
+
+def test_the_history_has_a_finite_row_for_each_epoch(undisturbed):
+    rows = rows_of(undisturbed.path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert {*MEASURES, *(f"val_{name}" for name in MEASURES), "learning_rate"} <= rows[0].keys()
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all(
+        0 <= row[f"{when}dice{organ}"] <= 1 for row in rows for when in ("", "val_") for organ in ("", "_stomach")
+    )
+
+
+def test_the_learning_rate_ends_near_zero_where_the_schedule_ends(undisturbed, drawn_dataset):
+    total = EPOCHS * steps_per_epoch(drawn_dataset, undisturbed.config)
+    warmup = round(0.05 * total)
+    # The rate of an epoch's last step.
+    last = 3e-2 * 0.5 * (1 + math.cos(math.pi * (total - 1 - warmup) / (total - warmup)))
+    assert rows_of(undisturbed.path)[-1]["learning_rate"] == pytest.approx(last, rel=1e-3)
+
+
+def test_training_lowers_the_loss_and_raises_the_dice(undisturbed):
+    first, *_, last = rows_of(undisturbed.path)
+    assert last["loss"] < 0.9 * first["loss"] and last["dice"] > first["dice"]
+
+
+@pytest.mark.parametrize(("folder", "prefix"), [("train", ""), ("validation", "val_")])
+def test_tensorboard_shows_loss_and_dice_of_each_epoch(undisturbed, folder, prefix):
+    events = EventAccumulator(str(undisturbed.path / "logs" / folder))
+    events.Reload()
+    for name in ("loss", "dice"):
+        shown = [float(make_ndarray(event.tensor_proto)) for event in events.Tensors(f"epoch_{name}")]
+        assert shown == pytest.approx([row[prefix + name] for row in rows_of(undisturbed.path)], abs=1e-5)
+
+
+def test_the_run_folder_holds_what_it_should_and_no_leftovers(undisturbed):
+    assert {path.name for path in undisturbed.path.iterdir()} == {"config.yaml", "history.csv", "checkpoints", "logs"}
+    assert {path.name for path in (undisturbed.path / "checkpoints").iterdir()} == {"best.weights.h5", "state"}
+
+
+def test_the_best_weights_hold_the_network_alone(undisturbed):
+    with h5py.File(undisturbed.weights) as file:
+        assert "optimizer" not in file and len(file["layers"]) > 10
+
+
+def test_the_best_weights_have_the_best_dice_of_the_history(undisturbed, validated):
+    both, sizes = np.zeros(3), np.zeros(3)
+    for mask, logits, weight in validated:
+        truth, inside = mask[weight == 1] > 0, expit(logits[weight == 1]) >= 0.2
+        both += (truth & inside).sum((0, 1, 2))
+        sizes += truth.sum((0, 1, 2)) + inside.sum((0, 1, 2))
+    row = best_row(undisturbed.path)
+    dice = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1)
+    assert [row[f"val_{name}"] for name in MEASURES[1:]] == pytest.approx([dice.mean(), *dice], abs=1e-3)
+    assert 0.05 < row["val_dice"] < 1
+
+
+def test_the_validation_loss_is_the_mean_over_the_held_out_slices(undisturbed, validated):
+    costs = []
+    for mask, logits, weight in validated:
+        bce = -(mask * log_expit(logits) + (1 - mask) * log_expit(-logits)).mean((1, 2, 3))
+        probability = expit(logits)
+        sums = (probability * mask).sum((0, 1, 2)), (probability + mask).sum((0, 1, 2))
+        dice = np.mean(1 - (2 * sums[0] + 1) / (sums[1] + 1))
+        costs += (bce + dice)[weight == 1].tolist()
+    assert any((weight == 0).any() for _, _, weight in validated)
+    assert best_row(undisturbed.path)["val_loss"] == pytest.approx(np.mean(costs), abs=1e-4)
+
+
+def interrupt(patch, epoch, batch):
+    """Raise KeyboardInterrupt after a batch, both counted from 0."""
+    now = SimpleNamespace(epoch=-1)
+
+    def begin(self, number, logs=None):
+        now.epoch = number
+        original(self, number, logs)
+
+    def end(self, number, logs=None):
+        if (now.epoch, number) == (epoch, batch):
+            raise KeyboardInterrupt
+
+    original = EpochBars.on_epoch_begin
+    patch.setattr(EpochBars, "on_epoch_begin", begin)
+    patch.setattr(EpochBars, "on_train_batch_end", end)
+
+
+@pytest.fixture(scope="module")
+def interrupted(drawn_dataset, tmp_path_factory):
+    """interrupted(seed) is a run that was stopped in the middle of its second epoch."""
+
+    def stop(seed):
+        run = tmp_path_factory.mktemp("runs") / f"interrupted{seed}"
+        with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, epoch=1, batch=2)
+            trained(drawn_dataset, run, seed=seed)
+        assert len(rows_of(run)) == 1
+        return run
+
+    return cache(stop)
+
+
+def test_the_same_seed_gives_the_same_history(undisturbed, interrupted):
+    assert_same_history(rows_of(interrupted(0)), rows_of(undisturbed.path)[:1])
+
+
+def test_another_seed_gives_another_history(undisturbed, interrupted):
+    assert abs(rows_of(interrupted(1))[0]["loss"] - rows_of(undisturbed.path)[0]["loss"]) > 1e-3
+
+
+def test_a_run_interrupted_within_an_epoch_ends_like_an_undisturbed_one(
+    undisturbed, interrupted, drawn_dataset, tmp_path
+):
+    run = shutil.copytree(interrupted(0), tmp_path / "resumed")
+    trained(drawn_dataset, run, resume=True)
+    assert_same_history(rows_of(run), rows_of(undisturbed.path))
+    assert_same_state(run, undisturbed.path)
+
+
+KILLED = """
+import os, signal, sys
+from gitseg_tf.config import load_config
+from gitseg_tf.data.records import load_dataset
+from gitseg_tf.training.callbacks import EpochBars
+from gitseg_tf.training.trainer import train
+
+def end(self, batch, logs=None):
+    if self.model.optimizer.iterations.numpy() == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+EpochBars.on_train_batch_end = end
+train(load_config(sys.argv[1]), load_dataset(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_run_that_was_killed_is_finished_by_the_command_line(undisturbed, drawn_dataset, tmp_path, capfd):
+    run, steps = tmp_path / "killed", steps_per_epoch(drawn_dataset, undisturbed.config)
+    config = configured(data__path=str(drawn_dataset.root))
+    save_config(config, tmp_path / "tiny.yaml")
+    arguments = [tmp_path / "tiny.yaml", drawn_dataset.root, run, steps + 2]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, arguments)], timeout=120, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(rows_of(run)) == 1 and not (run / "evaluation.json").exists()
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert "after epoch 1 of 3" in capfd.readouterr().out
+    assert_same_history(rows_of(run), rows_of(undisturbed.path))
+    assert_same_state(run, undisturbed.path)
+    assert (run / "evaluation.json").is_file() and (run / "export" / "1").is_dir()
+
+
+def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    run = trained(drawn_dataset, copied, resume=True)
+    assert run.weights == best_weights_path(copied)
+    assert before == {p: p.read_bytes() for p in copied.rglob("*") if p.is_file() and p.name != "config.yaml"}
+
+
+def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
+    begun = []
+    monkeypatch.setattr(
+        trainer, "_fit", lambda model, config, dataset, run, manager, finished, steps: begun.append(run)
+    )
+    trained(drawn_dataset, tmp_path / "new", resume=True)
+    assert begun == [tmp_path / "new"] and (tmp_path / "new" / "config.yaml").is_file()
+
+
+def test_a_run_that_is_there_is_not_overwritten(copied, drawn_dataset, refusal):
+    before = (copied / "config.yaml").read_bytes()
+    said = refusal(trained, drawn_dataset, copied)
+    assert str(copied) in said and "--resume" in said and "--out" in said
+    assert (copied / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "section"),
+    [({"model__filters": 8}, "model"), ({"data__empty_slices": 0.5}, "data"), ({"data__batch_size": 8}, "data")],
+)
+def test_a_run_is_not_resumed_with_another_network_or_other_samples(copied, drawn_dataset, refusal, changes, section):
+    before = (copied / "config.yaml").read_bytes()
+    said = refusal(trained, drawn_dataset, copied, resume=True, **changes)
+    assert f"section {section}" in said and str(copied) in said
+    assert (copied / "config.yaml").read_bytes() == before
+
+
+def test_a_run_is_not_resumed_on_another_dataset(copied, drawn_dataset, refusal):
+    other = dataclasses.replace(drawn_dataset, source={**drawn_dataset.source, "fingerprint": "0" * 64})
+    assert "another dataset" in refusal(trained, other, copied, resume=True)
+
+
+def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_path):
+    moved = dataclasses.replace(drawn_dataset, root=shutil.copytree(drawn_dataset.root, tmp_path / "moved"))
+    trained(moved, copied, resume=True, data__path=str(moved.root))
+    assert load_config(copied / "config.yaml").provenance["records"] == str(moved.root)
+
+
+def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
+    run, fit = tmp_path / "run", trainer._fit
+    monkeypatch.setattr(trainer, "_fit", lambda *given: given[4].save())
+    trained(drawn_dataset, run, training__ema=0)
+    monkeypatch.setattr(trainer, "_fit", fit)
+    said = refusal(trained, drawn_dataset, run, resume=True, training__ema=0.9)
+    assert str(run) in said and "training.ema" in said
+
+
+def test_a_batch_that_the_replicas_cannot_share_is_refused(drawn_dataset, monkeypatch, tmp_path, refusal):
+    strategy = SimpleNamespace(num_replicas_in_sync=3)
+    monkeypatch.setattr(trainer, "choose_strategy", lambda name: (strategy, "three replicas"))
+    said = refusal(trained, drawn_dataset, tmp_path / "run")
+    assert "data.batch_size is 4" in said and "3 replicas" in said and not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_advice(drawn_dataset, tmp_path, refusal):
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__bce_weight=1e38)
+    assert "epoch 1" in said and "training.learning_rate" in said
+    assert not best_weights_path(tmp_path / "run").exists() and not (tmp_path / "run" / "history.csv").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, refusal):
+    assert "is no run" in refusal(load_run, tmp_path)
+    assert "is no run" in refusal(load_run, tmp_path / "missing")
+
+
+def test_a_run_without_a_finished_epoch_is_refused(tmp_path, refusal):
+    save_config(configured(), tmp_path / "config.yaml")
+    assert "no epoch" in refusal(load_run, tmp_path) and "--resume" in refusal(load_run, tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"model__filters": 8}, {"data__slices": 5}])
+def test_weights_of_another_network_are_refused(copied, refusal, changes):
+    save_config(configured(**changes), copied / "config.yaml")
+    assert "does not fit" in refusal(load_model, load_run(copied))
+
+
+def test_damaged_weights_are_refused(copied, refusal):
+    best_weights_path(copied).write_bytes(b"no weights")
+    assert str(best_weights_path(copied)) in refusal(load_model, load_run(copied))
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A recorder of a model with one weight, whose average lags behind."""
+    (tmp_path / "checkpoints").mkdir()
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    model.compile(build_optimizer(configured(training__ema=0.5).training, 100), "mse")
+    model.optimizer.build(model.trainable_variables)
+    manager = SimpleNamespace(save=lambda: None)
+    recorder = RunRecorder(tmp_path, manager, tf.Variable(0, dtype=tf.int64))
+    recorder.set_model(model)
+    return recorder
+
+
+def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(recorded):
+    model = recorded.model
+    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    for epoch, dice in enumerate([0.3, 0.6, 0.5, 0.6]):
+        model.trainable_variables[0].assign([[10.0 + epoch]])
+        average.assign([[20.0 + epoch]])
+        recorded.on_epoch_begin(epoch)
+        recorded.on_epoch_end(epoch, {"loss": 1.0, "val_loss": 1.0, "dice": 0.5, "val_dice": dice})
+        assert (model.trainable_variables[0].numpy(), average.numpy()) == (10 + epoch, 20 + epoch)
+    model.load_weights(best_weights_path(recorded.run))
+    assert model.trainable_variables[0].numpy() == 21
+
+
+def test_nothing_is_left_of_weights_that_could_not_be_written(recorded, monkeypatch):
+    def broken(self, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    best_weights_path(recorded.run).write_bytes(b"the best so far")
+    monkeypatch.setattr(keras.Model, "save_weights", broken)
+    recorded.on_epoch_begin(0)
+    with pytest.raises(OSError, match="no space"):
+        recorded.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0, "dice": 0.5, "val_dice": 0.5})
+    assert os.listdir(recorded.run / "checkpoints") == ["best.weights.h5"]
+    assert best_weights_path(recorded.run).read_bytes() == b"the best so far"
