@@ -144,7 +144,7 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
                 )
     provenance = {
         "dataset": dataset.source["fingerprint"],
-        "records": str(dataset.root),
+        "records": str(dataset.root.resolve()),
         "gitseg_tf": __version__,
         "tensorflow": tf.__version__,
         "tf_keras": keras.__version__,

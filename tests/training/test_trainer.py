@@ -21,8 +21,9 @@ from tensorboard.util.tensor_util import make_ndarray
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
+from gitseg_tf.models import backbones
 from gitseg_tf.training import trainer
-from gitseg_tf.training.callbacks import EpochBars, RunRecorder, best_weights_path
+from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
 from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.trainer import load_model, load_run, train
 
@@ -72,9 +73,17 @@ def state_of(run):
 
 def assert_same_state(one, other):
     one, other = state_of(one), state_of(other)
-    assert one.keys() == other.keys() and len(one) > 100
+    assert one.keys() == other.keys() and len(one) > 80
     for name, value in one.items():
         assert np.allclose(value, other[name], atol=1e-5), name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """Three levels of the encoder instead of five, for what takes time here is to trace the graph."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "plain", lambda inputs, config: backbones.plain(inputs, config)[:3])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +157,7 @@ def test_the_run_folder_holds_what_it_should_and_no_leftovers(undisturbed):
 
 def test_the_best_weights_hold_the_network_alone(undisturbed):
     with h5py.File(undisturbed.weights) as file:
-        assert "optimizer" not in file and len(file["layers"]) > 10
+        assert "optimizer" not in file and len(file["layers"]) > 5
 
 
 def test_the_best_weights_have_the_best_dice_of_the_history(undisturbed, validated):
@@ -228,6 +237,7 @@ KILLED = """
 import os, signal, sys
 from gitseg_tf.config import load_config
 from gitseg_tf.data.records import load_dataset
+from gitseg_tf.models import backbones
 from gitseg_tf.training.callbacks import EpochBars
 from gitseg_tf.training.trainer import train
 
@@ -235,6 +245,7 @@ def end(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
+backbones.BACKBONES["plain"] = lambda inputs, config: backbones.plain(inputs, config)[:3]
 EpochBars.on_train_batch_end = end
 train(load_config(sys.argv[1]), load_dataset(sys.argv[2]), sys.argv[3])
 """
@@ -297,7 +308,7 @@ def test_a_run_is_not_resumed_on_another_dataset(copied, drawn_dataset, refusal)
 def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_path):
     moved = dataclasses.replace(drawn_dataset, root=shutil.copytree(drawn_dataset.root, tmp_path / "moved"))
     trained(moved, copied, resume=True, data__path=str(moved.root))
-    assert load_config(copied / "config.yaml").provenance["records"] == str(moved.root)
+    assert load_config(copied / "config.yaml").provenance["records"] == str(moved.root.resolve())
 
 
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
@@ -367,6 +378,16 @@ def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(record
         assert (model.trainable_variables[0].numpy(), average.numpy()) == (10 + epoch, 20 + epoch)
     model.load_weights(best_weights_path(recorded.run))
     assert model.trainable_variables[0].numpy() == 21
+
+
+def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(recorded):
+    model = recorded.model
+    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    model.trainable_variables[0].assign([[3.0]])
+    average.assign([[5.0]])
+    squared_error = model.evaluate(np.ones((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[AveragedValidation()])
+    assert squared_error == pytest.approx(25)
+    assert (model.trainable_variables[0].numpy(), average.numpy()) == (3, 5)
 
 
 def test_nothing_is_left_of_weights_that_could_not_be_written(recorded, monkeypatch):
