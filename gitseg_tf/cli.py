@@ -136,6 +136,8 @@ def _train(options) -> None:
 
     dataset = open_dataset(config.data.path, config.data.folds)
     run = train(config, dataset, out, options.resume)
+    if run is None:
+        return
     summary_lines(evaluate(run, dataset))
     print("exporting  the SavedModel", flush=True)
     exported = export(run)

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import write_atomically
 
 Strategy = Literal["auto", "one_device", "mirrored", "multiworker", "tpu"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
@@ -73,7 +74,7 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """The optimisation."""
 
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(3, ge=1)
     learning_rate: float = Field(2e-3, gt=0, le=10, description="the peak")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
     weight_decay: float = Field(1e-2, ge=0)
@@ -135,9 +136,9 @@ def save_config(config: Config, path: str | Path) -> None:
 
     Args:
         config: the experiment.
-        path: the file; what was there is replaced.
+        path: the file; what was there is replaced, whole or not at all.
     """
-    Path(path).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_atomically(Path(path), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -25,10 +25,10 @@ from gitseg_tf.data.records import (
     load_dataset,
     save_index,
     serialize_scan,
-    write_atomically,
 )
 from gitseg_tf.data.scans import ORGANS, Cohort, Scan, read_cohort, read_image, read_masks
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import write_atomically
 from gitseg_tf.progress import progress
 
 SHARD_BYTES = 256 << 20

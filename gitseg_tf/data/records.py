@@ -1,7 +1,6 @@
 """The dataset on disk: an Example a scan, in shards named by fold, and dataset.json. See tfrecords/README.md."""
 
 import json
-import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from gitseg_tf.data.scans import ORGANS, Scan
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import write_atomically
 
 FORMAT = "gitseg-tf scans"
 VERSION = 1
@@ -291,24 +291,6 @@ def save_index(dataset: Dataset) -> None:
         "shards": [asdict(shard) for shard in dataset.shards],
     }
     write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even when the machine stops.
-
-    Args:
-        path: the file; what was there is replaced.
-        content: all of it.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_crc32(path: Path) -> str:

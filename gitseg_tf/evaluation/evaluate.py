@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.data.records import Dataset, read_scans, unpack_masks, write_atomically
+from gitseg_tf.data.records import Dataset, read_scans, unpack_masks
 from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.files import write_atomically
 from gitseg_tf.inference.outputs import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
 from gitseg_tf.progress import progress

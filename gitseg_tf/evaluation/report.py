@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
 from gitseg_tf.evaluation.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
+from gitseg_tf.files import write_atomically
 
 # Stands for the page's text colour while matplotlib draws, so that charts follow the light and the dark theme.
 _INK = "#0a0b0c"
@@ -128,7 +128,7 @@ def write_report(
         score_charts=_score_charts(rows),
         training=None if history is None else _training(history),
     )
-    _write_atomically(Path(path), html)
+    write_atomically(Path(path), html.encode())
 
 
 def _environment() -> jinja2.Environment:
@@ -308,15 +308,3 @@ def _chart(title: str, draw: Callable[[Axes], None]) -> dict:
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     return {"title": title, "svg": Markup(svg[svg.index("<svg") :].replace(_INK, "currentColor"))}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.data.records import write_atomically
 from gitseg_tf.data.rle import mask_to_rle
 from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS, Scan
+from gitseg_tf.files import write_atomically
 
 
 def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]:

@@ -11,8 +11,8 @@ import pandas as pd
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.data.records import write_atomically
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import write_atomically
 from gitseg_tf.progress import progress
 
 

@@ -34,7 +34,7 @@ class Run:
 
 def train(
     config: Config, dataset: Dataset, run: str | Path, resume: bool = False, say: Callable[[str], None] = print
-) -> Run:
+) -> Run | None:
     """Train a model and write the run folder: config.yaml, history.csv, checkpoints/, logs/.
 
     Args:
@@ -45,7 +45,8 @@ def train(
         say: takes lines for the user.
 
     Returns:
-        The run, whose best weights are those of the epoch with the highest validation Dice.
+        The run, whose best weights are those of the epoch with the highest validation Dice. None on a worker that is
+        not the chief: it has nothing of its own to show.
 
     Raises:
         InputError: the run exists (without resume), was of another dataset or network, diverged, or the data does not
@@ -83,7 +84,7 @@ def train(
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
         _fit(model, config, dataset, folder, manager, finished, steps)
-    return Run(run, config, best_weights_path(run))
+    return Run(run, config, best_weights_path(run)) if strategy.extended.should_checkpoint else None
 
 
 def load_run(path: str | Path) -> Run:
