@@ -24,9 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gitseg: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"gitseg: {error.filename}: {error.strerror}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
+        print(f"gitseg: {what}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("gitseg: interrupted", file=sys.stderr)
@@ -126,6 +125,8 @@ def _train(options) -> None:
     name = load_config(options.config, overrides).name
     out = Path(options.out) if options.out else _default_out(name, options.resume)
     resumed = options.resume and (out / "config.yaml").is_file()
+    if options.resume and not resumed:
+        print(f"starting   {out}, for there is nothing to resume")
     config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
 
     quiet.import_tensorflow()
@@ -160,6 +161,8 @@ def _evaluate(options) -> None:
 
     run = load_run(options.run_folder)
     data = options.data or run.config.provenance.get("records")
+    if data is None:
+        raise InputError(f"{run.path}: its config does not say what it was trained on; name the data with --data")
     summary_lines(evaluate(run, open_dataset(data, run.config.data.folds), options.fold))
     print(f"report     {run.path / 'report.html'}")
 

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import write_atomically
@@ -22,6 +30,19 @@ class _Section(BaseModel):
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_own_type(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would take true for 1, "3" for 3 and 1 for true. YAML reads 1e-3 as text: that is taken as a number.
+        expected = cls.model_fields[info.field_name].annotation
+        if expected is int and isinstance(value, bool | str):
+            raise ValueError("must be a valid integer")
+        if expected is float and isinstance(value, bool):
+            raise ValueError("must be a valid number")
+        if expected is bool and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        return value
 
 
 class DataConfig(_Section):

@@ -186,6 +186,59 @@ def test_a_folder_that_cannot_be_written_is_named(drawn, capsys):
     assert "/proc/records" in refused(capsys, "convert", drawn.root, "/proc/records", "--folds", "2")
 
 
+def test_a_damaged_shard_is_named_by_training_and_evaluation(workplace, tmp_path, capsys):
+    shutil.copytree(next(workplace.glob("tfrecords/*")), tmp_path / "records")
+    shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    shards = sorted((tmp_path / "records").glob("*.tfrecord"))
+    for shard in shards:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    for command in (["evaluate", tmp_path / "run"], ["train", *TINY, "--out", tmp_path / "new"]):
+        line = refused(capsys, *command, "--data", tmp_path / "records")
+        assert ".tfrecord: the checksum differs" in line
+
+
+def test_scores_of_patients_that_were_trained_on_carry_a_warning(workplace, tmp_path, capsys):
+    shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert "warning" not in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--fold", "1"]) == 0
+    assert "was trained on case" in capsys.readouterr().out
+    assert "Patients trained on" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_run_that_does_not_know_its_data_asks_for_it(workplace, tmp_path, capsys):
+    shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    settings = (tmp_path / "run/config.yaml").read_text()
+    (tmp_path / "run/config.yaml").write_text(settings[: settings.index("provenance:")])
+    assert "--data" in refused(capsys, "evaluate", tmp_path / "run")
+
+
+def test_training_does_not_write_into_a_folder_of_another_kind(workplace, drawn, tmp_path, capsys):
+    shutil.copytree(drawn.root, tmp_path / "cohort")
+    line = refused(capsys, "train", "--data", next(workplace.glob("tfrecords/*")), *TINY, "--out", tmp_path / "cohort")
+    assert "is not empty and no run" in line
+    assert not (tmp_path / "cohort/config.yaml").exists()
+
+
+def test_predict_takes_the_test_set_and_leaves_the_table_alone(workplace, drawn, tmp_path):
+    shutil.copytree(drawn.root, tmp_path / "cohort")
+    (tmp_path / "cohort/train.csv").write_text("no table")
+    case = sorted((tmp_path / "cohort/train").iterdir())[0]
+    shutil.copytree(case, tmp_path / "cohort/test" / case.name)
+    assert main(["predict", "runs/default", str(tmp_path / "cohort"), str(tmp_path / "out")]) == 0
+    ids = pd.read_csv(tmp_path / "out/submission.csv")["id"]
+    assert set(ids.str.split("_").str[0]) == {case.name}
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
+def test_a_damaged_savedmodel_is_said(workplace, drawn, tmp_path, capsys, name):
+    shutil.copytree(workplace / "runs/default/export/1", tmp_path / "model")
+    (tmp_path / "model" / name).write_bytes((tmp_path / "model" / name).read_bytes()[:50])
+    assert "the SavedModel is damaged" in refused(capsys, "predict", tmp_path / "model", drawn.root, tmp_path / "out")
+
+
 def test_wrong_usage_exits_with_2():
     with pytest.raises(SystemExit) as stop:
         main(["convert"])

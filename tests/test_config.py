@@ -183,3 +183,21 @@ def test_an_assignment_is_a_key_and_a_yaml_value(text, key, value):
 @pytest.mark.parametrize("text", ["training.epochs", "=3", "data.size=[64", "name=2024-99-99"])
 def test_what_is_no_assignment_is_refused(text, refusal):
     assert refusal(parse_assignment, text).startswith(f"--set {text}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("training.epochs", True, "must be a valid integer"),
+        ("training.epochs", "3", "must be a valid integer"),
+        ("augment.flip", True, "must be a valid number"),
+        ("training.jit_compile", 1, "must be true or false"),
+    ],
+)
+def test_a_value_is_not_converted_to_another_type(key, value, says, refusal):
+    said = refusal(load_config, None, {key: value})
+    assert key in said and repr(value) in said and says in said
+
+
+def test_a_number_that_yaml_reads_as_text_is_taken():
+    assert load_config(None, {"training.learning_rate": "1e-3"}).training.learning_rate == 0.001

@@ -20,11 +20,11 @@ from gitseg_tf.data.records import (
     Dataset,
     ScanEntry,
     Shard,
-    _shard,
     file_crc32,
     load_dataset,
     save_index,
     serialize_scan,
+    shard_from_json,
 )
 from gitseg_tf.data.scans import ORGANS, Cohort, Scan, read_cohort, read_image, read_masks
 from gitseg_tf.errors import InputError
@@ -129,7 +129,7 @@ def _stratum(scan: Scan, slice_id: str) -> int:
 def _prepare_folder(out: Path, plan: dict, resume: bool) -> None:
     leftover = out / _PLAN
     if resume and leftover.is_file():
-        if json.loads(leftover.read_text()) != plan:
+        if _read_json(leftover) != plan:
             raise InputError(f"{out}: the interrupted conversion was of other scans or folds; run without --resume")
         return
     if out.exists() and not leftover.is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -140,15 +140,24 @@ def _prepare_folder(out: Path, plan: dict, resume: bool) -> None:
     write_atomically(leftover, json.dumps(plan).encode())
 
 
+def _read_json(path: Path) -> dict:
+    """A note that an interrupted conversion left; what cannot be read is as good as none."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
 def _write_shard(out: Path, name: str, fold: int, scans: list[Scan], step: Callable[..., None]) -> Shard:
     """Write one shard, or take it from an interrupted conversion when it is whole."""
     import tensorflow as tf
 
     path, note, source = out / name, out / f"{name}.json", _source_digest(scans)
-    if note.is_file() and path.is_file():
-        noted = json.loads(note.read_text())
-        shard = _shard(noted["shard"])
-        if noted["source"] == source and file_crc32(path) == shard.crc32:
+    noted = _read_json(note) if note.is_file() and path.is_file() else {}
+    if noted.get("source") == source:
+        shard = shard_from_json(noted["shard"])
+        if file_crc32(path) == shard.crc32:
             step(len(scans))
             return shard
     temporary = out / f"{name}.tmp"

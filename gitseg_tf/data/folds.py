@@ -21,13 +21,15 @@ def assign_folds(cases: list[str], strata: list[int], folds: int, seed: int = 0)
         case to fold, 0 to folds - 1; no fold is empty.
 
     Raises:
-        InputError: fewer patients than folds, or fewer than 2 folds.
+        InputError: fewer patients than folds, or fewer than 2 folds, or a negative seed.
 
     Source: scikit-learn's StratifiedGroupKFold.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     patients = len(set(cases))
+    if seed < 0:
+        raise InputError(f"--seed {seed}: it must be 0 or more")
     if folds < 2:
         raise InputError(f"--folds {folds}: one fold is held out and the others train, so there are 2 or more")
     if patients < folds:

@@ -2,11 +2,13 @@
 
 import json
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
 
 from gitseg_tf.data.scans import ORGANS, Scan
 from gitseg_tf.errors import InputError
@@ -32,6 +34,8 @@ class ScanEntry:
         empty_slices: the number of slices without any organ.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     id: str
     case: str
     shape: tuple[int, int, int]
@@ -43,6 +47,8 @@ class ScanEntry:
 @dataclass(frozen=True)
 class Shard:
     """A TFRecord file: its name, fold (-1: no contours), size in bytes, CRC-32 and scans in the records' order."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     file: str
     fold: int
@@ -221,6 +227,25 @@ def read_scans(dataset: Dataset, folds):
         yield fields | {"id": fields["id"].decode(), "case": fields["case"].decode()}
 
 
+@contextmanager
+def naming_damaged_shards(dataset: Dataset):
+    """Turn TensorFlow's error about a damaged record into one that names the shard.
+
+    Args:
+        dataset: what is read inside the `with`.
+
+    Raises:
+        InputError: a shard does not have its checksum.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        load_dataset(dataset.root, verify=True)
+        raise
+
+
 def is_dataset(root: str | Path) -> bool:
     """True for a folder with a finished dataset's dataset.json."""
     return (Path(root) / INDEX).is_file()
@@ -255,10 +280,13 @@ def load_dataset(root: str | Path, verify: bool = False) -> Dataset:
             f"this package reads {FORMAT!r} version {VERSION}; convert the cohort again"
         )
     try:
-        shards = tuple(_shard(shard) for shard in tree["shards"])
-        dataset = Dataset(root, tree["source"], tree["folds"]["count"], tree["folds"]["seed"], shards)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{root / INDEX}: is damaged ({type(error).__name__}: {error}); convert again") from None
+        index = _Index.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise InputError(f"{root / INDEX}: is damaged ({field}: {problem['msg']}); convert again") from None
+    shards = index.shards
+    dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards)
     for shard in shards:
         _check_shard(root / shard.file, shard, verify)
     return dataset
@@ -302,12 +330,41 @@ def file_crc32(path: Path) -> str:
     return f"{value:08x}"
 
 
-def _shard(tree: dict) -> Shard:
-    scans = tuple(
-        ScanEntry(**{**scan, "shape": tuple(scan["shape"]), "spacing": tuple(scan["spacing"])})
-        for scan in tree["scans"]
-    )
-    return Shard(**{**tree, "scans": scans})
+class _Folds(BaseModel):
+    count: StrictInt
+    seed: StrictInt
+
+
+class _Index(BaseModel):
+    """What load_dataset takes from dataset.json; the rest is for people."""
+
+    organs: tuple[str, ...]
+    source: dict[str, str]
+    folds: _Folds
+    shards: tuple[Shard, ...] = Field(min_length=1)
+
+    @field_validator("organs")
+    @classmethod
+    def _order_of_the_bits(cls, organs):
+        if organs != ORGANS:
+            raise ValueError(f"must be {', '.join(ORGANS)} in this order")
+        return organs
+
+    @field_validator("source")
+    @classmethod
+    def _names_its_origin(cls, source):
+        if not {"name", "fingerprint"} <= set(source):
+            raise ValueError("must have a name and a fingerprint")
+        return source
+
+
+def shard_from_json(tree: dict) -> Shard:
+    """Read back what `dataclasses.asdict` made of a shard.
+
+    Raises:
+        pydantic.ValidationError: a field is missing or of another type.
+    """
+    return TypeAdapter(Shard).validate_python(tree)
 
 
 def _check_shard(path: Path, shard: Shard, verify: bool) -> None:

@@ -78,13 +78,14 @@ def is_cohort(root: str | Path) -> bool:
     )
 
 
-def read_cohort(root: str | Path) -> Cohort:
+def read_cohort(root: str | Path, table: bool = True) -> Cohort:
     """Find the scans of a folder in the competition's layout; no pixel is read.
 
     Args:
         root: holds train.csv (id, class, segmentation; rows in any order, rows of absent organs may be left out) and
             train/CASE/CASE_DAY/scans/slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png (width before height, mm).
             Without a table the scans are without contours: a test set.
+        table: False leaves train.csv alone, and takes the scans of test/ where both train/ and test/ are there.
 
     Returns:
         The cohort, scans sorted by id.
@@ -97,11 +98,12 @@ def read_cohort(root: str | Path) -> Cohort:
         raise InputError(
             f"{root}: no such folder; give a folder that holds train.csv and train/CASE/CASE_DAY/scans/*.png"
         )
-    files = sorted(_image_root(root).glob("**/scans/*.png"))
+    images = _image_root(root, ("train", "test") if table else ("test", "train"))
+    files = sorted(path for path in images.glob("**/scans/*.png") if not path.name.startswith("."))
     if not files:
         raise InputError(f"{root}: no slices found; they are expected at train/CASE/CASE_DAY/scans/slice_*.png")
     table_path = root / "train.csv"
-    rles, table_hash = _read_table(table_path) if table_path.is_file() else (None, "no table")
+    rles, table_hash = _read_table(table_path) if table and table_path.is_file() else (None, "no table")
     by_scan: dict[Path, list[Path]] = {}
     for path in files:
         by_scan.setdefault(path.parent, []).append(path)
@@ -204,8 +206,8 @@ def _check_png(path: Path, data: bytes) -> None:
         start = end
 
 
-def _image_root(root: Path) -> Path:
-    return next((root / name for name in ("train", "test") if (root / name).is_dir()), root)
+def _image_root(root: Path, names: tuple[str, str] = ("train", "test")) -> Path:
+    return next((root / name for name in names if (root / name).is_dir()), root)
 
 
 def _scan(folder: Path, paths: list[Path], rles) -> Scan:

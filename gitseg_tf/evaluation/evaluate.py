@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.data.records import Dataset, read_scans, unpack_masks
-from gitseg_tf.errors import InputError
+from gitseg_tf.data.records import Dataset, naming_damaged_shards, read_scans, unpack_masks
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.files import write_atomically
@@ -19,42 +18,46 @@ from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.trainer import Run
 
 
-def evaluate(run: Run, dataset: Dataset, fold: int | None = None) -> dict:
+def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[[str], None] = print) -> dict:
     """Predict the scans of a fold, score them and write evaluation.json, evaluation.csv and report.html into the run.
 
     Args:
         run: a trained run.
         dataset: with contours.
         fold: the fold to score; None is the one that the run held out.
+        say: takes lines for the user; one is a warning where the run was trained on patients of the fold.
 
     Returns:
         What evaluation.json holds.
 
     Raises:
-        InputError: the fold has no scans.
+        InputError: no such fold, no contours, or a damaged shard.
     """
     fold = run.config.data.fold if fold is None else fold
-    scans = dataset.scans_of([fold])
-    if not scans:
-        raise InputError(f"{dataset.root}: has no fold {fold}; its folds are 0 to {dataset.folds - 1}")
+    dataset.check_fold(fold)
+    scans, history = dataset.scans_of([fold]), read_history(run.path)
+    cases = sorted({scan.case for scan in scans})
+    seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
+    if seen:
+        say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
     predict = make_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
     rows, pictures = [], []
-    for scan in progress(read_scans(dataset, [fold]), "evaluate", len(scans), "scan"):
-        truth = unpack_masks(scan["bits"])
-        prediction = predict(scan["image"], scan["numbers"], scan["percentiles"])
-        rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
-        pictures += _pictures(scan, truth, prediction)
+    with naming_damaged_shards(dataset):
+        for scan in progress(read_scans(dataset, [fold]), "evaluate", len(scans), "scan"):
+            truth = unpack_masks(scan["bits"])
+            prediction = predict(scan["image"], scan["numbers"], scan["percentiles"])
+            rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
+            pictures += _pictures(scan, truth, prediction)
     table = pd.DataFrame(rows)
-    summary = {"fold": fold, "dataset": dataset.source["fingerprint"], **summarise(table)}
+    summary = {"fold": fold, "trained_on": seen, "dataset": dataset.source["fingerprint"], **summarise(table)}
     details = {
         "Network": f"{run.config.model.architecture}, {run.config.model.backbone} encoder",
         "Input": f"{run.config.data.slices} slices of {run.config.data.size[0]} x {run.config.data.size[1]}",
         "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
-        "Held-out patients": ", ".join(sorted({scan.case for scan in scans})),
+        "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
         "Surface Dice tolerance": f"{tolerance} mm",
     }
-    history = read_history(run.path)
     write_atomically(run.path / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     text = io.StringIO()
     table.to_csv(text, index=False)

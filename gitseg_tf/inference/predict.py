@@ -14,7 +14,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
 
     Args:
         model: a run folder or an exported SavedModel.
-        source: a folder in the competition's layout; a table is not needed and not read.
+        source: a folder in the competition's layout; a table is not read. Of train/ and test/ it is test/.
         out: gets submission.csv, or a folder a scan with a PNG a slice.
         output: "submission" or "png".
 
@@ -24,7 +24,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
     Raises:
         InputError: no model, no scans, or a slice that cannot be read.
     """
-    cohort, out = read_cohort(source), Path(out)
+    cohort, out = read_cohort(source, table=False), Path(out)
     predict = load_predictor(model)
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, unletterbox, window_indices
+from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
@@ -50,7 +51,7 @@ def make_predictor(
 
     def predict(image, numbers, percentiles):
         depth, height, width = image.shape
-        masks = np.empty((3, depth, height, width), bool)
+        masks = np.empty((len(ORGANS), depth, height, width), bool)
         fitted, windows = prepare(image, numbers, percentiles)
         for start in range(0, depth, evaluation.batch_size):
             part = slice(start, start + evaluation.batch_size)
@@ -70,7 +71,7 @@ def load_predictor(path: str | Path):
         The predictor.
 
     Raises:
-        InputError: neither is there.
+        InputError: neither is there, or it is damaged.
     """
     path = Path(path)
     exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
@@ -78,7 +79,11 @@ def load_predictor(path: str | Path):
         run = load_run(path)
         return make_predictor(run_probabilities(run), run.config)
     # The signature alone does not keep its variables alive.
-    loaded = tf.saved_model.load(str(exported))
+    try:
+        loaded = tf.saved_model.load(str(exported))
+    except (OSError, IndexError, tf.errors.OpError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{exported}: the SavedModel is damaged ({reason}); export it again") from None
     settings = exported / "assets.extra" / "config.yaml"
     if not settings.is_file():
         raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")

@@ -103,7 +103,12 @@ class EpochBars(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         held_out = f"held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
         self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}; {held_out}", refresh=False)
-        self.bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands and go to a new line: what follows may be an error message."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def best_weights_path(run: Path) -> Path:
@@ -112,12 +117,19 @@ def best_weights_path(run: Path) -> Path:
 
 
 def read_history(run: Path) -> list[dict]:
-    """The finished epochs of a run, one dict each; empty when there is no history.csv."""
+    """The finished epochs of a run, one dict each; empty when there is no history.csv.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = run / "history.csv"
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); restore it, or train anew with another --out") from None
 
 
 def write_history(run: Path, rows: list[dict]) -> None:

@@ -13,10 +13,10 @@ import tf_keras as keras
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
-from gitseg_tf.data.records import Dataset
+from gitseg_tf.data.records import Dataset, naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.models.build import build_model
-from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
+from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
@@ -76,15 +76,15 @@ def train(
         _compile(model, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
-    latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
-    if latest:
-        _restore(state, latest, run)
+    if resume:
+        _restore(state, finished, run)
         say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        _fit(model, config, dataset, folder, manager, finished, steps)
-    return Run(run, config, best_weights_path(run)) if strategy.extended.should_checkpoint else None
+        with naming_damaged_shards(dataset):
+            _fit(model, config, dataset, folder, manager, finished, steps)
+    return load_run(run) if strategy.extended.should_checkpoint else None
 
 
 def load_run(path: str | Path) -> Run:
@@ -124,7 +124,7 @@ def load_model(run: Run) -> keras.Model:
     try:
         model.load_weights(run.weights)
     except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{run.weights}: does not fit the network of {run.path / 'config.yaml'} ({reason})") from None
     return model
 
@@ -133,19 +133,13 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
     if (run / "config.yaml").is_file():
         if not resume:
             raise InputError(f"{run}: a run is there already; go on with --resume or choose another --out")
-        before = load_config(run / "config.yaml")
-        if before.provenance.get("dataset") != dataset.source["fingerprint"]:
-            raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-        for section in ("model", "data"):
-            if getattr(before, section).model_dump(exclude={"path"}) != getattr(config, section).model_dump(
-                exclude={"path"}
-            ):
-                raise InputError(
-                    f"{run}: the section {section} of its config differs; resume with the same or choose another --out"
-                )
+        _check_same_experiment(run, config, dataset)
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run}: is not empty and no run; choose another --out")
     provenance = {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root.resolve()),
+        "trained_on": sorted({scan.case for scan in dataset.scans_of(dataset.training_folds(config.data.fold))}),
         "gitseg_tf": __version__,
         "tensorflow": tf.__version__,
         "tf_keras": keras.__version__,
@@ -155,12 +149,41 @@ def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
 
 
-def _restore(state: tf.train.Checkpoint, latest: str, run: Path) -> None:
+def _check_same_experiment(run: Path, config: Config, dataset: Dataset) -> None:
+    before = load_config(run / "config.yaml")
+    if before.provenance.get("dataset") != dataset.source["fingerprint"]:
+        raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
+    free = {"data": {"path"}, "training": {"epochs", "strategy"}}
+    for section in ("data", "augment", "model", "training"):
+        was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
+        for key in was:
+            if was[key] != wanted[key]:
+                differs = f"{section}.{key} was {was[key]} and is now {wanted[key]}"
+                raise InputError(f"{run}: {differs}; resume with the same or choose another --out")
+    if before.seed != config.seed:
+        raise InputError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same")
+
+
+def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: Path) -> None:
+    """Bring back the state after the last finished epoch; a run of which no epoch has finished starts anew."""
+    epochs = len(read_history(run))
+    latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
+    if latest is None:
+        if epochs:
+            raise InputError(f"{run}: {epochs} epochs have finished but their checkpoint is gone; choose another --out")
+        return
     try:
         state.restore(latest).assert_existing_objects_matched()
     except (AssertionError, ValueError):
         cure = "resume with the precision and the training.ema that it was begun with"
         raise InputError(f"{run}: its checkpoint does not fit the optimizer; {cure}") from None
+    except (IndexError, OSError, tf.errors.OpError):
+        cure = "name the one before it in checkpoints/state/checkpoint, or choose another --out"
+        raise InputError(f"{latest}: the checkpoint is damaged; {cure}") from None
+    if epochs < int(finished.numpy()):
+        raise InputError(
+            f"{run / 'history.csv'}: has {epochs} epochs, the checkpoint {int(finished.numpy())}; restore it"
+        )
 
 
 @contextmanager
@@ -195,18 +218,22 @@ def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, 
     # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
     share = batches * config.data.batch_size / slices
     validation = validation.map(lambda image, mask, weight: (image, mask, weight * share))
-    model.fit(
-        training_windows(dataset, config, first),
-        validation_data=validation,
-        epochs=epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        validation_steps=batches,
-        verbose=0,
-        callbacks=[
-            AveragedValidation(),
-            RunRecorder(run, manager, finished),
-            EpochBars(steps, batches, epochs),
-            keras.callbacks.TensorBoard(run / "logs", write_graph=False),
-        ],
-    )
+    bars = EpochBars(steps, batches, epochs)
+    try:
+        model.fit(
+            training_windows(dataset, config, first),
+            validation_data=validation,
+            epochs=epochs,
+            initial_epoch=first,
+            steps_per_epoch=steps,
+            validation_steps=batches,
+            verbose=0,
+            callbacks=[
+                AveragedValidation(),
+                RunRecorder(run, manager, finished),
+                bars,
+                keras.callbacks.TensorBoard(run / "logs", write_graph=False),
+            ],
+        )
+    finally:
+        bars.close()

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from gitseg_tf.config import load_config
 from gitseg_tf.data.records import (
     PERCENTILES,
     intensity_percentiles,
@@ -23,6 +24,7 @@ from gitseg_tf.data.records import (
     unpack_masks,
 )
 from gitseg_tf.data.scans import ORGANS, Scan, SliceFile
+from gitseg_tf.data.sources import DATASETS
 
 FORMAT_PAGE = Path(__file__).parents[2] / "tfrecords" / "README.md"
 
@@ -120,7 +122,9 @@ def test_voxels_and_bits_are_stored_as_documented(scan, image, masks):
 def test_the_documented_example_reads_a_dataset(drawn, drawn_dataset, capsys):
     code = re.search(r"```python\n(.*?)```", FORMAT_PAGE.read_text(), re.DOTALL)[1]
     names = {}
-    exec(code.replace('"tfrecords/phantom"', repr(str(drawn_dataset.root))), names)
+    phantom = str(DATASETS / "phantom" / f"records-{load_config().data.folds}folds")
+    assert phantom in code
+    exec(code.replace(phantom, str(drawn_dataset.root)), names)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == len(drawn_dataset.scans_of([1, 2]))
     for scan_id, image, masks, spacing in tf.data.TFRecordDataset(names["files"]).map(names["read"]):

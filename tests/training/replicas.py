@@ -67,10 +67,6 @@ def compare(dataset, out: Path) -> dict:
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    # The moving variance of an unsynchronised normalisation is corrected for the size of the batch, that of a
-    # synchronised one is not: on one device too it is synchronised here, and then validation agrees.
-    plain = trainer.build_model
-    trainer.build_model = lambda config, precision, synchronized: plain(config, precision, synchronized=True)
     names = ("one_device", "mirrored")
     return {
         "replicas": choose_strategy("mirrored")[0].num_replicas_in_sync,

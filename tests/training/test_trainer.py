@@ -275,9 +275,12 @@ def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
 
 def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
     begun = []
-    monkeypatch.setattr(
-        trainer, "_fit", lambda model, config, dataset, run, manager, finished, steps: begun.append(run)
-    )
+
+    def fit(model, config, dataset, run, manager, finished, steps):
+        begun.append(run)
+        best_weights_path(run).touch()
+
+    monkeypatch.setattr(trainer, "_fit", fit)
     trained(drawn_dataset, tmp_path / "new", resume=True)
     assert begun == [tmp_path / "new"] and (tmp_path / "new" / "config.yaml").is_file()
 
@@ -296,8 +299,34 @@ def test_a_run_that_is_there_is_not_overwritten(copied, drawn_dataset, refusal):
 def test_a_run_is_not_resumed_with_another_network_or_other_samples(copied, drawn_dataset, refusal, changes, section):
     before = (copied / "config.yaml").read_bytes()
     said = refusal(trained, drawn_dataset, copied, resume=True, **changes)
-    assert f"section {section}" in said and str(copied) in said
+    assert f"{section}." in said and "is now" in said and str(copied) in said
     assert (copied / "config.yaml").read_bytes() == before
+
+
+def test_a_run_is_not_resumed_with_another_seed(copied, drawn_dataset, refusal):
+    assert "seed was 0 and is now 5" in refusal(trained, drawn_dataset, copied, resume=True, seed=5)
+
+
+def test_epochs_without_their_checkpoint_are_not_trained_over(copied, drawn_dataset, refusal):
+    before = best_weights_path(copied).read_bytes()
+    shutil.rmtree(copied / "checkpoints" / "state")
+    assert "checkpoint is gone" in refusal(trained, drawn_dataset, copied, resume=True, training__epochs=4)
+    assert best_weights_path(copied).read_bytes() == before and len(rows_of(copied)) == EPOCHS
+
+
+@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
+def test_a_damaged_checkpoint_is_named(copied, drawn_dataset, refusal, ending):
+    for path in (copied / "checkpoints" / "state").glob(f"*.{ending}"):
+        path.write_bytes(path.read_bytes()[:100])
+    said = refusal(trained, drawn_dataset, copied, resume=True, training__epochs=4)
+    assert "checkpoint is damaged" in said and str(copied) in said
+
+
+@pytest.mark.parametrize("content", ["epoch,loss\nfoo,1\n", "epoch,loss\n1\n", "\xff\xfe"])
+def test_a_damaged_history_is_named(copied, drawn_dataset, refusal, content):
+    (copied / "history.csv").write_bytes(content.encode("latin-1"))
+    said = refusal(trained, drawn_dataset, copied, resume=True, training__epochs=4)
+    assert str(copied / "history.csv") in said
 
 
 def test_a_run_is_not_resumed_on_another_dataset(copied, drawn_dataset, refusal):
@@ -313,7 +342,12 @@ def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_pat
 
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
     run, fit = tmp_path / "run", trainer._fit
-    monkeypatch.setattr(trainer, "_fit", lambda *given: given[4].save())
+
+    def save_at_once(model, config, dataset, run, manager, finished, steps):
+        best_weights_path(run).touch()
+        manager.save()
+
+    monkeypatch.setattr(trainer, "_fit", save_at_once)
     trained(drawn_dataset, run, training__ema=0)
     monkeypatch.setattr(trainer, "_fit", fit)
     said = refusal(trained, drawn_dataset, run, resume=True, training__ema=0.9)
