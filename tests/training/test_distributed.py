@@ -56,9 +56,10 @@ def test_two_workers_write_one_run_and_have_the_loss_of_one_device(compared, dra
     for index in range(2):
         cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "TMPDIR": str(tmp_path)}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
-        said = [process.communicate(timeout=120)[1].decode() for process in started]
+        said = [process.communicate(timeout=300)[1].decode() for process in started]
     finally:
         for process in started:
             process.kill()
