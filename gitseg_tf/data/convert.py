@@ -1,6 +1,5 @@
 """From a cohort to TFRecords."""
 
-import hashlib
 import json
 import os
 import threading
@@ -26,7 +25,16 @@ from gitseg_tf.data.records import (
     serialize_scan,
     shard_from_json,
 )
-from gitseg_tf.data.scans import ORGANS, Cohort, Scan, read_cohort, read_image, read_masks
+from gitseg_tf.data.scans import (
+    ORGANS,
+    Cohort,
+    Scan,
+    read_cohort,
+    read_image,
+    read_masks,
+    slice_strata,
+    source_digest,
+)
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import write_atomically
 from gitseg_tf.progress import progress
@@ -101,7 +109,7 @@ def convert(
 def _plan(cohort: Cohort, folds: int, seed: int) -> dict:
     """Which scans go to which shard, as JSON: what a resumed conversion must agree with."""
     if cohort.labelled:
-        slices = [(scan.case, _stratum(scan, item.id)) for scan in cohort.scans for item in scan.slices]
+        slices = [(scan.case, stratum) for scan in cohort.scans for stratum in slice_strata(scan)]
         fold_of = assign_folds(*map(list, zip(*slices, strict=True)), folds, seed)
     else:
         folds, fold_of = 0, {scan.case: UNLABELLED for scan in cohort.scans}
@@ -120,10 +128,6 @@ def _plan(cohort: Cohort, folds: int, seed: int) -> dict:
         label = f"fold{fold}" if fold != UNLABELLED else "unlabelled"
         shards += [[f"{label}-{i:05d}-of-{len(parts):05d}.tfrecord", fold, ids] for i, ids in enumerate(parts)]
     return {"version": VERSION, "folds": folds, "seed": seed, "shards": shards}
-
-
-def _stratum(scan: Scan, slice_id: str) -> int:
-    return sum(1 << k for k, organ in enumerate(ORGANS) if scan.rles.get((slice_id, organ)))
 
 
 def _prepare_folder(out: Path, plan: dict, resume: bool) -> None:
@@ -153,7 +157,7 @@ def _write_shard(out: Path, name: str, fold: int, scans: list[Scan], step: Calla
     """Write one shard, or take it from an interrupted conversion when it is whole."""
     import tensorflow as tf
 
-    path, note, source = out / name, out / f"{name}.json", _source_digest(scans)
+    path, note, source = out / name, out / f"{name}.json", source_digest(scans)
     noted = _read_json(note) if note.is_file() and path.is_file() else {}
     if noted.get("source") == source:
         shard = shard_from_json(noted["shard"])
@@ -174,16 +178,6 @@ def _write_shard(out: Path, name: str, fold: int, scans: list[Scan], step: Calla
     os.replace(temporary, path)
     write_atomically(note, json.dumps({"source": source, "shard": asdict(shard)}).encode())
     return shard
-
-
-def _source_digest(scans: list[Scan]) -> str:
-    """Changes with a slice's name or file size and with a row of the table, for these scans alone."""
-    digest = hashlib.sha256()
-    for scan in scans:
-        for item in scan.slices:
-            digest.update(f"{item.id} {item.path.name} {item.path.stat().st_size}\n".encode())
-        digest.update(json.dumps(sorted((*key, rle) for key, rle in (scan.rles or {}).items())).encode())
-    return digest.hexdigest()
 
 
 def _read_scan(scan: Scan) -> tuple[bytes, ScanEntry]:

@@ -1,6 +1,7 @@
 """Reading scans from the competition's folder layout."""
 
 import hashlib
+import json
 import re
 import zlib
 from collections import Counter
@@ -189,6 +190,28 @@ def read_masks(scan: Scan) -> np.ndarray:
                 except RleError as error:
                     raise InputError(f"train.csv, {item.id}, {organ}: {error}; correct the row") from None
     return masks
+
+
+def slice_strata(scan: Scan) -> list[int]:
+    """What each slice shows, without decoding a contour where that can be told from the source alone.
+
+    Args:
+        scan: from `read_cohort`, with contours.
+
+    Returns:
+        D numbers in the order of the slices: bit k is set where organ k of ORGANS is there.
+    """
+    return [sum(1 << k for k, organ in enumerate(ORGANS) if scan.rles.get((item.id, organ))) for item in scan.slices]
+
+
+def source_digest(scans: list[Scan]) -> str:
+    """SHA-256, hexadecimal, that changes with a slice's name or file size and with a contour, for these scans alone."""
+    digest = hashlib.sha256()
+    for scan in scans:
+        for item in scan.slices:
+            digest.update(f"{item.id} {item.path.name} {item.path.stat().st_size}\n".encode())
+        digest.update(json.dumps(sorted((*key, rle) for key, rle in (scan.rles or {}).items())).encode())
+    return digest.hexdigest()
 
 
 def _check_png(path: Path, data: bytes) -> None:
