@@ -30,7 +30,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
     rows = []
     for scan in progress(cohort.scans, "predict", unit="scan"):
         image = read_image(scan)
-        masks = predict(image, scan.numbers, intensity_percentiles(image))
+        masks = predict(image, scan.numbers, intensity_percentiles(image), scan.spacing)
         if output == "png":
             write_overlays(out / scan.id, scan, image, masks)
         else:

@@ -83,7 +83,8 @@ def windows_in(batches):
 
 
 def unflipped(**changes):
-    return {"augment__flip": 0, "augment__affine": 0} | changes
+    off = {f"augment__{name}__p": 0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
+    return off | changes
 
 
 TWO_PLAIN_EPOCHS = unflipped(data__empty_slices=1, training__epochs=2)
@@ -267,7 +268,7 @@ def test_augmented_masks_stay_zero_or_one(train):
 
 
 def test_fewer_windows_than_a_batch_are_repeated_until_they_fill_it(drawn, drawn_dataset):
-    config = configured(data__batch_size=100, training__epochs=1)
+    config = configured(**unflipped(data__batch_size=100, training__epochs=1))
     batches = list(training_windows(drawn_dataset, config))
     assert len(batches) == steps_per_epoch(drawn_dataset, config) == 1
     marks = Counter(drawn.marks_in(batches[0][0])[:, config.data.slices // 2].tolist())
