@@ -245,7 +245,8 @@ def _windows_at(scan: dict, order, data: DataConfig, seed) -> tf.data.Dataset:
         slices = scan["windows"][z]
         if data.patch is None:
             return {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}
-        draw = tf.stack([tf.cast(seed, tf.int64), tf.cast(z, tf.int64)])
+        of_scan = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**20), tf.int64)
+        draw = tf.stack([tf.cast(seed, tf.int64), of_scan * 65536 + tf.cast(z, tf.int64)])
         y, x = _patch_corner(scan["bits"][z], data.patch[1:], draw)
         rows, columns = slice(y, y + data.patch[1]), slice(x, x + data.patch[2])
         patch = {"planes": scan["image"][:, rows, columns], "bits": scan["bits"][:, rows, columns]}
@@ -261,10 +262,10 @@ def _patch_corner(bits, patch: tuple[int, int], seed):
     room = tf.constant([bits.shape[0] - patch[0], bits.shape[1] - patch[1]], tf.float32)
     inside = tf.cast(tf.where(bits > 0), tf.float32)
     count = tf.shape(inside)[0]
-    picked = tf.cast(u[2] * tf.cast(count, tf.float32), tf.int32)
-    centre = tf.cond(count > 0, lambda: inside[tf.minimum(picked, count - 1)], lambda: u[:2] * (room + 1) + patch // 2)
-    corner = tf.clip_by_value(tf.floor(centre - tf.constant(patch, tf.float32) / 2), 0.0, room)
-    return tf.unstack(tf.cast(corner, tf.int32))
+    picked = tf.minimum(tf.cast(u[2] * tf.cast(count, tf.float32), tf.int32), count - 1)
+    half = tf.constant(patch, tf.float32) / 2
+    corner = tf.cond(count > 0, lambda: inside[picked] - half, lambda: u[:2] * (room + 1))
+    return tf.unstack(tf.cast(tf.clip_by_value(tf.floor(corner), 0.0, room), tf.int32))
 
 
 def _finish(data: DataConfig, augment: AugmentConfig | None, seed: int):

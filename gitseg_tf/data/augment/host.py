@@ -59,7 +59,8 @@ class HostAugment:
 
     def _change_image(self, planes, out, warp, own) -> None:
         """A 2.5-D window is one image of K channels, a volume K images of one channel."""
-        parts = [out[z, ..., 0] for z in range(len(planes))] if self.volumetric else [out]
+        images = list(out) if self.volumetric else [out]
+        parts = [image[..., 0] if image.shape[-1] == 1 else image for image in images]  # as OpenCV has them
         sources = list(planes) if self.volumetric else [cv2.merge(list(planes))]
         for part, source in zip(parts, sources, strict=True):
             if warp is None:
