@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gitseg_tf.data.scans import ORGANS, is_cohort, read_cohort, read_image, read_masks, read_png
+from gitseg_tf.data.competition import read_png
+from gitseg_tf.data.scans import ORGANS, is_cohort, read_cohort, read_image, read_masks
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "uwmgi_slices"
 SMALL = (("case1_day0", (40, 64), range(1, 5)), ("case2_day3", (48, 40), (2, 5, 6, 11)))
@@ -314,5 +315,5 @@ def test_real_slices_and_contours_are_read():
     assert sum(scan.shape[0] for scan in cohort.scans) == table["id"].nunique()
     assert sum(int(read_masks(scan).sum()) for scan in cohort.scans) == inside
     for scan in cohort.scans:
-        stored = [cv2.imread(str(item.path), cv2.IMREAD_UNCHANGED) for item in scan.slices]
+        stored = [cv2.imread(str(item.path), cv2.IMREAD_UNCHANGED) for item in scan.source.slices]
         assert np.array_equal(read_image(scan), stored)
