@@ -76,8 +76,10 @@ class NiftiSource(Source):
     def _read_label(self, path: Path) -> np.ndarray:
         grid, voxels = _read(path)
         _check_agreement(path, grid, self.image, self.grid)
-        if voxels.dtype.kind not in "biuf":
-            raise InputError(f"{path}: holds {voxels.dtype} voxels; a label holds whole numbers")
+        if voxels.dtype.kind == "f" and (voxels == np.rint(voxels)).all():
+            voxels = voxels.astype(np.int32)
+        if voxels.dtype.kind not in "biu":
+            raise InputError(f"{path}: holds {voxels.dtype} values that are not whole; a label holds whole numbers")
         return grid.to_records(voxels)
 
 

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pydicom
 import pytest
@@ -212,6 +214,12 @@ def test_rescaled_and_negative_values_are_respected(write, clinic, truth):
     assert np.array_equal(read_image(only(clinic)), truth.scans[0].image * 2)
 
 
+def test_scans_travel_to_other_processes(write, clinic, truth):
+    write().write_series().write_structures()
+    scan = pickle.loads(pickle.dumps(only(clinic)))
+    assert np.array_equal(read_masks(scan), truth.scans[0].masks)
+
+
 def test_what_a_later_structure_set_needs_is_kept(write, clinic, truth):
     writer = write().write_series("LPS").write_structures()
     source = only(clinic).source
@@ -346,6 +354,20 @@ def test_an_open_contour_is_refused(write, clinic, refusal):
     assert "has a contour of type OPEN_PLANAR" in refusal(read_masks, only(clinic))
 
 
+def test_points_that_cannot_be_read_are_named(write, clinic, refusal):
+    writer = write().write_series()
+    writer.write_structures({"stomach": [np.array([(1.5, 2), (3, 4)])]})
+    path = writer.root / "RS.dcm"
+    path.write_bytes(path.read_bytes().replace(b"1.5\\2\\3\\4", b"1.5\\2\\3\\x"))
+    assert f"{path}: ROI 'stomach' has a contour whose points cannot be read" in refusal(read_masks, only(clinic))
+
+
+def test_a_line_of_two_points_has_no_area(write, clinic):
+    writer = write().write_series()
+    writer.write_structures({"stomach": [writer.to_patient(np.array([(5, 5), (9, 9)]), 3)]})
+    assert not read_masks(only(clinic)).any()
+
+
 def test_points_that_were_clicked_are_no_organ(write, clinic):
     write().write_series().write_structures(kind="POINT")
     assert not read_masks(only(clinic)).any()
@@ -357,6 +379,16 @@ def test_files_that_are_no_dicom_are_told_and_damaged_ones_refused(write, clinic
     assert any("README.txt: no DICOM" in line for line in read_cohort(clinic).ignored)
     (writer.root / "IM0099.dcm").write_bytes(b"")
     assert "IM0099.dcm: is no DICOM file" in refusal(read_cohort, clinic)
+
+
+def test_a_compression_without_decoder_is_named(write, clinic, refusal):
+    def compress(dataset, _):
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
+        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+        dataset["PixelData"].VR = "OB"
+
+    write().write_series(change=compress)
+    assert "is compressed as JPEG-LS Lossless Image Compression" in refusal(read_image, only(clinic))
 
 
 def test_truncated_pixels_are_named(write, clinic, refusal):

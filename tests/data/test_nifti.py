@@ -290,6 +290,21 @@ def test_a_mask_of_several_values_is_none(folders, truth, nifti, tmp_path, refus
     assert f"{path}: holds more than one value" in refusal(read_masks, read_cohort(tmp_path).scans[0])
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_mask_of_fractions_is_none(folders, truth, nifti, tmp_path, refusal, value):
+    scan, path = truth.scans[0], folders(tmp_path) / "case1_day0" / "stomach.nii.gz"
+    nifti.save(path, nifti.stored_as(scan.masks[2] * value, "LPI"), nifti.affine_of(scan, "LPI"), np.float32)
+    assert f"{path}: holds float32 values that are not whole" in refusal(read_masks, read_cohort(tmp_path).scans[0])
+
+
+def test_a_mask_may_be_stored_as_floats_or_as_255(folders, truth, nifti, tmp_path):
+    scan, root = truth.scans[0], folders(tmp_path)
+    affine = nifti.affine_of(scan, "LPI")
+    nifti.save(root / scan.id / "stomach.nii.gz", nifti.stored_as(scan.masks[2], "LPI"), affine, np.float64)
+    nifti.save(root / scan.id / "large_bowel.nii.gz", nifti.stored_as(scan.masks[0] * 255, "LPI"), affine, np.uint8)
+    assert np.array_equal(read_masks(read_cohort(root).scans[0]), scan.masks)
+
+
 def test_values_that_are_not_finite_are_refused(one, refusal):
     root = one(np.full((3, 4, 2), np.nan, np.float32))
     assert "scan.nii: holds values that are not finite" in refusal(read_image, read_cohort(root).scans[0])
