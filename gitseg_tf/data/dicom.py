@@ -67,7 +67,7 @@ def read(root: Path, table: bool = True) -> Cohort:
     ]
     scans = tuple(sorted(scans, key=lambda scan: scan.id))
     names = hashlib.sha256(json.dumps([scan.id for scan in scans]).encode() + source_digest(list(scans)).encode())
-    lines = tuple(f"{line} in {n} scans" for line, n in sorted(labels.items()))
+    lines = tuple(f"{line} ({n} of {len(scans)} scans)" for line, n in sorted(labels.items()))
     return Cohort(root, scans, labelled, names.hexdigest(), "DICOM", lines, tuple(ignored))
 
 

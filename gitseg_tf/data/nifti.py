@@ -215,8 +215,10 @@ def _read_scan_folders(root: Path, table: bool):
         labels.update(f"{path.name} is {organ}" for organ, path in masks[image].items())
         missing.update(organ for organ in ORGANS if labelled and organ not in masks[image])
         scans.append(_scan("_".join(names), names[0], image, None, {}, (), masks[image], labelled))
-    lines = [f"{line} in {n} scans" for line, n in sorted(labels.items())]
-    lines += [f"no file for {organ} in {n} scans: taken as absent" for organ, n in sorted(missing.items())]
+    lines = [f"{line} ({n} of {len(scans)} scans)" for line, n in sorted(labels.items())]
+    lines += [
+        f"no file is {organ}: taken as absent ({n} of {len(scans)} scans)" for organ, n in sorted(missing.items())
+    ]
     return scans, lines, ignored
 
 

@@ -27,7 +27,7 @@ def describe(root: str | PathLike) -> list[str]:
         ("layout", [cohort.layout]),
         ("patients", [str(len({scan.case for scan in cohort.scans}))]),
         ("scans", [str(len(cohort.scans))]),
-        ("slices", [f"{sum(depths)}, {min(depths)} to {max(depths)} a scan"]),
+        ("slices", [f"{sum(depths)}, from {min(depths)} to {max(depths)} a scan"]),
         ("gaps", _gaps(cohort)),
         ("geometry", _geometries(cohort)),
         ("labels", _first(cohort.labels, len(cohort.labels))),
@@ -44,9 +44,9 @@ def _gaps(cohort: Cohort) -> list[str]:
 
 
 def _geometries(cohort: Cohort) -> list[str]:
-    counts = Counter((scan.shape[1:], scan.spacing) for scan in cohort.scans)
+    counts, total = Counter((scan.shape[1:], scan.spacing) for scan in cohort.scans), len(cohort.scans)
     return [
-        f"{n} scans: {width} wide and {height} high, pixels of {x:g} x {y:g} mm, {z:g} mm from slice to slice"
+        f"{width} wide and {height} high, pixels of {x:g} x {y:g} mm, slices every {z:g} mm ({n} of {total} scans)"
         for ((height, width), (z, y, x)), n in sorted(counts.items())
     ]
 
@@ -54,18 +54,22 @@ def _geometries(cohort: Cohort) -> list[str]:
 def _organs(cohort: Cohort) -> list[str]:
     if not cohort.labelled:
         return ["no contours"]
-    strata = [
-        stratum for scan in progress(cohort.scans, "labels", unit="scan", delay=2) for stratum in slice_strata(scan)
-    ]
+    bar = progress(cohort.scans, "labels", unit="scan", delay=2)
+    strata = [stratum for scan in bar for stratum in slice_strata(scan)]
     lines = [f"{organ} on {sum(stratum >> k & 1 for stratum in strata)} slices" for k, organ in enumerate(ORGANS)]
     return [*lines, f"none on {strata.count(0)} slices"]
 
 
 def _files(cohort: Cohort) -> list[str]:
-    scan = cohort.scans[0]
-    taken = [f"{scan.id}, {role}: {path}" for role, path in scan.source.files()]
-    others = sum(len(other.source.files()) for other in cohort.scans[1:])
-    return [*_first(taken), *([f"and {others} files of {len(cohort.scans) - 1} other scans"] if others else [])]
+    lines = []
+    for scan in cohort.scans:
+        roles: dict[str, list] = {}
+        for role, path in scan.source.files():
+            roles.setdefault(role, []).append(path)
+        for role, paths in roles.items():
+            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+            lines.append(f"{scan.id}, {role}: {paths[0]}{more}")
+    return _first(lines)
 
 
 def _first(lines, limit: int = _LISTED) -> list[str]:

@@ -150,7 +150,7 @@ def test_roi_names_are_matched_to_organs(write, clinic, truth, names):
     writer.write_structures(lines | {"PTV_5000": [writer.outline(truth.scans[0].masks[0, 3], 3)]})
     cohort = read_cohort(clinic)
     assert np.array_equal(read_masks(cohort.scans[0]), truth.scans[0].masks)
-    assert f"ROI {names[0]!r} is large_bowel in 1 scans" in cohort.labels
+    assert f"ROI {names[0]!r} is large_bowel (1 of 1 scans)" in cohort.labels
     assert any("'PTV_5000'" in line for line in cohort.ignored)
 
 

@@ -157,8 +157,8 @@ def test_a_patients_folders_are_scans_of_one_patient(truth, nifti, tmp_path):
         nifti.save(tmp_path / "anna" / day / "segmentations" / "colon.nii.gz", volume > 9999, affine, np.uint8)
     cohort = read_cohort(tmp_path)
     assert [(s.id, s.case) for s in cohort.scans] == [("anna_2026-01-02", "anna"), ("anna_2026-03-04", "anna")]
-    assert cohort.labelled and "colon.nii.gz is large_bowel in 2 scans" in cohort.labels
-    assert "no file for stomach in 2 scans: taken as absent" in cohort.labels
+    assert cohort.labelled and "colon.nii.gz is large_bowel (2 of 2 scans)" in cohort.labels
+    assert "no file is stomach: taken as absent (2 of 2 scans)" in cohort.labels
 
 
 @pytest.mark.parametrize(

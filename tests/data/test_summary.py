@@ -32,14 +32,16 @@ def organ_lines(masks_of_scans):
 def test_the_competitions_layout_is_described(drawn):
     table = rows(drawn.root)
     assert table["layout"] == ["competition"]
-    assert (table["patients"], table["scans"], table["slices"]) == (["6"], ["9"], ["73, 6 to 12 a scan"])
+    assert (table["patients"], table["scans"], table["slices"]) == (["6"], ["9"], ["73, from 6 to 12 a scan"])
     assert table["organs"] == organ_lines([scan.masks for scan in drawn.scans])
     assert table["geometry"] == [
-        "5 scans: 64 wide and 40 high, pixels of 1.25 x 1.5 mm, 3 mm from slice to slice",
-        "4 scans: 40 wide and 48 high, pixels of 1.63 x 1.63 mm, 3 mm from slice to slice",
+        "64 wide and 40 high, pixels of 1.25 x 1.5 mm, slices every 3 mm (5 of 9 scans)",
+        "40 wide and 48 high, pixels of 1.63 x 1.63 mm, slices every 3 mm (4 of 9 scans)",
     ]
     assert table["gaps"] == ["case5_day0: slices are missing"]
-    assert str(drawn.root / "train/case1/case1_day0/scans/slice_0001_64_40_1.25_1.50.png") in table["files"][0]
+    first = drawn.root / "train/case1/case1_day0/scans/slice_0001_64_40_1.25_1.50.png"
+    assert table["files"][0] == f"case1_day0, image: {first} and 7 more"
+    assert len(table["files"]) == 6 and table["files"][-1] == "and 4 more"
 
 
 def test_labels_of_nifti_and_what_is_ignored_are_described(truth, nifti, tmp_path):
@@ -70,7 +72,7 @@ def test_rois_of_dicom_and_what_is_ignored_are_described(truth, dicom_writer, tm
     writer.write_structures(writer.polygons() | {"PTV": []})
     (tmp_path / "dicom" / "notes.txt").write_text("-")
     table = rows(tmp_path / "dicom")
-    assert table["layout"] == ["DICOM"] and "ROI 'stomach' is stomach in 1 scans" in table["labels"]
+    assert table["layout"] == ["DICOM"] and "ROI 'stomach' is stomach (1 of 1 scans)" in table["labels"]
     assert table["organs"] == organ_lines([truth.scans[0].masks])
     assert any("notes.txt: no DICOM" in line for line in table["ignored"])
     assert any("ROI 'PTV': no organ of ours" in line for line in table["ignored"])
