@@ -53,7 +53,7 @@ def read(root: Path, table: bool = True) -> Cohort:
         elif kind not in _IMAGES or "LOCALIZER" in header.get("ImageType", ()):
             ignored.append(f"{path}: {'localizer' if kind in _IMAGES else kind}")
         else:
-            _check_image(path, header)
+            _check_has(path, header, "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
     if not series:
         raise InputError(f"{root}: holds DICOM files, but no {' or '.join(_IMAGES)} image; add the series")
@@ -95,12 +95,16 @@ def _check_image(path: Path, header: pydicom.Dataset) -> None:
     kind = getattr(header.get("SOPClassUID"), "name", "of no class")
     if (header.get("NumberOfFrames") or 1) > 1 or "Enhanced" in kind:
         raise InputError(f"{path}: is a multi-frame image ({kind}); export the series as single frames")
-    needed = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "PixelSpacing")
-    for name in (*needed, "ImagePositionPatient", "ImageOrientationPatient"):
-        if not header.get(name):
-            raise InputError(f"{path}: has no {name}; a scan cannot be built without it")
+    _check_has(path, header, "SOPInstanceUID", "Rows", "Columns", "PixelSpacing")
+    _check_has(path, header, "ImagePositionPatient", "ImageOrientationPatient")
     if header.get("PhotometricInterpretation", "MONOCHROME2") != "MONOCHROME2":
         raise InputError(f"{path}: is {header.PhotometricInterpretation}; a slice is grey (MONOCHROME2)")
+
+
+def _check_has(path: Path, header: pydicom.Dataset, *names: str) -> None:
+    for name in names:
+        if not header.get(name):
+            raise InputError(f"{path}: has no {name}; a scan cannot be built without it")
 
 
 def _match(structures, series, strict: bool) -> dict[str, list]:
@@ -177,6 +181,8 @@ def _safe(patient: str) -> str:
 
 
 def _scan(scan_id: str, images, structures, labelled: bool, labels: Counter, ignored: list[str]) -> Scan:
+    for path, header in images:
+        _check_image(path, header)
     grid, order = series_grid(images)
     rois = _rois(structures, labels, ignored)
     header = images[0][1]

@@ -15,6 +15,11 @@ RAS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0
 # A drawn volume [D, H, W] goes to the feet, to the back and to the patient's left.
 AXIS_OF = {"I": 0, "S": 0, "P": 1, "A": 1, "L": 2, "R": 2}
 FIRST_SLICE_MM = 500.0
+CLINIC_SCANS = (
+    ("case1_20260102", (40, 64), range(1, 9)),
+    ("case1_20260203", (40, 64), (1, 2, 3, 6, 7, 8, 9)),
+    ("case2_20260102", (48, 40), range(1, 7)),
+)
 
 
 def stored_as(volume, codes):
@@ -175,3 +180,25 @@ def nifti():
         numbered, apart = map(staticmethod, (numbered, apart))
 
     return Nifti
+
+
+@pytest.fixture(scope="session")
+def patients(draw, tmp_path_factory):
+    """Drawn scans with the ids that scans from DICOM have; the second one has a gap."""
+    return draw(tmp_path_factory.mktemp("patients") / "cohort", CLINIC_SCANS)
+
+
+@pytest.fixture
+def clinic(tmp_path):
+    return tmp_path / "clinic"
+
+
+@pytest.fixture
+def write(patients, clinic):
+    """write(index) is the writer of a scan of `patients` to a folder in `clinic`."""
+
+    def make(index=0):
+        scan = patients.scans[index]
+        return DicomWriter(clinic / scan.id, scan, scan.case, scan.id.split("_")[1])
+
+    return make
