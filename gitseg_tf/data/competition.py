@@ -101,7 +101,7 @@ def read(root: AnyPath, table: bool = True) -> Cohort:
     """
     images = _image_root(root, ("train", "test") if table else ("test", "train"))
     listed = progress(_slices_under(images), f"list {root.name}", unit="file", delay=_BAR_AFTER)
-    files = sorted(listed, key=lambda path: path.as_posix().split("/"))
+    files = sorted(listed, key=str)
     if not files:
         raise InputError(f"{root}: no slices found; they are expected at train/CASE/CASE_DAY/scans/slice_*.png")
     table_path = root / "train.csv"

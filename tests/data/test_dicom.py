@@ -72,6 +72,12 @@ def test_missing_slices_are_gaps_in_the_numbers_and_keep_their_place(write, clin
     assert place[:3] == pytest.approx([50 - 4 * dx, 40 - 5 * dy, 500 - 5 * dz])
 
 
+def test_rounded_positions_are_even_distances(write, clinic, patients):
+    write(1).write_series(change=shift(2, 0.05, 3))
+    scan = only(clinic)
+    assert scan.numbers == patients.scans[1].numbers and scan.spacing == pytest.approx(patients.scans[1].spacing)
+
+
 def test_an_oblique_series_goes_along_its_nearest_axes(write, clinic, patients):
     c, s = np.cos(0.3), np.sin(0.3)
     turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
@@ -176,6 +182,7 @@ def test_a_folder_without_dicom_is_none(tmp_path):
         (attribute("Rows", 20, 3), "differ in Rows"),
         (attribute("ImageOrientationPatient", [0, 1, 0, 1, 0, 0], 3), "differ in ImageOrientationPatient"),
         (shift(2, 1.2, 3), "a scan has slices at even distances"),
+        (shift(2, 0.3, 3), "a scan has slices at even distances"),
         (shift(2, 3, 3), "are in the same place"),
         (shift(0, 9, 3), "are shifted sideways"),
         (attribute("Modality", "PT"), "no MR or CT image"),
