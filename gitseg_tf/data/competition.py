@@ -97,7 +97,7 @@ def read(root: AnyPath, table: bool = True) -> Cohort:
         The cohort, scans sorted by id.
 
     Raises:
-        InputError: nothing there, a name that cannot be read, an unknown organ, a row without image, a row given twice.
+        InputError: nothing there, a name that cannot be read, an unknown organ, a row given twice.
     """
     images = _image_root(root, ("train", "test") if table else ("test", "train"))
     listed = progress(_slices_under(images), f"list {root.name}", unit="file", delay=_BAR_AFTER)
@@ -110,9 +110,8 @@ def read(root: AnyPath, table: bool = True) -> Cohort:
     for path in files:
         by_scan.setdefault(path.parent, []).append(path)
     scans = sorted((_scan(folder, paths, rles) for folder, paths in by_scan.items()), key=lambda s: s.id)
-    if rles is not None:
-        _check_rows_have_images(table_path, rles, scans)
-    return Cohort(root, tuple(scans), rles is not None, _fingerprint(root, files, table_hash), "competition")
+    fingerprint, orphans = _fingerprint(root, files, table_hash), _rows_without_image(rles or {}, scans)
+    return Cohort(root, tuple(scans), rles is not None, fingerprint, "competition", orphans=orphans)
 
 
 def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -228,12 +227,10 @@ def _read_table(path: AnyPath) -> tuple[dict[str, dict[tuple[str, str], str]], s
     return rles, hashlib.sha256(content).hexdigest()
 
 
-def _check_rows_have_images(table: AnyPath, rles, scans: list[Scan]) -> None:
+def _rows_without_image(rles: dict, scans: list[Scan]) -> tuple[str, ...]:
+    """Slice ids of the table, in its order, that have no image."""
     ids = {slice_id for scan in scans for slice_id in scan.slice_ids}
-    for rows in rles.values():
-        for slice_id, _ in rows:
-            if slice_id not in ids:
-                raise InputError(f"{table}: {slice_id} has no image; add its PNG or remove its rows")
+    return tuple(dict.fromkeys(slice_id for rows in rles.values() for slice_id, _ in rows if slice_id not in ids))
 
 
 def _fingerprint(root: AnyPath, files: list[AnyPath], table_hash: str) -> str:

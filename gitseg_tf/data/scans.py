@@ -122,6 +122,7 @@ class Cohort:
         layout: "competition", "NIfTI" or "DICOM".
         labels: lines on what was taken as which organ.
         ignored: lines on what was left alone, and why.
+        orphans: slice ids of the competition's table that have no image.
     """
 
     root: AnyPath
@@ -131,6 +132,7 @@ class Cohort:
     layout: str
     labels: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
 
 
 def is_cohort(root: str | PathLike) -> bool:
@@ -139,12 +141,13 @@ def is_cohort(root: str | PathLike) -> bool:
     return root.is_dir() and _reader_of(root) is not None
 
 
-def read_cohort(root: str | PathLike, table: bool = True) -> Cohort:
+def read_cohort(root: str | PathLike, table: bool = True, list_orphans: bool = False) -> Cohort:
     """Find the scans of a folder in any of LAYOUTS; no pixel is read.
 
     Args:
         root: see docs/data.md for what may be in it. SCHEME:// (gs://...) in the competition's layout alone.
         table: False leaves contours alone, and takes the test scans where there are training and test scans.
+        list_orphans: True lists rows of train.csv without image in the cohort instead of refusing them.
 
     Returns:
         The cohort, scans sorted by id.
@@ -163,6 +166,8 @@ def read_cohort(root: str | PathLike, table: bool = True) -> Cohort:
     twice = [name for name, n in Counter(scan.id for scan in cohort.scans).items() if n > 1]
     if twice:
         raise InputError(f"{root}: scan {twice[0]} is there in two folders; keep one")
+    if cohort.orphans and not list_orphans:
+        raise InputError(f"{root / 'train.csv'}: {cohort.orphans[0]} has no image; add its PNG or remove its rows")
     return cohort
 
 
