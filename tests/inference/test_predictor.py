@@ -86,7 +86,7 @@ def test_overlays_are_a_picture_a_slice_with_coloured_contours(drawn, tmp_path):
     masks[0, 1, 5:20, 5:20] = True
     write_overlays(tmp_path, scan, drawn[scan.id].image, masks)
     pictures = {path.stem: cv2.imread(str(path)).astype(int) for path in tmp_path.glob("*.png")}
-    assert sorted(pictures) == [item.id for item in scan.slices]
+    assert sorted(pictures) == scan.slice_ids
     coloured = [bool((picture.max(-1) - picture.min(-1) > 20).any()) for _, picture in sorted(pictures.items())]
     assert coloured == [z == 1 for z in range(scan.shape[0])]
 
