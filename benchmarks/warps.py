@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from gitseg_tf import quiet
 
 OURS = "OpenCV remap: float32, 5 channels, one map for image and mask"
 PEER = "TensorFlow ImageProjectiveTransformV3, affine only"
@@ -147,7 +148,7 @@ def scipy_way():
 
 
 def import_tensorflow():
-    import gitseg_tf  # noqa: F401  (before TensorFlow, which asks it for the Keras to use)
+    quiet.import_tensorflow()
     import tensorflow
 
     return tensorflow
