@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
     convert.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
 
+    augment = _command(commands, "augment", _augment, "draw a picture of what each random change does")
+    augment.add_argument("out", help="the PNG")
+    augment.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
+    augment.add_argument("--config", help="YAML file with the ranges")
+    augment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
+
     train = _command(commands, "train", _train, "train, score and export a model")
     train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
     train.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
@@ -117,6 +123,21 @@ def _convert(options) -> None:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
     print(f"dataset    {dataset.root}: {patients} patients, {len(scans)} scans, {slices} slices, {dataset.folds} folds")
+
+
+def _augment(options) -> None:
+    from gitseg_tf.config import load_config, parse_assignment
+
+    config = load_config(options.config, dict(map(parse_assignment, options.set)))
+    quiet.import_tensorflow()
+    from gitseg_tf.data.augment.preview import save_augment_preview
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.files import as_path
+
+    save_augment_preview(
+        as_path(options.out), open_dataset(options.data or config.data.path, config.data.folds), config
+    )
+    print(f"picture    {options.out}")
 
 
 def _train(options) -> None:
