@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from gitseg_tf import __version__, quiet
 from gitseg_tf.errors import InputError
@@ -18,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0 done, 1 the input is at fault (one line on stderr), 130 interrupted. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    if any("://" in str(value) for value in vars(options).values()):
+        quiet.import_tensorflow()  # it reads these paths, and its start-up notices would drown what they say
     try:
         options.run(options)
     except InputError as error:
@@ -142,6 +143,7 @@ def _augment(options) -> None:
 
 def _train(options) -> None:
     from gitseg_tf.config import load_config, parse_assignment
+    from gitseg_tf.training.run_folder import choose_run, has_begun
 
     flags = {
         "data.path": options.data,
@@ -152,9 +154,8 @@ def _train(options) -> None:
         "training.epochs": options.epochs,
     }
     overrides = dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
-    name = load_config(options.config, overrides).name
-    out = Path(options.out) if options.out else _default_out(name, options.resume)
-    resumed = options.resume and (out / "config.yaml").is_file()
+    out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
+    resumed = options.resume and has_begun(out)
     if options.resume and not resumed:
         print(f"starting   {out}, for there is nothing to resume")
     config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
@@ -173,14 +174,6 @@ def _train(options) -> None:
     print("exporting  the SavedModel", flush=True)
     exported = export(run)
     print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
-
-
-def _default_out(name: str, resume: bool) -> Path:
-    """runs/NAME, or with a number behind it: the newest for a resumed run, the next for a new one."""
-    number, out = 1, Path("runs", name)
-    while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
-        number, out = number + 1, following
-    return out
 
 
 def _evaluate(options) -> None:
