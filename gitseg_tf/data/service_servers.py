@@ -88,9 +88,13 @@ def run_local(workers: int, port: int = 0, say: Callable[[str], None] = print) -
             say(f"dispatcher {address}\nworkers    {', '.join(places)}")
         while not stopped.wait(0.5):
             for own, process in processes.items():
+                if process.poll() == 1:
+                    raise InputError(f"{address}: the worker on port {own} does not start; see what it prints above")
                 if process.poll():
                     say(f"warning    the worker on port {own} ended ({process.returncode}); it is started again")
                     processes[own] = _start_worker(address, own, started)
+        for process in processes.values():
+            process.terminate()  # all at once: each takes some seconds
 
 
 def _dispatcher(port: int):
