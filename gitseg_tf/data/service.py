@@ -81,9 +81,9 @@ def using_service(
         cause = re.search(r"(Failed to \w+ \w+ from worker|[Dd]ispatcher|data service).*", error.message)
         if cause is None:
             raise
-        raise InputError(
-            f"{address}: the data service failed ({cause[0]}); workers must be able to open the data by the same path"
-        ) from None
+        missing = isinstance(error, tf.errors.NotFoundError) and "No such file" in cause[0]
+        cure = "its workers must open the data by this path" if missing else "start it anew and go on with --resume"
+        raise InputError(f"{address}: the data service failed ({cause[0]}); {cure}") from None
     finally:
         ended.set()
         watch.join()

@@ -110,7 +110,7 @@ def test_what_fails_in_a_worker_is_one_line_with_its_cause(local, refusal):
             list(distribute(tf.data.TFRecordDataset(["/nowhere/shard.tfrecord"]), local.address))
 
     said = refusal(read_nothing)
-    assert "/nowhere/shard.tfrecord" in said and local.address in said
+    assert "/nowhere/shard.tfrecord" in said and local.address in said and "must open the data" in said
 
 
 def test_a_dispatcher_and_a_worker_by_commands_of_their_own_end_with_0():
