@@ -52,7 +52,7 @@ def local():
     assert running.stop() == 0
 
 
-def epochs_by(address, work=1):
+def epochs_by(address, work=5):
     """EPOCHS shuffles of the same elements, cut like the training windows: epochs by flat_map, elements by shards."""
 
     def one_epoch(epoch):
@@ -63,18 +63,18 @@ def epochs_by(address, work=1):
             num_parallel_calls=2,
             deterministic=True,
         )
-        elements = elements.map(lambda element: (epoch, element, process_of(work)))
+        elements = elements.map(lambda element: (epoch, element, process_after(work, element)))
         elements = elements.shuffle(16, seed=epoch, reshuffle_each_iteration=False)
         return distribute(elements, address).repeat().take(SHARDS * IN_SHARD)
 
     return tf.data.Dataset.range(EPOCHS).flat_map(one_epoch).as_numpy_iterator()
 
 
-def process_of(work):
+def process_after(work, element):
     """The number of the process that computes this, after some work: that of its first thread."""
-    value = tf.random.stateless_uniform([300, 300], [1, 2])
+    value = tf.random.stateless_uniform([200, 200], [1, element])
     for _ in range(work):
-        value = tf.matmul(value, value) / 300
+        value = tf.matmul(value, value) / 200
     threads = tf.strings.split(tf.io.matching_files("/proc/self/task/*"), "/").to_tensor()[:, -1]
     return tf.reduce_min(tf.strings.to_number(threads, tf.int64)) + tf.cast(value[0, 0] * 0, tf.int64)
 
@@ -91,7 +91,7 @@ def test_two_workers_show_every_element_of_an_epoch_once_and_no_epoch_before_the
 def test_a_worker_that_is_killed_is_started_again_and_the_epochs_come_to_their_end(local):
     victim = int(re.search(r"process (\d+)", local.said)[1])
     found = []
-    for count, element in enumerate(epochs_by(local.address, work=10)):
+    for count, element in enumerate(epochs_by(local.address)):
         found.append(element)
         if count == SHARDS * IN_SHARD // 3:
             os.kill(victim, signal.SIGKILL)
