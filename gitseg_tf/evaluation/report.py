@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from io import StringIO
-from pathlib import Path
 
 import contourpy
 import cv2
@@ -21,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
 from gitseg_tf.evaluation.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
 
 # Stands for the page's text colour while matplotlib draws, so that charts follow the light and the dark theme.
 _INK = "#0a0b0c"
@@ -90,7 +89,7 @@ def choose_scans(summary: dict) -> dict[str, str]:
 
 
 def write_report(
-    path: str | Path,
+    path: str | AnyPath,
     summary: dict,
     rows: pd.DataFrame,
     pictures: list[ScanPicture],
@@ -128,7 +127,7 @@ def write_report(
         score_charts=_score_charts(rows),
         training=None if history is None else _training(history),
     )
-    write_atomically(Path(path), html.encode())
+    write_atomically(as_path(path), html.encode())
 
 
 def _environment() -> jinja2.Environment:
