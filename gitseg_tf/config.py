@@ -76,6 +76,7 @@ class DataConfig(_Section):
     balance_organs: float = Field(0.0, ge=0, le=1, description="how far rarer organs are shown more often; 1 is fully")
     exclude_scans: tuple[str, ...] = Field((), description="ids of scans that are left out")
     shuffle_windows: int = Field(256, ge=1, description="windows held back for shuffling")
+    service: str | None = Field(None, description="grpc://HOST:PORT of a data service that prepares training windows")
     cache_mib: int = Field(1024, ge=0, description="prepared scans are kept in memory when they fit in this many MiB")
 
     @field_validator("slices")

@@ -12,6 +12,7 @@ import tf_keras as keras
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
 from gitseg_tf.data.records import Dataset, naming_damaged_shards
+from gitseg_tf.data.service import using_service
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
@@ -68,6 +69,8 @@ def train(
         raise InputError(
             f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
         )
+    if config.data.service and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
     steps = steps_per_epoch(dataset, config)
     if not dataset.scans_of([config.data.fold], config.data.exclude_scans):
         raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
@@ -91,7 +94,7 @@ def train(
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with naming_damaged_shards(dataset):
+        with naming_damaged_shards(dataset), using_service(config.data.service):
             _fit(model, config, dataset, folder, manager, finished, steps)
     return load_run(run) if strategy.extended.should_checkpoint else None
 
