@@ -58,6 +58,7 @@ class DataConfig(_Section):
     empty_slices: float = Field(0.25, ge=0, le=1, description="share of the slices without organ seen in an epoch")
     shuffle_windows: int = Field(256, ge=1, description="windows held back for shuffling")
     cache_mib: int = Field(1024, ge=0, description="prepared scans are kept in memory when they fit in this many MiB")
+    exclude_scans: tuple[str, ...] = Field((), description="ids of scans that are neither trained on nor scored")
 
     @field_validator("slices")
     @classmethod
