@@ -63,12 +63,16 @@ class Scan:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The scans of a folder, by id, and a fingerprint that changes with any file name, file size or table cell."""
+    """The scans of a folder, by id, and a fingerprint that changes with any file name, file size or table cell.
+
+    `orphans` are slice ids of the table that have no image; `read_cohort` refuses them unless told to list them.
+    """
 
     root: Path
     scans: tuple[Scan, ...]
     labelled: bool
     fingerprint: str
+    orphans: tuple[str, ...] = ()
 
 
 def is_cohort(root: str | Path) -> bool:
@@ -79,7 +83,7 @@ def is_cohort(root: str | Path) -> bool:
     )
 
 
-def read_cohort(root: str | Path, table: bool = True) -> Cohort:
+def read_cohort(root: str | Path, table: bool = True, list_orphans: bool = False) -> Cohort:
     """Find the scans of a folder in the competition's layout; no pixel is read.
 
     Args:
@@ -87,6 +91,7 @@ def read_cohort(root: str | Path, table: bool = True) -> Cohort:
             train/CASE/CASE_DAY/scans/slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png (width before height, mm).
             Without a table the scans are without contours: a test set.
         table: False leaves train.csv alone, and takes the scans of test/ where both train/ and test/ are there.
+        list_orphans: True lists rows without image in the cohort instead of refusing them.
 
     Returns:
         The cohort, scans sorted by id.
@@ -112,9 +117,10 @@ def read_cohort(root: str | Path, table: bool = True) -> Cohort:
     twice = [name for name, n in Counter(s.id for s in scans).items() if n > 1]
     if twice:
         raise InputError(f"{root}: scan {twice[0]} is there in two folders; keep one")
-    if rles is not None:
-        _check_rows_have_images(table_path, rles, scans)
-    return Cohort(root, tuple(scans), rles is not None, _fingerprint(root, files, table_hash))
+    orphans = _rows_without_image(rles or {}, scans)
+    if orphans and not list_orphans:
+        raise InputError(f"{table_path}: {orphans[0]} has no image; add its PNG or remove its rows")
+    return Cohort(root, tuple(scans), rles is not None, _fingerprint(root, files, table_hash), orphans)
 
 
 def read_image(scan: Scan) -> np.ndarray:
@@ -282,12 +288,10 @@ def _read_table(path: Path) -> tuple[dict[str, dict[tuple[str, str], str]], str]
     return rles, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _check_rows_have_images(table: Path, rles, scans: list[Scan]) -> None:
+def _rows_without_image(rles: dict, scans: list[Scan]) -> tuple[str, ...]:
+    """Slice ids of the table, in its order, that have no image."""
     ids = {item.id for scan in scans for item in scan.slices}
-    for rows in rles.values():
-        for slice_id, _ in rows:
-            if slice_id not in ids:
-                raise InputError(f"{table}: {slice_id} has no image; add its PNG or remove its rows")
+    return tuple(dict.fromkeys(slice_id for rows in rles.values() for slice_id, _ in rows if slice_id not in ids))
 
 
 def _fingerprint(root: Path, files: list[Path], table_hash: str) -> str:

@@ -268,6 +268,16 @@ def test_a_row_of_a_scan_that_is_not_there_is_named(small, refusal, rows_of, sav
     assert "train.csv: case9_day0_slice_0001 has no image" in refusal(read_cohort, small.root)
 
 
+def test_rows_without_image_are_listed_on_demand(small, rows_of, save_table):
+    orphans = ("case9_day0_slice_0001", "case1_day0_slice_0077")
+    save_table(
+        small.root, rows_of(small.scans) + [(i, organ, "1 2") for i in orphans for organ in ("stomach", "small_bowel")]
+    )
+    cohort = read_cohort(small.root, list_orphans=True)
+    assert sorted(cohort.orphans) == sorted(orphans)
+    assert {scan.id for scan in cohort.scans} == {scan.id for scan in small.scans}
+
+
 def test_a_row_given_twice_is_named(small, refusal, rows_of, save_table):
     rows = rows_of(small.scans)
     save_table(small.root, [*rows, rows[4]])
