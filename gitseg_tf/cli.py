@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
     convert.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
 
+    inspect = _command(commands, "inspect", _inspect, "report what is in a cohort or dataset, and what is odd about it")
+    inspect.add_argument("data", help="a source cohort, or TFRecords made by gitseg convert")
+    inspect.add_argument("--out", default="inspection.html", metavar="FILE.html", help="the page (%(default)s)")
+    inspect.add_argument("--strict", action="store_true", help="exit status 1 when there is an error or a warning")
+
     train = _command(commands, "train", _train, "train, score and export a model")
     train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
     train.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
@@ -108,6 +113,22 @@ def _convert(options) -> None:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
     print(f"dataset    {dataset.root}: {patients} patients, {len(scans)} scans, {slices} slices, {dataset.folds} folds")
+
+
+def _inspect(options) -> None:
+    from gitseg_tf.data.records import is_dataset
+
+    if is_dataset(options.data):
+        quiet.import_tensorflow()
+    from gitseg_tf.data.inspect import inspect_data, summary_lines, write_page
+
+    inspection = inspect_data(options.data)
+    print("\n".join(summary_lines(inspection)), flush=True)
+    write_page(inspection, options.out)
+    print(f"page       {options.out}")
+    errors, warnings = inspection.counts["error"], inspection.counts["warning"]
+    if options.strict and errors + warnings:
+        raise InputError(f"{options.data}: {errors} errors and {warnings} warnings, listed above and in {options.out}")
 
 
 def _train(options) -> None:
