@@ -25,6 +25,8 @@ LEAST_SHIFT, LEAST_GAIN, LARGE_GAIN = 6, 1.12, 1.3
 LEAST_SHIFT_Z = 2
 # The fit is a mean over outlines: on fewer slices chance decides.
 FIT_SLICES = 8
+# Fewer slices are a piece of a scan: volumes and places in it say nothing.
+WHOLE = 20
 
 
 def outside_body(scan: ScanFacts) -> Iterator[Finding]:
@@ -144,6 +146,7 @@ def _repeats(slices: list[int]) -> bool:
 
 def wrong_places(scans: list[ScanFacts]) -> Iterator[Finding]:
     """Organs that lie elsewhere than in the cohort: mirrored, upside down, in the wrong order."""
+    scans = [scan for scan in scans if scan.shape[0] >= WHOLE]
     if len(scans) < COHORT:
         return
     centres = np.array([scan.contours.centres for scan in scans])
@@ -173,6 +176,7 @@ def wrong_places(scans: list[ScanFacts]) -> Iterator[Finding]:
 
 def odd_volumes(scans: list[ScanFacts]) -> Iterator[Finding]:
     """Organs far smaller or larger than in the cohort, and organs that are missing where most scans have them."""
+    scans = [scan for scan in scans if scan.shape[0] >= WHOLE]
     if len(scans) < COHORT:
         return
     volumes = np.array([scan.volumes_ml for scan in scans])

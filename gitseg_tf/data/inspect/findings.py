@@ -91,7 +91,7 @@ def missing_slices(scan: ScanFacts) -> Iterator[Finding]:
     """Gaps in the slice numbers."""
     gaps = [n for a, b in pairwise(scan.numbers) for n in range(a + 1, b)]
     if gaps:
-        text = f"{len(gaps)} numbers between the first and the last slice are missing; windows do not reach over a gap"
+        text = f"{len(gaps)} numbers between the first and the last slice are missing"
         yield Finding("note", "missing slices", scan.id, tuple(gaps), text)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from gitseg_tf.data.inspect.facts import ScanFacts, ScanVoxels
 from gitseg_tf.data.inspect.findings import SEVERITIES, Finding, ranges
@@ -88,14 +89,15 @@ def _spread(items: list[int], count: int) -> list[int]:
 
 
 def _typical(inspection: Inspection) -> dict[str, list[int]]:
-    """Scans without error or warning whose organ volumes are nearest to the cohort's medians."""
+    """Scans of different patients, without error or warning, whose organ volumes are nearest to the medians."""
     odd = {finding.scan for finding in inspection.findings if finding.severity != "note"}
     good = [scan for scan in inspection.scans if scan.id not in odd]
     if not good:
         return {}
     logs = np.log1p([scan.volumes_ml for scan in good])
     distance = np.abs(logs - np.median(logs, axis=0)).sum(axis=1)
-    return {good[i].id: _usual_slices(good[i]) for i in np.argsort(distance, kind="stable")[:TYPICAL]}
+    nearest = {good[i].case: good[i] for i in np.argsort(-distance, kind="stable")}
+    return {scan.id: _usual_slices(scan) for scan in list(nearest.values())[::-1][:TYPICAL]}
 
 
 def _pictures(inspection: Inspection, slices: dict[str, list[int]]) -> dict[str, dict]:
@@ -171,5 +173,7 @@ def _draw_volumes(axes: Axes, inspection: Inspection) -> None:
     axes.set_yticks(range(len(ORGANS)), [organ.replace("_", " ") for organ in ORGANS])
     axes.set_ylim(len(ORGANS) - 0.5, -0.5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", visible=False)
