@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gitseg_tf.data.inspect.contour_fit import ContourFit
+from gitseg_tf.data.inspect.contour_fit import REACH, ContourFit
 from gitseg_tf.data.inspect.facts import ScanFacts
 from gitseg_tf.data.inspect.findings import COHORT, Finding, robust_z
 from gitseg_tf.data.scans import ORGANS
@@ -23,6 +23,10 @@ UNRELATED, DOUBTFUL, DOUBTFUL_BLOCK = 1.15, 1.25, 1.2
 # Two steps of the search, and more than the noise of a block of real slices, which gains 2 % at the most.
 LEAST_SHIFT, LEAST_GAIN, LARGE_GAIN = 6, 1.12, 1.3
 LEAST_SHIFT_Z = 2
+# Contrast that moved contours must reach for the move to be the explanation.
+EXPLAINED = 1.3
+# Findings of a kind to list for one scan.
+MOST = 4
 # The fit is a mean over outlines: on fewer slices chance decides.
 FIT_SLICES = 8
 # Fewer slices are a piece of a scan: volumes and places in it say nothing.
@@ -52,17 +56,18 @@ def poor_fit(scan: ScanFacts) -> Iterator[Finding]:
 def _misfit(scan: ScanFacts, fit: ContourFit, limit: float, where: str) -> Iterator[Finding]:
     slices = tuple(scan.numbers[fit.first : fit.last + 1])
     dy, dx = fit.shift
-    if fit.gain >= LEAST_GAIN and max(abs(dy), abs(dx)) >= LEAST_SHIFT and fit.gain >= fit.gain_z:
-        moves = [f"{abs(n)} pixels {names[n > 0]}" for n, names in ((dy, ("up", "down")), (dx, ("left", "right"))) if n]
-        text = f"the contours{where} would fit the image {fit.gain - 1:.0%} better {' and '.join(moves)}"
-        severity = "error" if fit.gain >= LARGE_GAIN else "warning"
-        yield Finding(severity, "shifted", scan.id, slices, f"{text}; usual is a gain below 2%")
-    elif fit.gain_z >= LEAST_GAIN and abs(fit.shift_z) >= LEAST_SHIFT_Z:
-        direction = "higher" if fit.shift_z > 0 else "lower"
-        text = f"the contours{where} would fit {fit.gain_z - 1:.0%} better {abs(fit.shift_z)} slices {direction}"
-        severity = "error" if fit.gain_z >= LARGE_GAIN else "warning"
-        yield Finding(severity, "offset along z", scan.id, slices, f"{text}; usual is a gain below 2%")
-    if fit.contrast < limit:
+    # A best place at the end of the search is none: beyond it may be a better one, often the skin.
+    in_plane = LEAST_SHIFT <= max(abs(dy), abs(dx)) < REACH and fit.gain >= fit.gain_z
+    gain = fit.gain if in_plane else fit.gain_z if abs(fit.shift_z) >= LEAST_SHIFT_Z else 1.0
+    if gain >= LEAST_GAIN and gain * fit.contrast >= EXPLAINED:
+        moves = [f"{abs(n)} pixels {way[n > 0]}" for n, way in ((dy, ("up", "down")), (dx, ("left", "right"))) if n]
+        along = f"{abs(fit.shift_z)} slices {'higher' if fit.shift_z > 0 else 'lower'}"
+        move = " and ".join(moves) if in_plane else along
+        text = f"the contours{where} would fit the image {gain - 1:.0%} better {move}"
+        severity = "error" if gain >= LARGE_GAIN else "warning"
+        check = "shifted" if in_plane else "offset along z"
+        yield Finding(severity, check, scan.id, slices, f"{text}; usual is a gain below 2%")
+    elif fit.contrast < limit:
         severity = "error" if fit.contrast < UNRELATED and not where else "warning"
         text = (
             f"the image changes along the contours{where} {fit.contrast:.2f} times as much as along moved copies; "
@@ -72,20 +77,21 @@ def _misfit(scan: ScanFacts, fit: ContourFit, limit: float, where: str) -> Itera
 
 
 def jumps(scan: ScanFacts) -> Iterator[Finding]:
-    """Contours that move, or change altogether, from one slice to the next."""
+    """Contours that move, change places or change altogether from one slice to the next."""
     steps = scan.contours.steps
-    distance = np.hypot(*steps.shift.T)
-    moved = np.flatnonzero((steps.gain > 0.1) & (distance > 6) & (steps.area > 200))
-    for z in moved[:4]:
+    distance, undone = np.hypot(*steps.shift.T), steps.overlap + steps.gain
+    moved = (steps.gain > 0.1) & (undone > 0.6) & (distance > 6) & (steps.area > 200)
+    exchanged = steps.exchange > 0.5
+    broken = (steps.overlap < 0.4) & (steps.area > 1500) & ~moved & ~exchanged
+    for z in np.flatnonzero(moved)[:MOST]:
         text = f"between these slices all contours move {distance[z]:.0f} mm together; undone, they overlap"
-        text += f" {steps.overlap[z] + steps.gain[z]:.2f} instead of {steps.overlap[z]:.2f} (Dice)"
+        text += f" {undone[z]:.2f} instead of {steps.overlap[z]:.2f} (Dice)"
         yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text)
-    broken = np.flatnonzero((steps.overlap < 0.4) & (steps.area > 1500))
-    for z in sorted(set(broken) - set(moved))[:4]:
+    for z in np.flatnonzero(broken)[:MOST]:
         usual = np.nanmedian(steps.overlap)
         text = f"the contours of these slices overlap {steps.overlap[z]:.2f} (Dice); the scan's median is {usual:.2f}"
         yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text)
-    for z in np.flatnonzero(steps.exchange > 0.5)[:4]:
+    for z in np.flatnonzero(exchanged)[:MOST]:
         a, b = (NAMES[k] for k in steps.exchanged[z])
         text = f"{a} and {b} change places between these slices: exchanged, they overlap {steps.exchange[z]:.2f} better"
         yield Finding("warning", "exchanged", scan.id, tuple(scan.numbers[z : z + 2]), text)
@@ -117,25 +123,30 @@ def repeated_contours(scans: list[ScanFacts]) -> Iterator[Finding]:
     for scan in scans:
         for (k, z), digest in scan.contours.digests.items():
             owners[scan.shape[1:], digest].append((scan, k, z))
-    within, between = defaultdict(set), defaultdict(set)
+    on_slices, of_organs, between = defaultdict(set), defaultdict(set), defaultdict(set)
     for group in owners.values():
-        first, k, _ = group[0]
+        first = group[0][0]
         for scan in {scan.id: scan for scan, _, _ in group}.values():
-            own = [(organ, z) for other, organ, z in group if other is scan]
-            if len({organ for organ, _ in own}) > 1 or _repeats(sorted({z for _, z in own})):
-                within[scan.id, own[0][0]] |= {z for _, z in own}
-        for scan, organ, z in group:
-            # The same pixels in both scans are a repeated image, which is said elsewhere.
-            images = {s.image_digests[at] for s, _, at in group}
-            if scan is not first and len(images) > 1 and scan.contours.areas[organ, z] > 200:
-                between[scan.id, first.id].add(z)
+            own = [(k, z) for other, k, z in group if other is scan]
+            if _repeats(sorted({z for _, z in own})):
+                on_slices[scan.id, own[0][0]] |= {z for _, z in own}
+            of_organs[scan.id] |= {z for _, z in own if len({k for k, at in own if at == z}) > 1}
+        # The same pixels in both scans are a repeated image, which is said elsewhere.
+        if len({scan.image_digests[z] for scan, _, z in group}) > 1:
+            for scan, k, z in group:
+                if scan is not first and scan.contours.areas[k, z] > 200:
+                    between[scan.id, first.id].add(z)
     by_id = {scan.id: scan for scan in scans}
-    for (scan_id, k), slices in within.items():
-        text = f"the same contour, pixel by pixel, is on {len(slices)} slices or serves several organs ({NAMES[k]})"
+    for (scan_id, k), slices in on_slices.items():
+        text = f"the contour of the {NAMES[k]} is, pixel by pixel, that of another of these slices"
         yield Finding("warning", "repeated contour", scan_id, _at(by_id[scan_id], slices), text)
+    for scan_id, slices in of_organs.items():
+        if slices:
+            text = "two organs have the same contour, pixel by pixel"
+            yield Finding("warning", "repeated contour", scan_id, _at(by_id[scan_id], slices), text)
     for (scan_id, other), slices in between.items():
         if len(slices) > 1:
-            text = f"{len(slices)} slices have contours that are, pixel by pixel, those of {other}"
+            text = f"the contours of {len(slices)} slices are, pixel by pixel, those of {other} on another image"
             yield Finding("error", "repeated contour", scan_id, _at(by_id[scan_id], slices), text)
 
 

@@ -57,7 +57,7 @@ class ContourFacts:
 
     Attributes:
         areas: float [3, D] in mm2.
-        outside: float [3, D] in mm2, the part of it outside of the body.
+        outside: float [3, D] in mm2, the part of it outside of the body; 0 on slices of one intensity.
         centres: float [3, 3], each organ's centre (z, y, x) in mm, z from the first slice, y and x from the body's
             centre; NaN for an absent organ.
         digests: (organ, slice index) to a digest of the mask, where it is not empty.
@@ -112,7 +112,8 @@ def measure(scan: ScanVoxels) -> ScanFacts:
     """
     digests = [None if plane.min() == plane.max() else _digest(plane) for plane in scan.image]
     percentiles = intensity_percentiles(scan.image)
-    contours = None if scan.masks is None else _measure_contours(scan, float(percentiles[8]))
+    shown = np.array([digest is not None for digest in digests])
+    contours = None if scan.masks is None else _measure_contours(scan, float(percentiles[8]), shown)
     return ScanFacts(
         scan.id, scan.case, scan.fold, scan.numbers, scan.spacing, scan.image.shape, percentiles, digests, contours
     )
@@ -145,24 +146,24 @@ def _digest(array: np.ndarray) -> bytes:
     return blake2b(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
 
 
-def _measure_contours(scan: ScanVoxels, p99: float) -> ContourFacts:
+def _measure_contours(scan: ScanVoxels, p99: float, shown: np.ndarray) -> ContourFacts:
     pixel = scan.spacing[1] * scan.spacing[2]
     counts = np.count_nonzero(scan.masks, axis=(2, 3))
     outside = np.zeros_like(counts)
     columns, rows = np.zeros(scan.image.shape[2]), np.zeros(scan.image.shape[1])
-    for z in np.flatnonzero(counts.any(axis=0)):
+    for z in np.flatnonzero(counts.any(axis=0) & shown):
         body = body_mask(scan.image[z], p99)
         outside[:, z] = np.count_nonzero(scan.masks[:, z] & ~body, axis=(1, 2))
         columns += body.sum(axis=0)
         rows += body.sum(axis=1)
     middle = np.array([0, _mean_place(rows), _mean_place(columns)])
     centres = np.array([_centre(mask) for mask in scan.masks]) - middle
-    shown = zip(*np.nonzero(counts), strict=True)
+    drawn = zip(*np.nonzero(counts), strict=True)
     return ContourFacts(
         counts * pixel,
         outside * pixel,
         centres * scan.spacing,
-        {(int(k), int(z)): _digest(np.packbits(scan.masks[k, z])) for k, z in shown},
+        {(int(k), int(z)): _digest(np.packbits(scan.masks[k, z])) for k, z in drawn},
         _steps(scan.masks, counts, scan.numbers, scan.spacing),
         contour_fits(scan.image, scan.masks),
     )

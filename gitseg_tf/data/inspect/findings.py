@@ -83,7 +83,7 @@ def rows_without_image(orphans: tuple[str, ...]) -> Iterator[Finding]:
     for scan, numbers in by_scan.items():
         yield Finding(
             "error", "row without image", scan, tuple(sorted(numbers)),
-            f"{max(len(numbers), 1)} slices have rows in the table and no image; add the images or remove the rows",
+            "rows in the table and no image; add the images or remove the rows",
         )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def missing_slices(scan: ScanFacts) -> Iterator[Finding]:
     """Gaps in the slice numbers."""
     gaps = [n for a, b in pairwise(scan.numbers) for n in range(a + 1, b)]
     if gaps:
-        text = f"{len(gaps)} numbers between the first and the last slice are missing"
+        text = "these numbers between the first and the last slice are missing"
         yield Finding("note", "missing slices", scan.id, tuple(gaps), text)
 
 
@@ -99,7 +99,7 @@ def blank_slices(scan: ScanFacts) -> Iterator[Finding]:
     """Slices of one intensity."""
     blank = [n for n, digest in zip(scan.numbers, scan.image_digests, strict=True) if digest is None]
     if blank:
-        yield Finding("warning", "blank image", scan.id, tuple(blank), f"{len(blank)} slices are of one intensity")
+        yield Finding("warning", "blank image", scan.id, tuple(blank), "the slice is of one intensity")
 
 
 def repeated_images(scans: list[ScanFacts]) -> Iterator[Finding]:
@@ -119,7 +119,7 @@ def repeated_images(scans: list[ScanFacts]) -> Iterator[Finding]:
         for other in sorted({scan for scan, _ in group} - {first}):
             between[first, other].append(number)
     for scan, numbers in within.items():
-        text = f"{len(numbers)} slices have the pixels of another slice of the scan"
+        text = "the pixels are those of another of these slices"
         yield Finding("warning", "repeated image", scan, tuple(sorted(numbers)), text)
     by_id = {scan.id: scan for scan in scans}
     for (first, other), numbers in between.items():

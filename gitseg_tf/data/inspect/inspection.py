@@ -58,13 +58,21 @@ def inspect_data(root: str | Path) -> Inspection:
     found = [
         *findings.unreadable_scans(unreadable),
         *(findings.rows_without_image(source.orphans) if isinstance(source, Cohort) else ()),
-        *_findings(scans),
+        *find(scans),
     ]
-    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), not finding.scan))
+    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.scan))
     return Inspection(source, scans, found)
 
 
-def _findings(scans: list[ScanFacts]) -> Iterator[Finding]:
+def find(scans: list[ScanFacts]) -> Iterator[Finding]:
+    """Look for what is odd in each scan, and in the scans together.
+
+    Args:
+        scans: of a cohort.
+
+    Returns:
+        Iterator of findings, in no order of severity.
+    """
     contoured = [scan for scan in scans if scan.contours is not None]
     for scan in contoured:
         for check in contour_checks.ALONE:
