@@ -126,9 +126,9 @@ def _inspect(options) -> None:
     print("\n".join(summary_lines(inspection)), flush=True)
     write_page(inspection, options.out)
     print(f"page       {options.out}")
-    errors, warnings = inspection.counts["error"], inspection.counts["warning"]
-    if options.strict and errors + warnings:
-        raise InputError(f"{options.data}: {errors} errors and {warnings} warnings, listed above and in {options.out}")
+    if options.strict and any(finding.severity != "note" for finding in inspection.findings):
+        found = inspection.counted("error", "warning")
+        raise InputError(f"{options.data}: {found}, listed above and in {options.out}")
 
 
 def _train(options) -> None:

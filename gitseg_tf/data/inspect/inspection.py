@@ -9,7 +9,7 @@ import numpy as np
 
 from gitseg_tf.data.inspect import contour_checks, findings
 from gitseg_tf.data.inspect.facts import ScanFacts, measure
-from gitseg_tf.data.inspect.findings import COHORT, SEVERITIES, Finding
+from gitseg_tf.data.inspect.findings import COHORT, SEVERITIES, Finding, Severity
 from gitseg_tf.data.inspect.source import Unreadable, each_scan, open_source
 from gitseg_tf.data.records import Dataset
 from gitseg_tf.data.scans import ORGANS, Cohort
@@ -34,6 +34,10 @@ class Inspection:
         """Severity to the number of findings."""
         counted = Counter(finding.severity for finding in self.findings)
         return {severity: counted[severity] for severity in SEVERITIES}
+
+    def counted(self, *severities: Severity) -> str:
+        """Numbers of findings for people: "1 error, 2 warnings"."""
+        return ", ".join(f"{self.counts[s]} {s}{'' if self.counts[s] == 1 else 's'}" for s in severities)
 
 
 def inspect_data(root: str | Path) -> Inspection:
@@ -73,6 +77,8 @@ def find(scans: list[ScanFacts]) -> Iterator[Finding]:
     Returns:
         Iterator of findings, in no order of severity.
     """
+    # A copy is said to be one of the scan that comes first, whatever the order of the source.
+    scans = sorted(scans, key=lambda scan: scan.id)
     contoured = [scan for scan in scans if scan.contours is not None]
     for scan in contoured:
         for check in contour_checks.ALONE:
@@ -127,8 +133,7 @@ def summary_lines(inspection: Inspection, most: int = 40) -> list[str]:
     lines += [f"{finding.severity:10s} {finding.check}: {finding.place or kind}: {finding.text}" for finding in shown]
     if len(inspection.findings) > most:
         lines.append(f"...        and {len(inspection.findings) - most} more")
-    counts = ", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in inspection.counts.items())
-    return [*lines, f"findings   {counts}"]
+    return [*lines, f"findings   {inspection.counted(*SEVERITIES)}"]
 
 
 def geometry_rows(scans: list[ScanFacts]) -> list[dict]:

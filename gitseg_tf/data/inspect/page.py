@@ -73,7 +73,8 @@ def _flagged(inspection: Inspection) -> tuple[dict[str, list[int]], int]:
 def _odd_slices(scan: ScanFacts, found: list[Finding]) -> list[int]:
     """A few from each finding, so that none is left out."""
     index = {number: z for z, number in enumerate(scan.numbers)}
-    lists = [_spread([index[n] for n in f.slices if n in index], max(2, SLICES // len(found))) for f in found]
+    places = [[index[n] for n in f.slices if n in index] for f in found]
+    lists = [_spread(p, max(2, SLICES // sum(map(bool, places)))) for p in places if p]
     odd = list(dict.fromkeys(z for chosen in sorted(lists, key=len) for z in chosen))
     return sorted(odd[:SLICES]) or _usual_slices(scan)
 
@@ -143,7 +144,9 @@ def _charts(inspection: Inspection) -> list[dict]:
         "Intensities of every scan: 1% to 99%, 25% to 75%, median": lambda axes: _draw_intensities(axes, scans)
     }
     if any(scan.volumes_ml.any() for scan in scans):
-        drawn["Organ volumes in ml, a point a scan; odd ones are named"] = lambda axes: _draw_volumes(axes, inspection)
+        drawn["Organ volumes in ml, a point a scan; scans with an odd one are named"] = lambda axes: _draw_volumes(
+            axes, inspection
+        )
     return [chart(title, draw) for title, draw in drawn.items()]
 
 
