@@ -115,6 +115,16 @@ def test_contours_shifted_in_one_slice_are_found(damaged):
     assert [finding.slices for finding in found(damaged(shift), "jump")] == [(20, 21), (21, 22)]
 
 
+def test_slices_on_both_sides_of_a_gap_are_not_compared(cohort, facts):
+    def shift(masks):
+        return np.concatenate([masks[:, :20], moved(masks[:, 20:], 0, 6)], axis=1)
+
+    numbers = (*range(1, 21), *range(31, 41))
+    shifted = replace(cohort[2], masks=shift(cohort[2].masks))
+    assert found(find([*facts[:2], measure(shifted)]), "jump")
+    assert not found(find([*facts[:2], measure(replace(shifted, numbers=numbers))]), "jump")
+
+
 def test_contours_offset_along_z_are_found_with_the_way_back(damaged):
     (finding,) = found(damaged(lambda masks: np.roll(masks, 2, 1)), "offset along z")
     assert "2 slices lower" in finding.text

@@ -83,18 +83,25 @@ def jumps(scan: ScanFacts) -> Iterator[Finding]:
     moved = (steps.gain > 0.1) & (undone > 0.6) & (distance > 6) & (steps.area > 200)
     exchanged = steps.exchange > 0.5
     broken = (steps.overlap < 0.4) & (steps.area > 1500) & ~moved & ~exchanged
-    for z in np.flatnonzero(moved)[:MOST]:
+    for z, more in _first(moved):
         text = f"between these slices all contours move {distance[z]:.0f} mm together; undone, they overlap"
         text += f" {undone[z]:.2f} instead of {steps.overlap[z]:.2f} (Dice)"
-        yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text)
-    for z in np.flatnonzero(broken)[:MOST]:
+        yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text + more)
+    for z, more in _first(broken):
         usual = np.nanmedian(steps.overlap)
         text = f"the contours of these slices overlap {steps.overlap[z]:.2f} (Dice); the scan's median is {usual:.2f}"
-        yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text)
-    for z in np.flatnonzero(exchanged)[:MOST]:
+        yield Finding("warning", "jump", scan.id, tuple(scan.numbers[z : z + 2]), text + more)
+    for z, more in _first(exchanged):
         a, b = (NAMES[k] for k in steps.exchanged[z])
         text = f"{a} and {b} change places between these slices: exchanged, they overlap {steps.exchange[z]:.2f} better"
-        yield Finding("warning", "exchanged", scan.id, tuple(scan.numbers[z : z + 2]), text)
+        yield Finding("warning", "exchanged", scan.id, tuple(scan.numbers[z : z + 2]), text + more)
+
+
+def _first(places: np.ndarray) -> Iterator[tuple[int, str]]:
+    """The first few places where something is, and with the last of them how many more there are."""
+    where = np.flatnonzero(places)
+    for i, z in enumerate(where[:MOST]):
+        yield int(z), f"; so at {len(where) - MOST} more places" if i == MOST - 1 and len(where) > MOST else ""
 
 
 def interruptions(scan: ScanFacts) -> Iterator[Finding]:
@@ -102,7 +109,7 @@ def interruptions(scan: ScanFacts) -> Iterator[Finding]:
     for k, name in enumerate(NAMES):
         shown = np.flatnonzero(scan.contours.areas[k] > 0)
         runs = np.split(shown, np.flatnonzero(np.diff(shown) > 1) + 1)
-        if len(runs) < 2 or max(np.diff(scan.numbers)) > 1:
+        if len(runs) < 2:
             continue
         largest = max(runs, key=len)
         alone = [z for run in runs for z in run if len(run) <= 2 and len(largest) >= 8]
