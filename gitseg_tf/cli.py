@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gitseg_tf import __version__, quiet
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import as_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,13 +119,16 @@ def _convert(options) -> None:
 def _inspect(options) -> None:
     from gitseg_tf.data.records import is_dataset
 
+    out = as_path(options.out)
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise InputError(f"--out {out}: give a file whose name ends in .html, in a folder that is there")
     if is_dataset(options.data):
         quiet.import_tensorflow()
     from gitseg_tf.data.inspect import inspect_data, summary_lines, write_page
 
     inspection = inspect_data(options.data)
     print("\n".join(summary_lines(inspection)), flush=True)
-    write_page(inspection, options.out)
+    write_page(inspection, out)
     print(f"page       {options.out}")
     if options.strict and any(finding.severity != "note" for finding in inspection.findings):
         found = inspection.counted("error", "warning")

@@ -235,7 +235,9 @@ def test_a_mirrored_scan_is_found_though_its_contours_fit(cohort, facts):
 
 def test_in_a_small_cohort_nothing_is_compared_and_that_is_said(facts):
     (finding,) = find(facts[:3])
-    assert (finding.severity, finding.check) == ("note", "small cohort") and finding.text.startswith("3 scans")
+    assert (finding.severity, finding.check) == ("note", "small cohort") and finding.text.startswith(
+        "3 scans of 20 slices"
+    )
 
 
 def test_pieces_of_scans_are_not_compared_with_each_other(cohort):
@@ -424,3 +426,10 @@ def test_strict_takes_notes_for_no_fault(tmp_path, draw, capsys):
 def test_a_folder_without_data_is_refused(tmp_path, capsys):
     assert main(["inspect", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
     assert "no slices found" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("name", ["train.csv", "nowhere/page.html"])
+def test_a_page_that_cannot_be_is_refused_before_the_work(drawn, tmp_path, capsys, name):
+    assert main(["inspect", str(drawn.root), "--out", str(tmp_path / name)]) == 1
+    said = capsys.readouterr()
+    assert "--out" in said.err and ".html" in said.err and not said.out and not os.listdir(tmp_path)

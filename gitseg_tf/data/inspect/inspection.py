@@ -91,11 +91,10 @@ def find(scans: list[ScanFacts]) -> Iterator[Finding]:
     yield from findings.repeated_images(scans)
     yield from findings.odd_intensities(scans)
     yield from findings.unbalanced_folds(scans, ORGANS)
-    if 0 < len(contoured) < COHORT:
-        text = (
-            f"{len(contoured)} scans with contours; from {COHORT} on, places and volumes are compared with the cohort's"
-        )
-        yield Finding("note", "small cohort", "", (), text)
+    whole = sum(scan.shape[0] >= contour_checks.WHOLE for scan in contoured)
+    if contoured and whole < COHORT:
+        text = f"{whole} scans of {contour_checks.WHOLE} slices or more have contours"
+        yield Finding("note", "small cohort", "", (), f"{text}; places and volumes are compared from {COHORT} on")
 
 
 def summary_lines(inspection: Inspection, most: int = 40) -> list[str]:
