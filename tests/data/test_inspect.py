@@ -164,6 +164,22 @@ def test_contours_of_another_scan_are_found_in_both_ways(damaged, cohort):
     assert {"case1_day2", "case2_day5"} <= set(re.findall(r"case\d_day\d", copied.scan + copied.text))
 
 
+def test_a_few_contours_of_another_scan_are_a_warning(damaged, cohort):
+    def copy(masks):
+        masks[SMALL, 20:23] = cohort[0].masks[SMALL, 20:23]
+
+    (finding,) = found(damaged(copy), "repeated contour")
+    assert (finding.severity, finding.scan, finding.slices) == ("warning", "case1_day2", (21, 22, 23))
+
+
+def test_the_contours_of_a_copied_scan_are_no_finding_of_their_own(cohort, facts):
+    masks = cohort[0].masks.copy()
+    masks[:, 17] = masks[:, 16]
+    twice = [measure(replace(cohort[0], id=name, masks=masks)) for name in ("case0_day0", "case0_day9")]
+    findings = list(find([*twice, *facts[1:]]))
+    assert not found(findings, "repeated contour") and len(found(findings, "repeated image")) == 1
+
+
 def test_a_contour_repeated_on_several_slices_is_found(damaged):
     def repeat(masks):
         masks[SMALL, 15:19] = masks[SMALL, 15]

@@ -139,10 +139,10 @@ def repeated_contours(scans: list[ScanFacts]) -> Iterator[Finding]:
                 on_slices[scan.id, own[0][0]] |= {z for _, z in own}
             of_organs[scan.id] |= {z for _, z in own if len({k for k, at in own if at == z}) > 1}
         # The same pixels in both scans are a repeated image, which is said elsewhere.
-        if len({scan.image_digests[z] for scan, _, z in group}) > 1:
-            for scan, k, z in group:
-                if scan is not first and scan.contours.areas[k, z] > 200:
-                    between[scan.id, first.id].add(z)
+        images = {first.image_digests[z] for scan, _, z in group if scan is first}
+        for scan, k, z in group:
+            if scan is not first and scan.image_digests[z] not in images and scan.contours.areas[k, z] > 200:
+                between[scan.id, first.id].add(z)
     by_id = {scan.id: scan for scan in scans}
     for (scan_id, k), slices in on_slices.items():
         text = f"the contour of the {NAMES[k]} is, pixel by pixel, that of another of these slices"
@@ -154,7 +154,9 @@ def repeated_contours(scans: list[ScanFacts]) -> Iterator[Finding]:
     for (scan_id, other), slices in between.items():
         if len(slices) > 1:
             text = f"the contours of {len(slices)} slices are, pixel by pixel, those of {other} on another image"
-            yield Finding("error", "repeated contour", scan_id, _at(by_id[scan_id], slices), text)
+            most = 2 * len(slices) >= len({z for _, z in by_id[scan_id].contours.digests})
+            severity = "error" if most else "warning"
+            yield Finding(severity, "repeated contour", scan_id, _at(by_id[scan_id], slices), text)
 
 
 def _repeats(slices: list[int]) -> bool:
