@@ -48,8 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--workers", type=int, help="processes (one a core)")
 
     convert = _command(commands, "convert", _convert, "convert a cohort to TFRecords")
-    convert.add_argument("data", help="folder with train.csv and train/CASE/CASE_DAY/scans/*.png")
-    convert.add_argument("out", help="a new folder")
+    convert.add_argument("data", help="the competition's folders with train.csv, NIfTI or DICOM; see docs/data.md")
+    convert.add_argument("out", nargs="?", help="a new folder; --dry-run needs none")
+    convert.add_argument("--dry-run", action="store_true", help="say what would be converted, and write nothing")
+    convert.set_defaults(wrong_usage=convert.error)
     convert.add_argument("--workers", type=int, help="scans read at the same time (one a core)")
     convert.add_argument("--folds", type=int, default=5, help="folds by patient (%(default)s)")
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = _command(commands, "predict", _predict, "segment the scans of a folder")
     predict.add_argument("model", help="a run, or an exported SavedModel")
-    predict.add_argument("input", help="folder in the competition's layout; needs no table")
+    predict.add_argument("input", help="folder in the competition's layout, NIfTI or DICOM; needs no contours")
     predict.add_argument("out", help="the folder for the predictions")
     predict.add_argument("--format", choices=["submission", "png"], default="submission")
 
@@ -107,6 +109,13 @@ def _phantom(options) -> None:
 
 
 def _convert(options) -> None:
+    if options.dry_run:
+        from gitseg_tf.data.summary import describe
+
+        print(*describe(options.data), sep="\n")
+        return
+    if options.out is None:
+        options.wrong_usage("the following arguments are required: out (or --dry-run)")
     quiet.import_tensorflow()
     from gitseg_tf.data.convert import convert
 

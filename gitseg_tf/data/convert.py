@@ -182,7 +182,7 @@ def _write_shard(out: Path, name: str, fold: int, scans: list[Scan], step: Calla
 
 def _read_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
     image = read_image(scan)
-    masks = read_masks(scan) if scan.rles is not None else None
+    masks = read_masks(scan) if scan.labelled else None
     shown = masks.any((2, 3)) if masks is not None else None
     entry = ScanEntry(
         scan.id,

@@ -17,6 +17,7 @@ from gitseg_tf.data.inspect.contour_fit import contour_fits
 from gitseg_tf.data.inspect.facts import ScanVoxels, body_mask, measure
 from gitseg_tf.data.inspect.findings import ranges, robust_z
 from gitseg_tf.data.inspect.inspection import find
+from gitseg_tf.data.scans import ORGANS
 
 LARGE, SMALL, STOMACH = range(3)
 DEPTH, SIZE = 30, 96
@@ -392,6 +393,21 @@ def test_a_dataset_says_what_its_cohort_says_and_has_folds(drawn, drawn_dataset)
     lines = summary_lines(dataset)
     assert sum(line.startswith("fold ") for line in lines) == 3 and not any("fold" in s for s in summary_lines(cohort))
     assert f"{len({s.case for s in drawn.scans})} patients, {len(drawn.scans)} scans" in lines[0]
+
+
+def test_nifti_is_measured_as_the_same_scans_in_the_competitions_layout(drawn, tmp_path, nifti):
+    for scan in drawn.scans[:2]:
+        affine = nifti.affine_of(scan, "RAS")
+        nifti.save(tmp_path / scan.id / "image.nii.gz", nifti.stored_as(scan.image, "RAS"), affine)
+        for organ, mask in zip(ORGANS, scan.masks, strict=True):
+            nifti.save(tmp_path / scan.id / f"{organ}.nii.gz", nifti.stored_as(mask, "RAS"), affine, np.uint8)
+    expected = {scan.id: scan for scan in inspect_data(drawn.root).scans}
+    scans = inspect_data(tmp_path).scans
+    assert [scan.id for scan in scans] == ["case1_day0", "case1_day5"]
+    for scan in scans:
+        assert scan.image_digests == expected[scan.id].image_digests
+        assert scan.volumes_ml == pytest.approx(expected[scan.id].volumes_ml)
+        assert scan.contours.digests == expected[scan.id].contours.digests
 
 
 class Page(HTMLParser):

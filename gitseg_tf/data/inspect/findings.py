@@ -10,6 +10,7 @@ import numpy as np
 
 from gitseg_tf.data.inspect.facts import ScanFacts
 from gitseg_tf.data.inspect.source import Unreadable
+from gitseg_tf.data.scans import Cohort
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = ("error", "warning", "note")
@@ -74,10 +75,12 @@ def unreadable_scans(scans: list[Unreadable]) -> Iterator[Finding]:
         yield Finding("error", "unreadable", scan.scan, (), scan.reason)
 
 
-def rows_without_image(orphans: tuple[str, ...]) -> Iterator[Finding]:
-    """Rows of the table whose slice has no image; a conversion refuses them."""
+def left_aside(cohort: Cohort) -> Iterator[Finding]:
+    """What the reader of a cohort did not take: files, and rows without image, which a conversion refuses."""
+    for line in cohort.ignored:
+        yield Finding("note", "left alone", "", (), line)
     by_scan: dict[str, list[int]] = defaultdict(list)
-    for slice_id in orphans:
+    for slice_id in cohort.orphans:
         scan, found, number = slice_id.rpartition("_slice_")
         by_scan[scan if found else slice_id] += [int(number)] if found and number.isdecimal() else []
     for scan, numbers in by_scan.items():

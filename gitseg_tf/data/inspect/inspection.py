@@ -61,7 +61,7 @@ def inspect_data(root: str | Path) -> Inspection:
     unreadable = [result for result in results if isinstance(result, Unreadable)]
     found = [
         *findings.unreadable_scans(unreadable),
-        *(findings.rows_without_image(source.orphans) if isinstance(source, Cohort) else ()),
+        *(findings.left_aside(source) if isinstance(source, Cohort) else ()),
         *find(scans),
     ]
     found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.scan))

@@ -84,7 +84,7 @@ def each_scan(
 def _read_and(do: Callable[[ScanVoxels], T], scan: Scan) -> T | Unreadable:
     try:
         image = read_image(scan)
-        masks = None if scan.rles is None else read_masks(scan)
+        masks = read_masks(scan) if scan.labelled else None
     except InputError as error:
         return Unreadable(scan.id, str(error))
     return do(ScanVoxels(scan.id, scan.case, None, tuple(scan.numbers), scan.spacing, image, masks))
@@ -92,12 +92,10 @@ def _read_and(do: Callable[[ScanVoxels], T], scan: Scan) -> T | Unreadable:
 
 def _each_of_dataset(dataset: Dataset, do: Callable[[ScanVoxels], T], title: str, only) -> Iterator[T]:
     fold_of = {scan.id: shard.fold for shard in dataset.shards for scan in shard.scans}
-    chosen = fold_of if only is None else [scan for scan in fold_of if scan in only]
+    chosen = {scan for scan in fold_of if only is None or scan in only}
     with naming_damaged_shards(dataset):
-        for fields in progress(
-            (f for f in read_scans(dataset, {fold_of[s] for s in chosen}) if f["id"] in chosen),
-            title, total=len(chosen), unit="scan",
-        ):  # fmt: skip
+        records = read_scans(dataset, {fold_of[scan] for scan in chosen}, exclude=tuple(fold_of.keys() - chosen))
+        for fields in progress(records, title, total=len(chosen), unit="scan"):
             fold = fold_of[fields["id"]]
             masks = None if fold == UNLABELLED else unpack_masks(fields["bits"])
             # TFRecords hold the spacing as float32: 1.63 should not be read as 1.6299999.
