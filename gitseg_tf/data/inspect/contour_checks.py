@@ -18,9 +18,9 @@ from gitseg_tf.data.scans import ORGANS
 NAMES = [organ.replace("_", " ") for organ in ORGANS]
 STOMACH, BOWEL = ORGANS.index("stomach"), [k for k, organ in enumerate(ORGANS) if organ != "stomach"]
 
-# Contours of real scans: 1.3 to 2.3 on single slices, 1.5 to 1.9 over a scan. Contours of another scan: 0.9 to 1.15.
+# On real slices, one to four at a time: 1.35 to 2.3; on drawn scans: 1.5 to 1.9; contours of others: up to 1.12.
 UNRELATED, DOUBTFUL, DOUBTFUL_BLOCK = 1.15, 1.25, 1.2
-# Two steps of the search, and more than the noise of a block of real slices, which gains 2 % at the most.
+# Two steps of the search, and more than chance: a block of a good drawn scan gains 2 % at the most.
 LEAST_SHIFT, LEAST_GAIN, LARGE_GAIN = 6, 1.12, 1.3
 LEAST_SHIFT_Z = 2
 # Contrast that moved contours must reach for the move to be the explanation.
