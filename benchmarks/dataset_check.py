@@ -143,7 +143,8 @@ def main() -> None:
                 own -= {check for scan, check in alarms if scan == facts.id}
                 found, tried = found + bool(own), tried + 1
                 checks.update(own)
-        print(f"| {name} | {tried} | {found} | {', '.join(check for check, _ in checks.most_common(3))} |")
+        by = ", ".join(sorted(checks, key=lambda check: (-checks[check], check))[:3])
+        print(f"| {name} | {tried} | {found} | {by} |")
         total, hits = total + tried, hits + found
     claim = {"claim": "share of scans with damaged contours that the dataset check finds", "ours": hits / total}
     print(json.dumps(claim | {"peer": None, "unit": "share", "ratio": None, "false_alarms": len(alarms)}))
