@@ -6,7 +6,6 @@ from pathlib import Path
 
 from gitseg_tf import __version__, quiet
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import as_path
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("data", help="a source cohort, or TFRecords made by gitseg convert")
     inspect.add_argument("--out", default="inspection.html", metavar="FILE.html", help="the page (%(default)s)")
     inspect.add_argument("--strict", action="store_true", help="exit status 1 when there is an error or a warning")
+
+    augment = _command(commands, "augment", _augment, "draw a picture of what each random change does")
+    augment.add_argument("out", help="the PNG")
+    augment.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
+    augment.add_argument("--config", help="YAML file with the ranges")
+    augment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
 
     train = _command(commands, "train", _train, "train, score and export a model")
     train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
@@ -127,6 +132,7 @@ def _convert(options) -> None:
 
 def _inspect(options) -> None:
     from gitseg_tf.data.records import is_dataset
+    from gitseg_tf.files import as_path
 
     out = as_path(options.out)
     if out.suffix != ".html" or not out.parent.is_dir():
@@ -142,6 +148,21 @@ def _inspect(options) -> None:
     if options.strict and any(finding.severity != "note" for finding in inspection.findings):
         found = inspection.counted("error", "warning")
         raise InputError(f"{options.data}: {found}, listed above and in {options.out}")
+
+
+def _augment(options) -> None:
+    from gitseg_tf.config import load_config, parse_assignment
+
+    config = load_config(options.config, dict(map(parse_assignment, options.set)))
+    quiet.import_tensorflow()
+    from gitseg_tf.data.augment.preview import save_augment_preview
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.files import as_path
+
+    save_augment_preview(
+        as_path(options.out), open_dataset(options.data or config.data.path, config.data.folds), config
+    )
+    print(f"picture    {options.out}")
 
 
 def _train(options) -> None:
