@@ -4,7 +4,6 @@ import json
 import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 
 from gitseg_tf.data.scans import ORGANS, Scan
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, file_size, write_atomically
 
 FORMAT = "gitseg-tf scans"
 VERSION = 1
@@ -61,7 +60,7 @@ class Shard:
 class Dataset:
     """A finished dataset: its folder, source, folds and shards."""
 
-    root: Path
+    root: AnyPath
     source: dict[str, str]
     folds: int
     seed: int
@@ -249,12 +248,12 @@ def naming_damaged_shards(dataset: Dataset):
         raise
 
 
-def is_dataset(root: str | Path) -> bool:
+def is_dataset(root: str | AnyPath) -> bool:
     """True for a folder with a finished dataset's dataset.json."""
-    return (Path(root) / INDEX).is_file()
+    return (as_path(root) / INDEX).is_file()
 
 
-def load_dataset(root: str | Path, verify: bool = False) -> Dataset:
+def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
     """Open a finished dataset.
 
     Args:
@@ -267,7 +266,7 @@ def load_dataset(root: str | Path, verify: bool = False) -> Dataset:
     Raises:
         InputError: no finished dataset there, another format or version, a shard that is missing or damaged.
     """
-    root = Path(root)
+    root = as_path(root)
     try:
         tree = json.loads((root / INDEX).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -324,10 +323,10 @@ def save_index(dataset: Dataset) -> None:
     write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
 
 
-def file_crc32(path: Path) -> str:
+def file_crc32(path: AnyPath) -> str:
     """CRC-32 of a file, eight hexadecimal digits."""
     value = 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
@@ -370,10 +369,10 @@ def shard_from_json(tree: dict) -> Shard:
     return TypeAdapter(Shard).validate_python(tree)
 
 
-def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
+def _check_shard(path: AnyPath, shard: Shard, verify: bool) -> None:
     if not path.is_file():
         raise InputError(f"{path}: the shard is missing; convert again")
-    if path.stat().st_size != shard.bytes:
-        raise InputError(f"{path}: has {path.stat().st_size} bytes, {INDEX} says {shard.bytes}; convert again")
+    if (size := file_size(path)) != shard.bytes:
+        raise InputError(f"{path}: has {size} bytes, {INDEX} says {shard.bytes}; convert again")
     if verify and file_crc32(path) != shard.crc32:
         raise InputError(f"{path}: the checksum differs from {INDEX}'s; convert again")

@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.evaluation.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
 from gitseg_tf.pages import INK, chart, close_up, organ_style, outline, page_environment
 
 _TRAIN_COLOR, _VALIDATION_COLOR = "#8c8c96", "#2a78d6"
@@ -80,7 +79,7 @@ def choose_scans(summary: dict) -> dict[str, str]:
 
 
 def write_report(
-    path: str | Path,
+    path: str | AnyPath,
     summary: dict,
     rows: pd.DataFrame,
     pictures: list[ScanPicture],
@@ -117,7 +116,7 @@ def write_report(
         score_charts=_score_charts(rows),
         training=None if history is None else _training(history),
     )
-    write_atomically(Path(path), html.encode())
+    write_atomically(as_path(path), html.encode())
 
 
 def _shade(dice: float) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +14,7 @@ from gitseg_tf.data.inspect.inspection import Inspection, fold_rows, geometry_ro
 from gitseg_tf.data.inspect.source import Unreadable, each_scan
 from gitseg_tf.data.records import Dataset
 from gitseg_tf.data.scans import ORGANS
-from gitseg_tf.files import as_path, write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
 from gitseg_tf.pages import INK, chart, organ_style, outline, page_environment
 
 # Pictures take 20 kB each: a page of a large cohort stays below 5 MB.
@@ -23,7 +22,7 @@ FLAGGED, TYPICAL, SLICES = 24, 2, 6
 BINS = 48
 
 
-def write_page(inspection: Inspection, path: str | Path) -> None:
+def write_page(inspection: Inspection, path: AnyPath | str) -> None:
     """Write what was found, with pictures of the odd slices and of a few typical scans.
 
     Args:
