@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
     convert.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
 
+    inspect = _command(commands, "inspect", _inspect, "report what is in a cohort or dataset, and what is odd about it")
+    inspect.add_argument("data", help="a source cohort, or TFRecords made by gitseg convert")
+    inspect.add_argument("--out", default="inspection.html", metavar="FILE.html", help="the page (%(default)s)")
+    inspect.add_argument("--strict", action="store_true", help="exit status 1 when there is an error or a warning")
+
     augment = _command(commands, "augment", _augment, "draw a picture of what each random change does")
     augment.add_argument("out", help="the PNG")
     augment.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
@@ -136,6 +141,26 @@ def _convert(options) -> None:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
     print(f"dataset    {dataset.root}: {patients} patients, {len(scans)} scans, {slices} slices, {dataset.folds} folds")
+
+
+def _inspect(options) -> None:
+    from gitseg_tf.data.records import is_dataset
+    from gitseg_tf.files import as_path
+
+    out = as_path(options.out)
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise InputError(f"--out {out}: give a file whose name ends in .html, in a folder that is there")
+    if is_dataset(options.data):
+        quiet.import_tensorflow()
+    from gitseg_tf.data.inspect import inspect_data, summary_lines, write_page
+
+    inspection = inspect_data(options.data)
+    print("\n".join(summary_lines(inspection)), flush=True)
+    write_page(inspection, out)
+    print(f"page       {options.out}")
+    if options.strict and any(finding.severity != "note" for finding in inspection.findings):
+        found = inspection.counted("error", "warning")
+        raise InputError(f"{options.data}: {found}, listed above and in {options.out}")
 
 
 def _augment(options) -> None:
