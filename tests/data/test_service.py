@@ -86,7 +86,9 @@ def test_two_workers_show_every_element_of_an_epoch_once_and_no_epoch_before_the
         part = found[epoch * SHARDS * IN_SHARD : (epoch + 1) * SHARDS * IN_SHARD]
         assert {number for number, _, _ in part} == {epoch}
         assert Counter(element for _, element, _ in part) == Counter(range(SHARDS * IN_SHARD))
-    assert {process for _, _, process in found} == set(map(int, re.findall(r"process (\d+)", local.said)))
+    # A machine that is busy may leave one of the workers without work.
+    workers = set(map(int, re.findall(r"process (\d+)", local.said)))
+    assert len(workers) == 2 and {process for _, _, process in found} <= workers
 
 
 def test_a_worker_that_is_killed_is_started_again_and_the_epochs_come_to_their_end(local):
