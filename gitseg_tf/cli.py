@@ -101,7 +101,6 @@ def _phantom(options) -> None:
 
 
 def _convert(options) -> None:
-    quiet.import_tensorflow()
     from gitseg_tf.data.convert import convert
 
     dataset = convert(options.data, options.out, options.folds, options.seed, options.workers, options.resume)

@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config
 from gitseg_tf.data.augment import augment
+from gitseg_tf.data.dataset import Dataset, ScanEntry
 from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, window_indices
-from gitseg_tf.data.records import Dataset, ScanEntry, parse_scan
+from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 

@@ -8,21 +8,21 @@ import sys
 import numpy as np
 import pytest
 
-from gitseg_tf.data import convert as conversion
+from gitseg_tf.data import shards
 from gitseg_tf.data.convert import convert
-from gitseg_tf.data.records import load_dataset, read_scans
+from gitseg_tf.data.dataset import load_dataset, read_scans
 from gitseg_tf.data.scans import read_image
 
 KILLED_AT_THE_FOURTH_SCAN = """
 import os, signal, sys
-from gitseg_tf.data import convert
-read, calls = convert.read_image, []
+from gitseg_tf.data import convert, shards
+read, calls = shards.read_image, []
 def read_image(scan):
     calls.append(scan)
     if len(calls) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(scan)
-convert.read_image = read_image
+shards.read_image = read_image
 convert.convert(sys.argv[1], sys.argv[2], folds=3, workers=1)
 """
 
@@ -49,7 +49,7 @@ def failing_at(monkeypatch):
                 raise KeyboardInterrupt
             return read_image(scan)
 
-        monkeypatch.setattr(conversion, "read_image", read)
+        monkeypatch.setattr(shards, "read_image", read)
 
     return fail
 
@@ -64,7 +64,7 @@ def read_again(monkeypatch):
             ids.append(scan.id)
             return read_image(scan)
 
-        monkeypatch.setattr(conversion, "read_image", read)
+        monkeypatch.setattr(shards, "read_image", read)
         return ids
 
     return start
@@ -111,9 +111,8 @@ def test_nothing_but_shards_and_index_is_left(drawn_dataset):
     assert names_in(drawn_dataset.root) == ["dataset.json", *(shard.file for shard in drawn_dataset.shards)]
 
 
-def test_many_scans_make_several_shards_a_fold(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "SHARD_BYTES", 2 * 8 * 40 * 64 * 2)
-    dataset = convert(drawn.root, tmp_path / "out", folds=2)
+def test_many_scans_make_several_shards_a_fold(drawn, tmp_path):
+    dataset = convert(drawn.root, tmp_path / "out", folds=2, shard_bytes=2 * 8 * 40 * 64 * 2)
     names = [re.fullmatch(r"fold(\d)-(\d{5})-of-(\d{5})\.tfrecord", shard.file) for shard in dataset.shards]
     for fold in range(2):
         numbers = [int(name[2]) for name in names if int(name[1]) == fold]
@@ -180,7 +179,7 @@ def test_a_resumed_conversion_ends_in_the_same_bytes(interrupted, drawn, drawn_d
 
 def test_half_written_files_of_a_killed_conversion_are_swept_away(interrupted, drawn, drawn_dataset, read_again):
     (interrupted / f".{drawn_dataset.shards[-1].file}.json.77.tmp").write_text("{")
-    (interrupted / f"{drawn_dataset.shards[-1].file}.tmp").write_text("half")
+    (interrupted / f".{drawn_dataset.shards[-1].file}.77.tmp").write_text("half")
     read_again()
     convert(drawn.root, interrupted, folds=3, workers=1, resume=True)
     assert names_in(interrupted) == names_in(drawn_dataset.root)

@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gitseg_tf.config import load_config
+from gitseg_tf.data.dataset import is_dataset, load_dataset, read_scans
 from gitseg_tf.data.records import (
     PERCENTILES,
     intensity_percentiles,
-    is_dataset,
-    load_dataset,
     pack_masks,
     parse_scan,
-    read_scans,
     serialize_scan,
     unpack_masks,
 )
