@@ -68,6 +68,8 @@ def convert(
         InputError: bad input, see `read_cohort` and `read_image`; `out` is in use or full; nothing fits to resume.
     """
     source, out = as_path(source), as_path(out)
+    if runner == "beam":
+        source, out = source.resolve(), out.resolve()
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: at least 1 has to do the work")
     if not resume and is_dataset(out):
@@ -171,7 +173,8 @@ def _start(out: AnyPath, plan: dict, resume: bool) -> None:
 
 
 def _sweep(out: AnyPath) -> None:
-    for leftover in [*out.glob("*.tfrecord.json"), *out.glob(".*.tmp"), out / _PLAN]:
+    leftovers = [path for pattern in ("*.tfrecord.json", ".*.tmp", ".*.job", ".*.error") for path in out.glob(pattern)]
+    for leftover in [*leftovers, out / _PLAN]:
         leftover.unlink(missing_ok=True)
 
 

@@ -3,7 +3,6 @@
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,25 +114,6 @@ def read_scans(dataset: Dataset, folds) -> Iterator[dict[str, Any]]:
     records = tf.data.TFRecordDataset(dataset.paths_of(folds)).map(parse_scan, num_parallel_calls=1).prefetch(1)
     for fields in records.as_numpy_iterator():
         yield fields | {"id": fields["id"].decode(), "case": fields["case"].decode()}
-
-
-@contextmanager
-def naming_damaged_shards(dataset: Dataset):
-    """Turn TensorFlow's error about a damaged record into one that names the shard.
-
-    Args:
-        dataset: what is read inside the `with`.
-
-    Raises:
-        InputError: a shard does not have its checksum.
-    """
-    import tensorflow as tf
-
-    try:
-        yield
-    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError):
-        load_dataset(dataset.root, verify=True)
-        raise
 
 
 def is_dataset(root: str | AnyPath) -> bool:

@@ -2,6 +2,7 @@
 
 import zlib
 
+import cv2
 import numpy as np
 
 from gitseg_tf.data.scans import ORGANS, Scan
@@ -105,10 +106,10 @@ def intensity_percentiles(image: np.ndarray) -> np.ndarray:
         float32 [11], at PERCENTILES: the lowest intensity that at least that share of the voxels does not exceed
         (numpy's method "inverted_cdf").
     """
-    flat, counts = image.ravel(), np.zeros(int(image.max()) + 1, np.int64)
-    # bincount makes an int64 of every voxel, so it gets as many as the processor's cache holds.
-    for start in range(0, flat.size, 1 << 17):
-        counts += np.bincount(flat[start : start + (1 << 17)], minlength=counts.size)
+    counts = np.zeros(int(image.max()) + 1, np.int64)
+    # calcHist counts in float32, which is exact up to 2^24.
+    for part in np.split(image.ravel(), range(1 << 23, image.size, 1 << 23)):
+        counts += cv2.calcHist([part[None]], [0], None, [counts.size], [0, counts.size]).ravel().astype(np.int64)
     below = np.cumsum(counts)
     ranks = np.maximum(np.ceil(np.array(PERCENTILES) / 100 * image.size), 1)
     return np.searchsorted(below, ranks).astype(np.float32)

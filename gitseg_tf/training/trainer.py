@@ -12,8 +12,9 @@ import tf_keras as keras
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
-from gitseg_tf.data.dataset import Dataset, naming_damaged_shards
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
+from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.models.build import build_model
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
