@@ -19,7 +19,7 @@ def encode_example(features: Mapping[str, bytes | np.ndarray]) -> bytes:
             of one; float32 [N] makes a float_list; int64 [N] makes an int64_list.
 
     Returns:
-        What `Example.SerializeToString(deterministic=True)` gives: the features in the order of their names.
+        The bytes, the features in the order of their names (protobuf's own order depends on its version).
 
     Source: tensorflow/core/example/example.proto, feature.proto; https://protobuf.dev/programming-guides/encoding/
     """
