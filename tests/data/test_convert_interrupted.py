@@ -41,7 +41,6 @@ def forked(out, seconds=None):
     return os.waitpid(child, 0)[1]
 
 root, moments = Path(sys.argv[2]), random.Random(7)
-import sklearn.model_selection
 start = time.perf_counter()
 assert forked(root / "undisturbed") == 0
 whole = time.perf_counter() - start
