@@ -46,7 +46,7 @@ def main():
 
 
 def repeated(cohort, scans, out):
-    """A cohort of as many scans, linked from another's under new patients."""
+    """A cohort of as many scans, linked from another's, each a patient of its own."""
     with open(cohort / "train.csv", newline="") as file:
         rows = list(csv.reader(file))
     by_scan = {}
@@ -59,7 +59,7 @@ def repeated(cohort, scans, out):
         for n in range(scans):
             folder = folders[n % len(folders)]
             case, day = folder.name.split("_")
-            name = f"{case}{n // len(folders):03d}_{day}"
+            name = f"{case}{n:03d}_{day}"
             shutil.copytree(folder, out / "train" / name.split("_")[0] / name, copy_function=link)
             csv.writer(table).writerows([row[0].replace(folder.name, name), *row[1:]] for row in by_scan[folder.name])
     return out

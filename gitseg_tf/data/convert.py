@@ -82,7 +82,7 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=resume, say=print):
         if is_dataset(out):
-            return _as_it_is(out, plan, resume)
+            return _as_it_is(out, plan, cohort.fingerprint, resume)
         _check_folder(out)
         _start(out, plan, resume)
         by_id = {scan.id: scan for scan in scans}
@@ -144,13 +144,14 @@ def _check_folder(out: AnyPath) -> None:
         raise InputError(f"{out}: is not empty and no conversion of ours; choose another folder")
 
 
-def _as_it_is(out: AnyPath, plan: dict, resume: bool) -> Dataset:
-    """The dataset that is finished already, for whoever resumes the same conversion."""
+def _as_it_is(out: AnyPath, plan: dict, fingerprint: str, resume: bool) -> Dataset:
+    """The dataset that is finished already, for whoever resumes the same conversion of the same files."""
     if not resume:
         raise _finished(out)
     dataset = load_dataset(out)
     shards = [[shard.file, shard.fold, [scan.id for scan in shard.scans]] for shard in dataset.shards]
-    if {"version": VERSION, "folds": dataset.folds, "seed": dataset.seed, "shards": shards} != plan:
+    finished = {"version": VERSION, "folds": dataset.folds, "seed": dataset.seed, "shards": shards}
+    if finished != plan or dataset.source["fingerprint"] != fingerprint:
         raise _finished(out)
     _sweep(out)
     return dataset

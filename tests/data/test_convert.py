@@ -293,6 +293,15 @@ def test_resuming_a_finished_conversion_leaves_it_as_it_is(drawn, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in dataset.root.iterdir()} == written
 
 
+def test_resuming_takes_no_finished_dataset_of_other_contours(draw, tmp_path, refusal, rows_of, save_table):
+    cohort = draw(tmp_path / "cohort")
+    convert(cohort.root, tmp_path / "out", folds=3)
+    cohort.scans[0].masks[0, 3, 30, 30] = True
+    save_table(cohort.root, rows_of(cohort.scans))
+    said = refusal(convert, cohort.root, tmp_path / "out", folds=3, resume=True)
+    assert "finished dataset already" in said
+
+
 def test_a_conversion_does_not_wait_for_tensorflow(drawn, tmp_path):
     code = (
         "import sys\nfrom gitseg_tf.cli import main\n"
