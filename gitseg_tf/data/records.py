@@ -82,12 +82,10 @@ def parse_scan(record):
 
 def pack_masks(masks: np.ndarray) -> np.ndarray:
     """Pack bool [3, D, H, W] into uint8 [D, H, W]: bit k is organ k."""
-    bits = np.empty(masks.shape[1:], np.uint8)
-    # One slice at a time stays in the processor's cache.
-    for z, planes in enumerate(masks.view(np.uint8).swapaxes(0, 1)):
-        bits[z] = planes[0]
-        for k in range(1, len(planes)):
-            bits[z] |= planes[k] << k
+    bits = np.zeros(masks.shape[1:], np.uint8)
+    # Plane by plane, for that stays in the processor's cache, and half of the planes are empty.
+    for k, z in np.argwhere(masks.any((2, 3))).tolist():
+        bits[z] |= masks[k, z].view(np.uint8) << k
     return bits
 
 

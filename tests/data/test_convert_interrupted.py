@@ -25,8 +25,9 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 from gitseg_tf.data.convert import convert
+from gitseg_tf.data.scans import read_cohort
 
-def forked(out, seconds=None):
+def forked(out):
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -35,20 +36,32 @@ def forked(out, seconds=None):
         except BaseException:
             os._exit(1)
         os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+    return child
+
+def ended(child):
     return os.waitpid(child, 0)[1]
 
+def begun(out, child):
+    while not (out / ".plan.json").exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+        pass
+    return time.perf_counter()
+
 root, moments = Path(sys.argv[2]), random.Random(7)
-start = time.perf_counter()
-assert forked(root / "undisturbed") == 0
-whole = time.perf_counter() - start
+read_cohort(sys.argv[1])
+child = forked(root / "undisturbed")
+start = begun(root / "undisturbed", child)
+assert ended(child) == 0
+writing = time.perf_counter() - start
 for n in range(20):
     out = root / f"killed{n}"
-    status = forked(out, moments.uniform(0.05, 1) * whole)
-    done, begun = (out / "dataset.json").exists(), (out / ".plan.json").exists()
-    print(os.WIFSIGNALED(status), begun and not done, forked(out))
+    child = forked(out)
+    if n >= 5:
+        begun(out, child)
+    time.sleep(moments.uniform(0, writing))
+    os.kill(child, signal.SIGKILL)
+    status = ended(child)
+    half_done = (out / ".plan.json").exists() and not (out / "dataset.json").exists()
+    print(os.WIFSIGNALED(status), half_done, ended(forked(out)))
 """
 
 
