@@ -8,11 +8,12 @@ from gitseg_tf.data.dataset import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.phantom import make_phantom
 from gitseg_tf.data.scans import is_cohort, read_cohort
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, as_path
 
 DATASETS = Path("tfrecords")
 
 
-def open_dataset(path: str | Path | None, folds: int = 5, say: Callable[[str], None] = print) -> Dataset:
+def open_dataset(path: str | AnyPath | None, folds: int = 5, say: Callable[[str], None] = print) -> Dataset:
     """Find or make the TFRecords to work on.
 
     Args:
@@ -29,7 +30,7 @@ def open_dataset(path: str | Path | None, folds: int = 5, say: Callable[[str], N
     """
     if path is None:
         return _phantom(folds, say)
-    path = Path(path)
+    path = as_path(path)
     if is_dataset(path):
         return load_dataset(path)
     if not is_cohort(path):
@@ -49,7 +50,7 @@ def _phantom(folds: int, say: Callable[[str], None]) -> Dataset:
     return _converted(cohort, DATASETS / "phantom" / f"records-{folds}folds", folds, say)
 
 
-def _converted(cohort: Path, records: Path, folds: int, say: Callable[[str], None]) -> Dataset:
+def _converted(cohort: AnyPath, records: Path, folds: int, say: Callable[[str], None]) -> Dataset:
     if is_dataset(records):
         return load_dataset(records)
     say(f"converting {cohort} to {records}, once")

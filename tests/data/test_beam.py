@@ -6,6 +6,7 @@ import pytest
 
 from gitseg_tf.cli import main
 from gitseg_tf.data.convert import convert
+from gitseg_tf.files import as_path
 
 
 @pytest.fixture
@@ -21,6 +22,11 @@ def test_beam_writes_the_bytes_of_the_local_runner(beam, drawn, drawn_dataset, t
     out, options = tmp_path / "out", "--beam-options=--direct_num_workers=2 --direct_running_mode=multi_threading"
     assert main(["convert", str(drawn.root), str(out), "--folds", "3", "--runner", "beam", options]) == 0
     assert contents(out) == contents(drawn_dataset.root)
+
+
+def test_beams_workers_write_to_a_bucket(beam, drawn, drawn_dataset):
+    convert(drawn.root, "ram://test-beam/out", folds=3, runner="beam")
+    assert contents(as_path("ram://test-beam/out")) == contents(drawn_dataset.root)
 
 
 def test_beam_resumes_what_the_local_runner_began(beam, draw, drawn_dataset, tmp_path, refusal):
