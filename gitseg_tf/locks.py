@@ -1,5 +1,6 @@
 """A lock on a folder that ends with the process, however it ends."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,14 @@ from pathlib import Path
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
 LOCK = ".lock"
+# Lustre and some network file systems are mounted without locks.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
@@ -20,27 +28,24 @@ def locked(folder: AnyPath, wait: bool, say: Callable[[str], None]) -> Iterator[
     Args:
         folder: exists.
         wait: wait for the process that holds it, rather than refuse.
-        say: takes the line that tells the user of the wait.
+        say: takes the line that tells the user of the wait, or of a file system without locks.
 
     Raises:
         InputError: another process holds the folder.
     """
-    try:
-        import fcntl
-    except ImportError:
-        fcntl = None
     if fcntl is None or not isinstance(folder, Path):
         yield
         return
-    file = _take(folder / LOCK, fcntl, wait, say)
+    path = folder / LOCK
+    file = _take(path, wait, say)
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         os.close(file)
 
 
-def _take(path: Path, fcntl, wait: bool, say: Callable[[str], None]) -> int:
+def _take(path: Path, wait: bool, say: Callable[[str], None]) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -54,6 +59,11 @@ def _take(path: Path, fcntl, wait: bool, say: Callable[[str], None]) -> int:
                 ) from None
             say(f"waiting    for process {holder}, which is writing to {path.parent}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            say(f"unlocked   {path.parent} has no file locks ({error.strerror}): start no second conversion into it")
+            return file
         # Whoever held the lock may have removed the file: then this lock is on nothing that others see.
         if _is(path, file):
             os.ftruncate(file, 0)

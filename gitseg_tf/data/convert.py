@@ -72,6 +72,8 @@ def convert(
         source, out = source.resolve(), out.resolve()
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: at least 1 has to do the work")
+    if shard_bytes < 1:
+        raise InputError(f"--shard-mib {shard_bytes >> 20}: a shard holds at least 1 MiB")
     if not resume and is_dataset(out):
         raise _finished(out)
     cohort = read_cohort(source)
@@ -181,11 +183,13 @@ def _sweep(out: AnyPath) -> None:
 
 def _write_shards(out: AnyPath, jobs: list[ShardJob], resume: bool, workers: int, title: str) -> list[Shard]:
     """Threads encode scans, this one writes them down; decoding PNG and zlib release the interpreter's lock."""
-    finished = {job.file: shard for job in jobs if resume and (shard := finished_shard(out, job))}
-    todo = [job for job in jobs if job.file not in finished]
-    total = sum(len(job.scans) for job in jobs)
+    total, finished = sum(len(job.scans) for job in jobs), {}
     with progress(range(total), title, total=total, unit="scan") as bar, ThreadPoolExecutor(workers) as pool:
-        bar.update(total - sum(len(job.scans) for job in todo))
+        for job in jobs if resume else ():
+            if shard := finished_shard(out, job):
+                finished[job.file] = shard
+                bar.update(len(job.scans))
+        todo = [job for job in jobs if job.file not in finished]
         encoded = _encoded(pool, (scan for job in todo for scan in job.scans), workers + 1)
         try:
             for job in todo:

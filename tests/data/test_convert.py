@@ -106,6 +106,10 @@ def test_many_scans_make_several_shards_a_fold(drawn, tmp_path):
     assert sorted(scan["id"] for scan in read_scans(dataset, range(2))) == sorted(scan.id for scan in drawn.scans)
 
 
+def test_a_shard_of_no_size_is_refused(drawn, tmp_path, refusal):
+    assert "--shard-mib 0: " in refusal(convert, drawn.root, tmp_path / "out", folds=3, shard_bytes=0)
+
+
 def test_one_worker_and_two_write_the_same_bytes(drawn, drawn_dataset, tmp_path):
     dataset = convert(drawn.root, tmp_path / "out", folds=3, workers=2)
     assert shard_bytes(dataset.root) == shard_bytes(drawn_dataset.root)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from gitseg_tf.data import shards
 from gitseg_tf.data.convert import convert
 from gitseg_tf.locks import locked
 
+resource = pytest.importorskip("resource", reason="a system without fork, SIGKILL and limits")
 NOBODY = 65534
 # TensorFlow's threads do not survive a fork, hence a process without it, which forks once for every conversion.
 KILLER = """
@@ -165,6 +165,16 @@ def test_a_second_conversion_is_told_who_writes_there(drawn, tmp_path, refusal):
         said = refusal(convert, drawn.root, tmp_path, folds=3)
     assert f"process {os.getpid()} writes to it" in said and "--resume" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(drawn, drawn_dataset, tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    convert(drawn.root, tmp_path / "out", folds=3)
+    assert f"{tmp_path / 'out'} has no file locks (Function not implemented)" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(drawn_dataset.root)
 
 
 def test_a_second_conversion_waits_and_takes_what_the_first_has_made(drawn, drawn_dataset, tmp_path, monkeypatch):
