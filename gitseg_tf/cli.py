@@ -47,8 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--workers", type=int, help="processes (one a core)")
 
     convert = _command(commands, "convert", _convert, "convert a cohort to TFRecords, or check some")
-    convert.add_argument("data", nargs="?", help="folder with train.csv and train/CASE/CASE_DAY/scans/*.png")
-    convert.add_argument("out", nargs="?", help="a new folder")
+    convert.add_argument(
+        "data", nargs="?", help="the competition's folders with train.csv, NIfTI or DICOM; see docs/data.md"
+    )
+    convert.add_argument("out", nargs="?", help="a new folder; --dry-run needs none")
+    convert.add_argument("--dry-run", action="store_true", help="say what would be converted, and write nothing")
     convert.add_argument("--workers", type=int, help="scans read at the same time (one a core)")
     convert.add_argument("--folds", type=int, default=5, help="folds by patient (%(default)s)")
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
@@ -61,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--verify", metavar="OUT", help="convert nothing, read OUT again and check all of it")
     convert.set_defaults(wrong_usage=convert.error)
+
+    augment = _command(commands, "augment", _augment, "draw a picture of what each random change does")
+    augment.add_argument("out", help="the PNG")
+    augment.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
+    augment.add_argument("--config", help="YAML file with the ranges")
+    augment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
 
     train = _command(commands, "train", _train, "train, score and export a model")
     train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
@@ -83,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = _command(commands, "predict", _predict, "segment the scans of a folder")
     predict.add_argument("model", help="a run, or an exported SavedModel")
-    predict.add_argument("input", help="folder in the competition's layout; needs no table")
+    predict.add_argument("input", help="folder in the competition's layout, NIfTI or DICOM; needs no contours")
     predict.add_argument("out", help="the folder for the predictions")
     predict.add_argument("--format", choices=["submission", "png"], default="submission")
 
@@ -111,10 +120,15 @@ def _phantom(options) -> None:
 def _convert(options) -> None:
     if options.verify is not None and not options.data:
         return _verify(options.verify)
-    if options.verify is not None or options.out is None:
-        options.wrong_usage("give DATA and OUT, or --verify OUT alone")
-    if "://" in options.data + options.out:
+    if options.verify is not None or options.data is None or (options.out is None and not options.dry_run):
+        options.wrong_usage("give DATA and OUT, or DATA and --dry-run, or --verify OUT alone")
+    if "://" in options.data + (options.out or ""):
         quiet.import_tensorflow()
+    if options.dry_run:
+        from gitseg_tf.data.summary import describe
+
+        print(*describe(options.data), sep="\n")
+        return
     from gitseg_tf.data.convert import convert
 
     dataset = convert(
@@ -148,6 +162,21 @@ def _counts(dataset) -> str:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
     return f"{patients} patients, {len(scans)} scans, {slices} slices"
+
+
+def _augment(options) -> None:
+    from gitseg_tf.config import load_config, parse_assignment
+
+    config = load_config(options.config, dict(map(parse_assignment, options.set)))
+    quiet.import_tensorflow()
+    from gitseg_tf.data.augment.preview import save_augment_preview
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.files import as_path
+
+    save_augment_preview(
+        as_path(options.out), open_dataset(options.data or config.data.path, config.data.folds), config
+    )
+    print(f"picture    {options.out}")
 
 
 def _train(options) -> None:

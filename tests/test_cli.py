@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 import tf_keras as keras
+import yaml
 
 from gitseg_tf.cli import main
 from gitseg_tf.training.trainer import load_model, load_run
@@ -101,6 +103,25 @@ def test_predict_gives_the_same_rows_from_the_run_and_from_its_export(workplace,
     tables = [pd.read_csv(tmp_path / m / "submission.csv") for m in ("runs/default", "runs/default/export")]
     assert len(tables[0]) == 3 * sum(len(scan.numbers) for scan in drawn.scans)
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_predict_takes_nifti(workplace, drawn, tmp_path):
+    whole = [scan for scan in drawn.scans if len(scan.numbers) == scan.numbers[-1]]
+    (tmp_path / "images").mkdir()
+    for scan in whole:
+        # Voxels go to the left, the back and the feet, as the slices of the competition do.
+        affine = np.diag([*-np.array(scan.spacing[::-1]), 1])
+        nibabel.save(nibabel.Nifti1Image(scan.image.transpose(2, 1, 0), affine), tmp_path / f"images/{scan.id}.nii.gz")
+    run = str(shutil.copytree("runs/default", tmp_path / "run"))
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    config["evaluation"]["threshold"] = 0.02  # after two epochs there is little above a half
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["predict", run, str(tmp_path / "images"), str(tmp_path / "nifti")]) == 0
+    assert main(["predict", run, str(drawn.root), str(tmp_path / "png")]) == 0
+    ours, theirs = (pd.read_csv(tmp_path / name / "submission.csv") for name in ("nifti", "png"))
+    ids = {f"{scan.id}_slice_{number:04d}" for scan in whole for number in scan.numbers}
+    assert set(ours["id"]) == ids and ours["predicted"].notna().any()
+    pd.testing.assert_frame_equal(ours, theirs[theirs["id"].isin(ids)].reset_index(drop=True))
 
 
 def test_the_export_needs_plain_tensorflow_alone_and_agrees_with_the_model(workplace, tmp_path):

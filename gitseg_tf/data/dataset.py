@@ -72,9 +72,9 @@ class Dataset:
         """The files of `shards_of`."""
         return [str(self.root / shard.file) for shard in self.shards_of(folds)]
 
-    def scans_of(self, folds) -> list[ScanEntry]:
-        """The scans of `shards_of`, in the order of the records."""
-        return [scan for shard in self.shards_of(folds) for scan in shard.scans]
+    def scans_of(self, folds, exclude: tuple[str, ...] = ()) -> list[ScanEntry]:
+        """The scans of `shards_of`, in the order of the records, without those of the given ids."""
+        return [scan for shard in self.shards_of(folds) for scan in shard.scans if scan.id not in exclude]
 
     def training_folds(self, held_out: int) -> list[int]:
         """All folds with contours but one.
@@ -99,12 +99,13 @@ class Dataset:
             raise InputError(f"{self.root}: has folds 0 to {self.folds - 1}, not {fold}; choose with --fold")
 
 
-def read_scans(dataset: Dataset, folds) -> Iterator[dict[str, Any]]:
+def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
     """Iterate over whole scans, one in memory at a time.
 
     Args:
         dataset: from `load_dataset`.
         folds: the folds to read.
+        exclude: ids of scans to leave out.
 
     Returns:
         Iterator of dicts as `parse_scan` gives, as numpy arrays, strings decoded.
@@ -113,7 +114,9 @@ def read_scans(dataset: Dataset, folds) -> Iterator[dict[str, Any]]:
 
     records = tf.data.TFRecordDataset(dataset.paths_of(folds)).map(parse_scan, num_parallel_calls=1).prefetch(1)
     for fields in records.as_numpy_iterator():
-        yield fields | {"id": fields["id"].decode(), "case": fields["case"].decode()}
+        scan = fields | {"id": fields["id"].decode(), "case": fields["case"].decode()}
+        if scan["id"] not in exclude:
+            yield scan
 
 
 def is_dataset(root: str | AnyPath) -> bool:

@@ -1,7 +1,8 @@
-"""Between a scan's pixels and the model's: normalisation, letterbox and its inverse, slice windows. In TensorFlow."""
+"""Between a scan's pixels and the model's: normalisation, place in the input and back, slice windows. In TensorFlow."""
 
 import tensorflow as tf
 
+from gitseg_tf.config import DataConfig
 from gitseg_tf.data.records import PERCENTILES
 
 LOW, HIGH = PERCENTILES.index(1), PERCENTILES.index(99)
@@ -21,6 +22,57 @@ def normalize(image, percentiles):
     return tf.clip_by_value((tf.cast(image, tf.float32) - low) / tf.maximum(high - low, 1.0), 0.0, 1.0)
 
 
+def body_box(image, percentiles, spacing):
+    """The part of the slices in which the body is: a robust bounding box over the whole scan.
+
+    A row or column belongs to the body when at least 3% of its voxels, over all slices, are brighter than 15% of the
+    range that `normalize` keeps; single bright voxels in air do not count. 10 mm are added on each side.
+
+    Args:
+        image: [D, H, W], any numeric type.
+        percentiles: float32 [11] of the whole scan.
+        spacing: float32 [3], z, y, x in mm.
+
+    Returns:
+        int32 [4]: y, x, height, width; the whole slice where nothing is found.
+    """
+    tissue = tf.cast(normalize(image, percentiles) > 0.15, tf.float32)
+    ends = []
+    for axis, pixels, mm in ((2, tf.shape(image)[1], spacing[1]), (1, tf.shape(image)[2], spacing[2])):
+        inside = tf.reduce_mean(tissue, [0, axis]) >= 0.03
+        index = tf.where(inside, tf.range(pixels), pixels)
+        margin = tf.cast(tf.math.ceil(10.0 / mm), tf.int32)
+        first = tf.maximum(tf.reduce_min(index) - margin, 0)
+        last = tf.minimum(tf.reduce_max(tf.where(inside, tf.range(pixels), -1)) + margin, pixels - 1)
+        found = tf.reduce_any(inside)
+        ends.append((tf.where(found, first, 0), tf.where(found, last - first + 1, pixels)))
+    (y, height), (x, width) = ends
+    return tf.stack([y, x, height, width])
+
+
+def place(image, percentiles, spacing, data: DataConfig) -> dict:
+    """How a scan's slices lie in the model's input.
+
+    Args:
+        image: [D, H, W], any numeric type.
+        percentiles: float32 [11] of the whole scan.
+        spacing: float32 [3], z, y, x in mm.
+        data: size, crop and pixel_mm.
+
+    Returns:
+        dict of `box`, int32 [4]: y, x, height and width of the part of the slices that is used; and `fitted`, int32
+        [2]: its height and width in pixels of the model. It is centred there: padded where it is smaller than
+        data.size, cut where it is larger.
+    """
+    height, width = tf.shape(image)[1], tf.shape(image)[2]
+    whole = tf.stack([0, 0, height, width])
+    box = body_box(image, percentiles, spacing) if data.crop == "body" else whole
+    if data.pixel_mm is None:
+        return {"box": box, "fitted": fitted_shape(box[2:], data.size)}
+    fitted = tf.round(tf.cast(box[2:], tf.float32) * spacing[1:] / data.pixel_mm)
+    return {"box": box, "fitted": tf.maximum(tf.cast(fitted, tf.int32), 1)}
+
+
 def fitted_shape(shape, size: tuple[int, int]):
     """Height and width of an image scaled to fit into `size` with its proportions.
 
@@ -36,59 +88,110 @@ def fitted_shape(shape, size: tuple[int, int]):
     return tf.clip_by_value(fitted, 1, tf.constant(size, tf.int32))
 
 
-def letterbox(planes, size: tuple[int, int]):
-    """Scale planes to fit into `size` with their proportions, and pad with zeros around them.
+def to_model(volume, placement: dict, size: tuple[int, int]):
+    """Cut, scale and pad slices into the model's input, with zeros around them.
 
     Args:
-        planes: float32 [N, H, W, C].
+        volume: float32 [D, H, W].
+        placement: from `place`.
         size: (height, width) of the model.
 
     Returns:
-        float32 [N, height, width, C], smoothed before it is made smaller.
+        float32 [D, height, width], smoothed before it is made smaller.
     """
-    fitted = fitted_shape(tf.shape(planes)[1:3], size)
+    y, x, height, width = tf.unstack(placement["box"])
+    fitted = placement["fitted"]
+    # Slices as channels: the resampling weights are worked out once for all of them, which takes a quarter of the time.
+    planes = tf.transpose(volume[:, y : y + height, x : x + width], [1, 2, 0])
     planes = tf.image.resize(planes, fitted, antialias=True)
-    top, left = (size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2
-    padding = [[0, 0], [top, size[0] - fitted[0] - top], [left, size[1] - fitted[1] - left], [0, 0]]
-    return tf.ensure_shape(tf.pad(planes, padding), [None, *size, planes.shape[-1]])
+    cut = tf.maximum((fitted - size) // 2, 0)
+    planes = planes[cut[0] : cut[0] + size[0], cut[1] : cut[1] + size[1]]
+    missing = tf.maximum(size - fitted, 0)
+    planes = tf.pad(
+        planes, [[missing[0] // 2, (missing[0] + 1) // 2], [missing[1] // 2, (missing[1] + 1) // 2], [0, 0]]
+    )
+    return tf.ensure_shape(tf.transpose(planes, [2, 0, 1]), [None, *size])
 
 
-def unletterbox(planes, shape):
-    """Undo `letterbox`: cut off the padding and scale back.
+def from_model(planes, placement: dict, shape):
+    """Undo `to_model`.
 
     Args:
         planes: float32 [N, height, width, C] of the model.
-        shape: (H, W) of the scan.
+        placement: from `place`.
+        shape: int32 [2], (H, W) of the scan.
 
     Returns:
-        float32 [N, H, W, C].
+        float32 [N, H, W, C]; zeros where the model did not look.
     """
-    size = planes.shape[1:3]
-    fitted = fitted_shape(tf.convert_to_tensor(shape, tf.int32), tuple(size))
-    top, left = (size[0] - fitted[0]) // 2, (size[1] - fitted[1]) // 2
-    return tf.image.resize(planes[:, top : top + fitted[0], left : left + fitted[1]], shape)
+    size = tf.constant([*planes.shape[1:3]], tf.int32)
+    fitted, (y, x, height, width) = placement["fitted"], tf.unstack(placement["box"])
+    missing, cut = tf.maximum(size - fitted, 0), tf.maximum(fitted - size, 0)
+    top, left = missing[0] // 2, missing[1] // 2
+    planes = planes[:, top : top + fitted[0], left : left + fitted[1]]
+    planes = tf.pad(planes, [[0, 0], [cut[0] // 2, (cut[0] + 1) // 2], [cut[1] // 2, (cut[1] + 1) // 2], [0, 0]])
+    planes = tf.image.resize(planes, [height, width])
+    return tf.pad(planes, [[0, 0], [y, shape[0] - y - height], [x, shape[1] - x - width], [0, 0]])
 
 
-def window_indices(numbers, slices: int, stride: int):
+def window_indices(numbers, offsets):
     """Which slices make the window around each slice.
 
     A slice outside of the scan, or behind a gap in the slices' numbers, is replaced by the last one before it.
 
     Args:
         numbers: int64 [D], the slices' numbers, rising.
-        slices: how many make a window, odd.
-        stride: distance between them.
+        offsets: int32 [K] from `window_offsets`.
 
     Returns:
-        int32 [D, slices], indices into the scan; the middle column is 0 .. D-1.
+        int32 [D, K], indices into the scan.
     """
+    index = tf.range(tf.size(numbers))
+    first, last = _ends_of_runs(numbers)
+    return tf.clip_by_value(index[:, None] + offsets, first[:, None], last[:, None])
+
+
+def patch_indices(numbers, offsets):
+    """Which slices make the volume around each slice: moved as a whole to where all its slices are, if they fit.
+
+    Args:
+        numbers: int64 [D], the slices' numbers, rising.
+        offsets: int32 [K] from `window_offsets`.
+
+    Returns:
+        int32 [D, K], indices into the scan; a run of slices shorter than the volume is filled with its last one.
+    """
+    index = tf.range(tf.size(numbers))
+    first, last = _ends_of_runs(numbers)
+    low, high = first - offsets[0], last - offsets[-1]
+    middle = tf.clip_by_value(index, low, tf.maximum(low, high))
+    return tf.clip_by_value(middle[:, None] + offsets, first[:, None], last[:, None])
+
+
+def window_offsets(spacing, data: DataConfig):
+    """Distances of a window's slices from the middle one, in slices.
+
+    Args:
+        spacing: float32 [3], z, y, x in mm.
+        data: slices, or the depth of patch; stride, or stride_mm.
+
+    Returns:
+        int32 [K]; steps of data.stride_mm are rounded to whole slices, at least one.
+    """
+    count = data.slices if data.patch is None else data.patch[0]
+    steps = tf.range(count) - count // 2
+    if data.stride_mm is None:
+        return data.stride * steps
+    slices = tf.cast(tf.round(tf.cast(steps, tf.float32) * data.stride_mm / spacing[0]), tf.int32)
+    return tf.sign(steps) * tf.maximum(tf.abs(slices), tf.abs(steps))
+
+
+def _ends_of_runs(numbers):
+    """The first and the last slice of the run without gap in which each slice is."""
     depth = tf.size(numbers)
     index = tf.range(depth)
     run = tf.concat([[0], tf.cumsum(tf.cast(numbers[1:] - numbers[:-1] != 1, tf.int32))], 0)[:depth]
-    first = tf.gather(tf.math.segment_min(index, run), run)
-    last = tf.gather(tf.math.segment_max(index, run), run)
-    offsets = stride * (tf.range(slices) - slices // 2)
-    return tf.clip_by_value(index[:, None] + offsets, first[:, None], last[:, None])
+    return tf.gather(tf.math.segment_min(index, run), run), tf.gather(tf.math.segment_max(index, run), run)
 
 
 def stack_windows(volume, indices):

@@ -2,33 +2,37 @@
 
 import math
 
+import cv2
 import tensorflow as tf
 
-from gitseg_tf.config import Config
-from gitseg_tf.data.augment import augment
+from gitseg_tf.config import AugmentConfig, Config, DataConfig
+from gitseg_tf.data.augment.draws import draw
+from gitseg_tf.data.augment.host import HostAugment
 from gitseg_tf.data.dataset import Dataset, ScanEntry
-from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, window_indices
+from gitseg_tf.data.geometry import normalize, patch_indices, place, to_model, window_indices, window_offsets
 from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 
 _SCANS_AT_ONCE = 16
-_FILES_AT_ONCE = 8
+_FILES_AT_ONCE = 4
+_SLICES_AT_ONCE = 16
+_MOST_REPEATS = 10
 
 
 def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> tf.data.Dataset:
-    """Shuffled, augmented batches, one epoch after the other.
+    """Shuffled batches, one epoch after the other; augmented, unless augment.on leaves that to the accelerator.
 
     What comes out depends on config.seed and the epoch alone, so that a resumed run sees what it would have seen.
 
     Args:
-        dataset: all folds but config.data.fold are used.
+        dataset: all folds but config.data.fold are used, without data.exclude_scans.
         config: the experiment.
         first_epoch: epochs before it are left out.
 
     Returns:
         Dataset of (image float32 [B, H, W, K] in [0, 1], mask float32 [B, H, W, 3]), B always the same:
-        `steps_per_epoch` batches an epoch.
+        `steps_per_epoch` batches an epoch. With data.patch, (image [B, D, H, W, 1], mask [B, D, H, W, 3]).
 
     Raises:
         InputError: no such fold, or no window to train on.
@@ -38,6 +42,10 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
     files = tf.data.Dataset.from_tensor_slices(dataset.paths_of(folds))
     fits = _fits_in_memory(dataset, folds, config)
     in_memory = _prepared_scans(files, config).cache() if fits else None
+    used = dataset.scans_of(folds, data.exclude_scans)
+    repeats = _organ_repeats(used, data.balance_organs)
+    # As often as a batch needs; not without end, for tf.data would begin to read again before an epoch is over.
+    rounds = math.ceil(steps * data.batch_size / _windows_in_epoch(used, data))
 
     def one_epoch(epoch):
         # The seed of this function's graph alone: the order of the data must not hang on the process's global seed.
@@ -50,22 +58,19 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
             scans = _prepared_scans(shuffled_files, config)
             scans = scans.shuffle(_SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
-            lambda scan: _random_windows(scan, seed, data.empty_slices),
+            lambda scan: _windows_at(scan, _random_order(scan, seed, data.empty_slices, repeats), data, seed),
             cycle_length=_SCANS_AT_ONCE,
             num_parallel_calls=2,
             deterministic=True,
         )
         windows = windows.shuffle(data.shuffle_windows, seed=seed, reshuffle_each_iteration=False)
-        return windows.repeat().take(steps * data.batch_size)
-
-    def finish(number, window):
-        image, mask = _as_sample(window)
-        return augment(image, mask, tf.stack([tf.constant(config.seed, tf.int64), number]), config.augment)
+        return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
 
     windows = tf.data.Dataset.range(first_epoch, config.training.epochs).flat_map(one_epoch)
-    windows = windows.enumerate(start=first_epoch * steps * data.batch_size)
-    samples = windows.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return _batched(samples, data.batch_size)
+    batches = windows.batch(data.batch_size, drop_remainder=True).enumerate(start=first_epoch * steps)
+    on_host = config.augment.on == "host"
+    finish = _finish(data, config.augment if on_host else None, config.seed)
+    return _with_options(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
 
 
 def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
@@ -87,12 +92,18 @@ def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
     scans = _prepared_scans(tf.data.Dataset.from_tensor_slices(dataset.paths_of([data.fold])), config)
     if _fits_in_memory(dataset, [data.fold], config):
         scans = scans.cache()
-    samples = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0], dtype=tf.int64)))
-    samples = samples.map(lambda window: (*_as_sample(window), 1.0), num_parallel_calls=tf.data.AUTOTUNE)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([data.fold]))
-    filler = (tf.zeros([*data.size, data.slices]), tf.zeros([*data.size, len(ORGANS)]), 0.0)
-    samples = samples.concatenate(tf.data.Dataset.from_tensors(filler).repeat(-slices % data.batch_size))
-    return _batched(samples, data.batch_size)
+    windows = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0]), data, 0))
+    windows = windows.map(lambda window: window | {"weight": 1.0})
+    slices = sum(scan.shape[0] for scan in dataset.scans_of([data.fold], config.data.exclude_scans))
+    blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in windows.element_spec.items()}
+    windows = windows.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-slices % data.batch_size))
+    finish = _finish(data, None, 0)
+
+    def finish_weighted(number, windows):
+        return (*finish(number, windows), windows["weight"])
+
+    batches = windows.batch(data.batch_size, drop_remainder=True).enumerate()
+    return _with_options(batches.map(finish_weighted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:
@@ -109,11 +120,11 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
     Raises:
         InputError: no window at all.
     """
-    scans = dataset.scans_of(dataset.training_folds(config.data.fold))
-    windows = sum(_windows_in_epoch(scan, config.data.empty_slices) for scan in scans)
+    data = config.data
+    windows = _windows_in_epoch(dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans), data)
     if not windows:
         raise InputError(f"{dataset.root}: no slice shows an organ and data.empty_slices is 0; nothing to train on")
-    return max(windows // config.data.batch_size, 1)
+    return max(windows // data.batch_size, 1)
 
 
 def validation_steps(dataset: Dataset, config: Config) -> int:
@@ -123,7 +134,8 @@ def validation_steps(dataset: Dataset, config: Config) -> int:
         InputError: no such fold.
     """
     dataset.check_fold(config.data.fold)
-    return math.ceil(sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold])) / config.data.batch_size)
+    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
+    return math.ceil(slices / config.data.batch_size)
 
 
 def _prepared_scans(files: tf.data.Dataset, config: Config) -> tf.data.Dataset:
@@ -131,72 +143,162 @@ def _prepared_scans(files: tf.data.Dataset, config: Config) -> tf.data.Dataset:
     records = files.interleave(
         tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=_FILES_AT_ONCE, deterministic=True
     )
-    return records.map(lambda record: _prepare(parse_scan(record), config), num_parallel_calls=2, deterministic=True)
+    scans = records.map(parse_scan, num_parallel_calls=2, deterministic=True)
+    if config.data.exclude_scans:
+        excluded = tf.constant(config.data.exclude_scans)
+        scans = scans.filter(lambda scan: ~tf.reduce_any(scan["id"] == excluded))
+    return scans.map(lambda scan: _prepare(scan, config.data), num_parallel_calls=2, deterministic=True)
 
 
 def _fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
-    slices = sum(scan.shape[0] for scan in dataset.scans_of(folds))
-    bytes_per_pixel = 3  # float16 and a byte of organ bits
+    slices = sum(scan.shape[0] for scan in dataset.scans_of(folds, config.data.exclude_scans))
+    bytes_per_pixel = 3  # 16 bits, and a byte of organ bits
     return slices * config.data.size[0] * config.data.size[1] * bytes_per_pixel <= config.data.cache_mib << 20
 
 
-def _prepare(scan: dict, config: Config) -> dict:
+def _prepare(scan: dict, data: DataConfig) -> dict:
     """Normalise and resize once a scan, not once a window: neighbouring windows share slices."""
-    size = config.data.size
-    image = letterbox(normalize(scan["image"], scan["percentiles"])[..., None], size)[..., 0]
-    return {
-        "id": scan["id"],
-        # Before resizing, which may lose an organ of a few pixels: dataset.json counts these slices, so do the steps.
-        "filled": tf.reduce_any(scan["bits"] > 0, axis=[1, 2]),
-        "image": tf.cast(image, tf.float16),
-        "bits": _resize_bits(scan["bits"], size),
-        "windows": window_indices(scan["numbers"], config.data.slices, config.data.stride),
+    placement = place(scan["image"], scan["percentiles"], scan["spacing"], data)
+    depth = tf.shape(scan["image"])[0]
+    count = (depth + _SLICES_AT_ONCE - 1) // _SLICES_AT_ONCE
+    made = {"image": (tf.uint16, data.size), "bits": (tf.uint8, data.size), "shown": (tf.bool, [len(ORGANS)])}
+    parts = {
+        name: tf.TensorArray(dtype, count, infer_shape=False, element_shape=[None, *shape])
+        for name, (dtype, shape) in made.items()
     }
 
+    def prepare_slab(i, parts):
+        slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
+        image = to_model(normalize(scan["image"][slab], scan["percentiles"]), placement, data.size)
+        bits, shown = _resize_bits(scan["bits"][slab], placement, data.size)
+        slabs = {"image": tf.cast(tf.round(image * 65535.0), tf.uint16), "bits": bits, "shown": shown}
+        return i + 1, {name: parts[name].write(i, slabs[name]) for name in parts}
 
-def _resize_bits(bits, size: tuple[int, int]):
-    """Resize each organ's mask linearly and cut at one half; one organ at a time, to spare memory."""
-    resized = tf.zeros([tf.shape(bits)[0], *size], tf.uint8)
-    for k in range(len(ORGANS)):
-        organ = tf.cast(tf.bitwise.bitwise_and(bits, 1 << k) > 0, tf.float32)
-        inside = letterbox(organ[..., None], size)[..., 0] >= 0.5
-        resized = tf.bitwise.bitwise_or(resized, tf.cast(inside, tf.uint8) * (1 << k))
-    return resized
+    # Slab by slab: what is made on the way stays in the processor's cache and is not given back to the system.
+    _, parts = tf.while_loop(lambda i, parts: i < count, prepare_slab, (0, parts), parallel_iterations=1)
+    indices = window_indices if data.patch is None else patch_indices
+    windows = indices(scan["numbers"], window_offsets(scan["spacing"], data))
+    return {"id": scan["id"], "windows": windows} | {name: part.concat() for name, part in parts.items()}
 
 
-def _windows_in_epoch(scan: ScanEntry, empty_share: float) -> int:
-    return scan.shape[0] - scan.empty_slices + math.floor(empty_share * scan.empty_slices + 0.5)
+def _resize_bits(bits, placement: dict, size: tuple[int, int]):
+    """Organ bits [D, H, W] at the model's size, and bool [D, 3]: which organs a slice shows."""
+    organs = [tf.bitwise.bitwise_and(bits, 1 << k) > 0 for k in range(len(ORGANS))]
+    # Before resizing, which may lose an organ of a few pixels: dataset.json counts these slices, so do the steps.
+    shown = tf.stack([tf.reduce_any(organ, [1, 2]) for organ in organs], 1)
+    resized = tf.zeros([tf.shape(shown)[0], *size], tf.uint8)
+    for k, organ in enumerate(organs):
+        # Linearly, cut at one half; only the slices that show the organ, to spare time.
+        slices = tf.where(shown[:, k])
+
+        def add(organ=organ, slices=slices, resized=resized, bit=1 << k):
+            inside = to_model(tf.cast(tf.gather_nd(organ, slices), tf.float32), placement, size) >= 0.5
+            return tf.tensor_scatter_nd_add(resized, slices, tf.cast(inside, tf.uint8) * bit)
+
+        resized = tf.cond(tf.size(slices) > 0, add, lambda resized=resized: resized)
+    return resized, shown
 
 
-def _random_windows(scan: dict, seed, empty_share: float) -> tf.data.Dataset:
-    """The windows of a scan in random order: all that show an organ, and a share of those that do not."""
-    empty = tf.reshape(tf.where(~scan["filled"]), [-1])
-    kept = tf.cast(tf.floor(empty_share * tf.cast(tf.size(empty), tf.float64) + 0.5), tf.int32)
+def _organ_repeats(scans: list[ScanEntry], balance: float) -> list[float]:
+    """How many more windows an epoch shows for each slice with an organ, so that rarer organs catch up."""
+    slices = [sum(scan.organ_slices.get(organ, 0) for scan in scans) for organ in ORGANS]
+    most = max(slices, default=0)
+    return [balance * min(most / n - 1, _MOST_REPEATS) if n else 0.0 for n in slices]
+
+
+def _windows_in_epoch(scans: list[ScanEntry], data: DataConfig) -> int:
+    repeats, windows = _organ_repeats(scans, data.balance_organs), 0
+    for scan in scans:
+        shares = [data.empty_slices * scan.empty_slices]
+        shares += [repeat * scan.organ_slices.get(organ, 0) for organ, repeat in zip(ORGANS, repeats, strict=True)]
+        windows += scan.shape[0] - scan.empty_slices + sum(math.floor(n + 0.5) for n in shares)
+    return windows
+
+
+def _random_order(scan: dict, seed, empty_share: float, repeats: list[float]):
+    """The middles of a scan's windows in random order: all slices that show an organ, a share of the others, and more
+    of those with a rarer organ."""
+    filled = tf.reduce_any(scan["shown"], 1)
     start = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**31 - 1), tf.int64)
     draw = tf.stack([seed, start])
-    empty = tf.random.experimental.stateless_shuffle(empty, draw)[:kept]
-    order = tf.concat([tf.reshape(tf.where(scan["filled"]), [-1]), empty], 0)
-    return _windows_at(scan, tf.random.experimental.stateless_shuffle(order, draw + 1))
+
+    def rounded(share, n):
+        return tf.cast(tf.floor(share * tf.cast(n, tf.float64) + 0.5), tf.int32)
+
+    def some(slices, count, stream):
+        return tf.random.experimental.stateless_shuffle(slices, draw + stream)[:count]
+
+    empty = tf.reshape(tf.where(~filled), [-1])
+    order = [tf.reshape(tf.where(filled), [-1]), some(empty, rounded(empty_share, tf.size(empty)), 0)]
+    for k, repeat in enumerate(repeats):
+        if repeat:
+            with_organ = tf.reshape(tf.where(scan["shown"][:, k]), [-1])
+            often = tf.repeat(with_organ[None], math.ceil(repeat), 0)
+            order.append(some(tf.reshape(often, [-1]), rounded(repeat, tf.size(with_organ)), 2 + k))
+    order = tf.random.experimental.stateless_shuffle(tf.concat(order, 0), draw + 1)
+    return tf.cast(order, tf.int32)
 
 
-def _windows_at(scan: dict, order) -> tf.data.Dataset:
+def _windows_at(scan: dict, order, data: DataConfig, seed) -> tf.data.Dataset:
+    """Windows as planes, uint16 [K, H, W], with the organ bits of the middle slice, uint8 [1, H, W], or of all."""
+
     def window(z):
-        return {"image": stack_windows(scan["image"], scan["windows"][z][None])[0], "bits": scan["bits"][z]}
+        slices = scan["windows"][z]
+        if data.patch is None:
+            return {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}
+        of_scan = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**20), tf.int64)
+        draw = tf.stack([tf.cast(seed, tf.int64), of_scan * 65536 + tf.cast(z, tf.int64)])
+        y, x = _patch_corner(scan["bits"][z], data.patch[1:], draw)
+        rows, columns = slice(y, y + data.patch[1]), slice(x, x + data.patch[2])
+        patch = {"planes": scan["image"][:, rows, columns], "bits": scan["bits"][:, rows, columns]}
+        patch = {name: tf.gather(volume, slices) for name, volume in patch.items()}
+        return {name: tf.ensure_shape(volume, data.patch) for name, volume in patch.items()}
 
     return tf.data.Dataset.from_tensor_slices(order).map(window)
 
 
-def _as_sample(window: dict):
-    bits = window["bits"][..., None]
-    mask = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, tf.constant([*range(len(ORGANS))], tf.uint8)), 1)
-    return tf.cast(window["image"], tf.float32), tf.cast(mask, tf.float32)
+def _patch_corner(bits, patch: tuple[int, int], seed):
+    """Where a patch is cut from its middle slice: about a random pixel of an organ, or anywhere if there is none."""
+    u = tf.random.stateless_uniform([3], seed)
+    room = tf.constant([bits.shape[0] - patch[0], bits.shape[1] - patch[1]], tf.float32)
+    inside = tf.cast(tf.where(bits > 0), tf.float32)
+    count = tf.shape(inside)[0]
+    picked = tf.minimum(tf.cast(u[2] * tf.cast(count, tf.float32), tf.int32), count - 1)
+    half = tf.constant(patch, tf.float32) / 2
+    corner = tf.cond(count > 0, lambda: inside[picked] - half, lambda: u[:2] * (room + 1))
+    return tf.unstack(tf.cast(tf.clip_by_value(tf.floor(corner), 0.0, room), tf.int32))
 
 
-def _batched(samples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def _finish(data: DataConfig, augment: AugmentConfig | None, seed: int):
+    """The function from a batch of windows to (image, mask) as float32, changed at random if asked."""
+    cv2.setNumThreads(1)  # tf.data runs several batches at once
+    height, width = data.size if data.patch is None else data.patch[1:]
+    host = HostAugment(augment or AugmentConfig(), height, width, volumetric=data.patch is not None)
+
+    def finish(number, windows):
+        drawn = draw(data.batch_size, height, width, tf.stack([seed, number]), augment) if augment else {}
+        names = sorted(drawn)
+        image, mask = tf.numpy_function(
+            lambda planes, bits, *values: host(planes, bits, dict(zip(names, values, strict=True))),
+            [windows["planes"], windows["bits"], *[drawn[name] for name in names]],
+            [tf.float32, tf.float32],
+            stateful=False,
+        )
+        if data.patch is None:
+            shapes = [*data.size, data.slices], [*data.size, len(ORGANS)]
+        else:
+            shapes = [*data.patch, 1], [*data.patch, len(ORGANS)]
+        return tuple(
+            tf.ensure_shape(part, [data.batch_size, *shape]) for part, shape in zip((image, mask), shapes, strict=True)
+        )
+
+    return finish
+
+
+def _with_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     # One reader feeds all replicas of a machine; several machines each read everything and keep their share, so that
     # the global batch is the same for any number of machines.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     options.threading.max_intra_op_parallelism = 1
-    batches = samples.batch(batch_size, drop_remainder=True, num_parallel_calls=tf.data.AUTOTUNE)
     return batches.prefetch(2).with_options(options)

@@ -1,297 +1,248 @@
-"""Reading scans from the competition's folder layout."""
+"""Scans of any layout: what a scan is, and reading one from the competition's folders, NIfTI or DICOM."""
 
 import hashlib
-import json
 import re
-import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import import_module
+from os import PathLike
+from typing import NamedTuple
 
-import cv2
 import numpy as np
-import pandas as pd
 
-from gitseg_tf.data.rle import RleError, rle_to_mask
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, RemotePath, as_path
 
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 SLICE_MM = 3.0
 # Told apart with any common colour vision deficiency, and bright on grey MR slices: orange and sky blue of Okabe and
 # Ito (https://jfly.uni-koeln.de/color/), and their bluish green made lighter.
 ORGAN_COLORS = {"large_bowel": (230, 159, 0), "small_bowel": (86, 180, 233), "stomach": (0, 214, 150)}
+# As `organ_named` spells names. Bowel_Large and Bowel_Small are those of AAPM TG-263, colon and small_bowel those of
+# TotalSegmentator.
+ORGAN_ALIASES = {
+    "large_bowel": ("largebowel", "bowellarge", "colon", "largeintestine", "intestinelarge"),
+    "small_bowel": ("smallbowel", "bowelsmall", "smallintestine", "intestinesmall"),
+    "stomach": ("stomach",),
+}
 
-_SLICE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+class Layout(NamedTuple):
+    """A row of the table of layouts.
+
+    Attributes:
+        module: has is_here(root) -> bool and read(root, table) -> Cohort.
+        expected: what has to be in the folder, for people.
+        remote: whether SCHEME:// folders are read too.
+    """
+
+    module: str
+    expected: str
+    remote: bool
 
 
-@dataclass(frozen=True)
-class SliceFile:
-    """One slice: its number in the scan, its id in the table and its PNG."""
+LAYOUTS = (
+    Layout(
+        "gitseg_tf.data.competition",
+        "train/CASE/CASE_DAY/scans/slice_*.png with train.csv",
+        remote=True,
+    ),
+    Layout(
+        "gitseg_tf.data.nifti",
+        "NIfTI files (imagesTr/ and labelsTr/, or a folder a scan with image.nii.gz and a mask an organ)",
+        remote=False,
+    ),
+    Layout("gitseg_tf.data.dicom", "DICOM series with RTSTRUCT", remote=False),
+)
+EXPECTED = "; ".join(layout.expected for layout in LAYOUTS)
 
-    number: int
-    id: str
-    path: Path
+
+class Source(ABC):
+    """Where the voxels and the contours of one scan come from; each layout has its own."""
+
+    @abstractmethod
+    def files(self) -> list[tuple[str, AnyPath]]:
+        """(what it is taken as, file): "image", "contours" or an organ."""
+
+    @abstractmethod
+    def digest(self) -> Iterator[bytes]:
+        """Changes with a file's name or size and with a contour, and is the same in another folder."""
+
+    @abstractmethod
+    def read_image(self, scan: "Scan") -> np.ndarray:
+        """See the function `read_image`."""
+
+    @abstractmethod
+    def read_masks(self, scan: "Scan") -> np.ndarray:
+        """See the function `read_masks`; only called for scans with contours."""
+
+    def slice_strata(self, scan: "Scan") -> list[int]:
+        """See the function `slice_strata`."""
+        shown = self.read_masks(scan).any((2, 3))
+        return (shown * (1 << np.arange(len(ORGANS)))[:, None]).sum(0).tolist()
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One day of one patient.
+    """One examination of one patient.
 
     Attributes:
-        id: "case123_day20".
+        id: "case123_day20"; unique in the cohort, and fit for a file name.
         case: "case123", the patient.
-        slices: in the order of their numbers, which need not be contiguous.
-        shape: (depth, height, width); depth counts the slices that are there.
+        shape: (depth, height, width). Slices go from head to feet, rows from anterior to posterior, columns from the
+            patient's right to the left, as in the competition; depth counts the slices that are there.
         spacing: (z, y, x) in mm.
-        rles: (slice id, organ) to run-length string; an absent organ has "" or is left out. None for a scan without
-            table.
+        numbers: the slices' numbers, rising; one is left out where a slice is missing.
+        slice_ids: "case123_day20_slice_0001", in the order of the slices.
+        labelled: whether there are contours; organs that are nowhere are no contours that are missing.
+        source: for reading it.
     """
 
     id: str
     case: str
-    slices: tuple[SliceFile, ...]
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    rles: dict[tuple[str, str], str] | None = field(repr=False)
-
-    @property
-    def numbers(self) -> list[int]:
-        """The slices' numbers, rising."""
-        return [s.number for s in self.slices]
+    numbers: list[int]
+    slice_ids: list[str] = field(repr=False)
+    labelled: bool
+    source: Source = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """The scans of a folder, by id, and a fingerprint that changes with any file name, file size or table cell."""
+    """The scans of a folder.
 
-    root: Path
+    Attributes:
+        root: the folder.
+        scans: by rising id.
+        labelled: whether its scans have contours; all have or none.
+        fingerprint: changes with any file's name or size and with any contour; the same in another place.
+        layout: "competition", "NIfTI" or "DICOM".
+        labels: lines on what was taken as which organ.
+        ignored: lines on what was left alone, and why.
+        orphans: slice ids of the competition's table that have no image.
+    """
+
+    root: AnyPath
     scans: tuple[Scan, ...]
     labelled: bool
     fingerprint: str
+    layout: str
+    labels: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    orphans: tuple[str, ...] = ()
 
 
-def is_cohort(root: str | Path) -> bool:
-    """True for a folder that looks like the competition's: a train.csv, or slices in .../scans/."""
-    root = Path(root)
-    return root.is_dir() and (
-        (root / "train.csv").is_file() or next(_image_root(root).glob("**/scans/*.png"), None) is not None
-    )
+def is_cohort(root: str | PathLike) -> bool:
+    """True for a folder that looks like one of LAYOUTS."""
+    root = as_path(root)
+    return root.is_dir() and _reader_of(root) is not None
 
 
-def read_cohort(root: str | Path, table: bool = True) -> Cohort:
-    """Find the scans of a folder in the competition's layout; no pixel is read.
+def read_cohort(root: str | PathLike, table: bool = True, list_orphans: bool = False) -> Cohort:
+    """Find the scans of a folder in any of LAYOUTS; no pixel is read.
 
     Args:
-        root: holds train.csv (id, class, segmentation; rows in any order, rows of absent organs may be left out) and
-            train/CASE/CASE_DAY/scans/slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png (width before height, mm).
-            Without a table the scans are without contours: a test set.
-        table: False leaves train.csv alone, and takes the scans of test/ where both train/ and test/ are there.
+        root: see docs/data.md for what may be in it. SCHEME:// (gs://...) in the competition's layout alone.
+        table: False leaves contours alone, and takes the test scans where there are training and test scans.
+        list_orphans: True lists rows of train.csv without image in the cohort instead of refusing them.
 
     Returns:
         The cohort, scans sorted by id.
 
     Raises:
-        InputError: nothing there, a name that cannot be read, an unknown organ, a row without image, a row given twice.
+        InputError: nothing there, or something in it cannot be read without doubt; the line names the file.
     """
-    root = Path(root)
+    root = as_path(root)
     if not root.is_dir():
-        raise InputError(
-            f"{root}: no such folder; give a folder that holds train.csv and train/CASE/CASE_DAY/scans/*.png"
-        )
-    images = _image_root(root, ("train", "test") if table else ("test", "train"))
-    files = sorted(path for path in images.glob("**/scans/*.png") if not path.name.startswith("."))
-    if not files:
-        raise InputError(f"{root}: no slices found; they are expected at train/CASE/CASE_DAY/scans/slice_*.png")
-    table_path = root / "train.csv"
-    rles, table_hash = _read_table(table_path) if table and table_path.is_file() else (None, "no table")
-    by_scan: dict[Path, list[Path]] = {}
-    for path in files:
-        by_scan.setdefault(path.parent, []).append(path)
-    scans = sorted((_scan(folder, paths, rles) for folder, paths in by_scan.items()), key=lambda s: s.id)
-    twice = [name for name, n in Counter(s.id for s in scans).items() if n > 1]
+        raise InputError(f"{root}: no such folder; give a folder with {EXPECTED}")
+    reader = _reader_of(root)
+    if reader is None:
+        cure = "; copy NIfTI and DICOM to a local folder" if isinstance(root, RemotePath) else ""
+        raise InputError(f"{root}: no slices found; expected are {EXPECTED}{cure}")
+    cohort = reader.read(root, table)
+    twice = [name for name, n in Counter(scan.id for scan in cohort.scans).items() if n > 1]
     if twice:
         raise InputError(f"{root}: scan {twice[0]} is there in two folders; keep one")
-    if rles is not None:
-        _check_rows_have_images(table_path, rles, scans)
-    return Cohort(root, tuple(scans), rles is not None, _fingerprint(root, files, table_hash))
+    if cohort.orphans and not list_orphans:
+        raise InputError(f"{root / 'train.csv'}: {cohort.orphans[0]} has no image; add its PNG or remove its rows")
+    return cohort
 
 
 def read_image(scan: Scan) -> np.ndarray:
-    """Decode the slices of a scan.
+    """Read the voxels of a scan.
 
     Args:
         scan: from `read_cohort`.
 
     Returns:
-        uint16 [D, H, W], the stored values; 8-bit files keep their values too.
+        uint16 [D, H, W]. Whole numbers from 0 to 65535 are as stored (after the file's rescaling), others are mapped
+        by `orientation.to_uint16`.
 
     Raises:
-        InputError: a file that is truncated, not grey, or not of the size that its name says.
+        InputError: a file that cannot be read, or is not of the size that was announced.
     """
-    volume = np.empty(scan.shape, np.uint16)
-    for plane, item in zip(volume, scan.slices, strict=True):
-        plane[:] = read_png(item.path, scan.shape[1:])
-    return volume
-
-
-def read_png(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a grey 8- or 16-bit PNG.
-
-    Args:
-        path: the file.
-        shape: (height, width) that it must have; None takes any.
-
-    Returns:
-        uint8 or uint16 [H, W].
-
-    Raises:
-        InputError: as `read_image`.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    _check_png(path, data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise InputError(f"{path}: the PNG is damaged; copy the file again")
-    if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{path}: has {image.shape[-1]} channels; a slice is grey with 8 or 16 bits")
-    if shape is not None and image.shape != tuple(shape):
-        raise InputError(
-            f"{path}: the image is {image.shape[1]} wide and {image.shape[0]} high, "
-            f"its name says {shape[1]} wide and {shape[0]} high; correct the name or the image"
-        )
-    return image
+    return scan.source.read_image(scan)
 
 
 def read_masks(scan: Scan) -> np.ndarray:
-    """Decode the contours of a scan.
+    """Read the contours of a scan.
 
     Args:
-        scan: from `read_cohort`, with a table.
+        scan: from `read_cohort`, labelled.
 
     Returns:
         bool [3, D, H, W] in the order of ORGANS.
 
     Raises:
-        InputError: the scan has no table, or a run-length string does not fit its slice (the id is named).
+        InputError: the scan has no contours, or a contour or label does not fit its slice (it is named).
     """
-    if scan.rles is None:
-        raise InputError(f"{scan.id}: has no contours, for the cohort has no train.csv")
-    masks = np.zeros((len(ORGANS), *scan.shape), bool)
-    for z, item in enumerate(scan.slices):
-        for k, organ in enumerate(ORGANS):
-            rle = scan.rles.get((item.id, organ))
-            if rle:
-                try:
-                    masks[k, z] = rle_to_mask(rle, scan.shape[1:])
-                except RleError as error:
-                    raise InputError(f"train.csv, {item.id}, {organ}: {error}; correct the row") from None
-    return masks
+    if not scan.labelled:
+        raise InputError(f"{scan.id}: has no contours; add them (see docs/data.md)")
+    return scan.source.read_masks(scan)
 
 
 def slice_strata(scan: Scan) -> list[int]:
-    """What each slice shows, without decoding a contour where that can be told from the source alone.
+    """What each slice shows, without reading masks where that can be told from the source alone.
 
     Args:
-        scan: from `read_cohort`, with contours.
+        scan: from `read_cohort`, labelled.
 
     Returns:
         D numbers in the order of the slices: bit k is set where organ k of ORGANS is there.
+
+    Raises:
+        InputError: as `read_masks`.
     """
-    return [sum(1 << k for k, organ in enumerate(ORGANS) if scan.rles.get((item.id, organ))) for item in scan.slices]
+    return scan.source.slice_strata(scan)
 
 
 def source_digest(scans: list[Scan]) -> str:
-    """SHA-256, hexadecimal, that changes with a slice's name or file size and with a contour, for these scans alone."""
+    """SHA-256, hexadecimal, that changes with a file's name or size and with a contour, for these scans alone."""
     digest = hashlib.sha256()
     for scan in scans:
-        for item in scan.slices:
-            digest.update(f"{item.id} {item.path.name} {item.path.stat().st_size}\n".encode())
-        digest.update(json.dumps(sorted((*key, rle) for key, rle in (scan.rles or {}).items())).encode())
+        for part in scan.source.digest():
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _check_png(path: Path, data: bytes) -> None:
-    """Walk through the chunks and their checksums: decoders print a warning and go on, or return half an image."""
-    if not data.startswith(_PNG_START):
-        raise InputError(f"{path}: is no PNG; replace the file")
-    start, kind = len(_PNG_START), b""
-    while kind != b"IEND":
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if end > len(data):
-            raise InputError(f"{path}: the PNG is truncated after {len(data)} bytes; copy the file again")
-        kind = data[start + 4 : start + 8]
-        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise InputError(f"{path}: the PNG is damaged at byte {start}; copy the file again")
-        start = end
+def organ_named(name: str) -> str | None:
+    """The organ of ORGANS that a label, ROI or file means: "Bowel_Large", "colon", "Large bowel"; None for others."""
+    spelled = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((organ for organ, aliases in ORGAN_ALIASES.items() if spelled in aliases), None)
 
 
-def _image_root(root: Path, names: tuple[str, str] = ("train", "test")) -> Path:
-    return next((root / name for name in names if (root / name).is_dir()), root)
+def numbered_slice_ids(scan_id: str, numbers: list[int]) -> list[str]:
+    """The competition's form of a slice's id."""
+    return [f"{scan_id}_slice_{number:04d}" for number in numbers]
 
 
-def _scan(folder: Path, paths: list[Path], rles) -> Scan:
-    name = folder.parent.name
-    slices, geometries = [], {}
-    for path in paths:
-        match = _SLICE_NAME.fullmatch(path.name)
-        if not match:
-            raise InputError(f"{path}: the name is not slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png")
-        number, width, height, pixel_width, pixel_height = match.groups()
-        slices.append(SliceFile(int(number), f"{name}_slice_{number}", path))
-        geometries[int(height), int(width), float(pixel_height), float(pixel_width)] = path
-    if len(geometries) > 1:
-        a, b = list(geometries.values())[:2]
-        raise InputError(f"{folder}: {a.name} and {b.name} differ in size or pixel size; a scan has one geometry")
-    slices.sort(key=lambda s: s.number)
-    numbers = [s.number for s in slices]
-    if len(set(numbers)) < len(numbers):
-        twice = next(n for n, count in Counter(numbers).items() if count > 1)
-        raise InputError(f"{folder}: slice {twice} is there twice; keep one")
-    ((height, width, pixel_height, pixel_width),) = geometries
-    if min(height, width, pixel_height, pixel_width) <= 0:
-        raise InputError(f"{paths[0]}: the name says a size or a pixel size of 0; correct the name")
-    own = None if rles is None else rles.get(name, {})
-    shape, spacing = (len(slices), height, width), (SLICE_MM, pixel_height, pixel_width)
-    return Scan(name, name.split("_")[0], tuple(slices), shape, spacing, own)
-
-
-def _read_table(path: Path) -> tuple[dict[str, dict[tuple[str, str], str]], str]:
-    """The table's run-length strings by scan, then by (slice id, organ); and a hash of the file."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})") from None
-    missing = {"id", "class", "segmentation"} - set(table)
-    if missing:
-        raise InputError(f"{path}: column {min(missing)} is missing; the columns are id, class, segmentation")
-    unknown = set(table["class"]) - set(ORGANS)
-    if unknown:
-        raise InputError(f"{path}: unknown class {min(unknown)!r}; the classes are {', '.join(ORGANS)}")
-    double = table.duplicated(["id", "class"])
-    if double.any():
-        row = table[double].iloc[0]
-        raise InputError(f"{path}: {row['id']}, {row['class']} is there twice; keep one row")
-    scans = table["id"].str.replace(r"_slice_\d+$", "", regex=True)
-    rles: dict[str, dict[tuple[str, str], str]] = {}
-    for scan, slice_id, organ, rle in zip(scans, table["id"], table["class"], table["segmentation"], strict=True):
-        rles.setdefault(scan, {})[slice_id, organ] = rle.strip()
-    return rles, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _check_rows_have_images(table: Path, rles, scans: list[Scan]) -> None:
-    ids = {item.id for scan in scans for item in scan.slices}
-    for rows in rles.values():
-        for slice_id, _ in rows:
-            if slice_id not in ids:
-                raise InputError(f"{table}: {slice_id} has no image; add its PNG or remove its rows")
-
-
-def _fingerprint(root: Path, files: list[Path], table_hash: str) -> str:
-    digest = hashlib.sha256(table_hash.encode())
-    for path in files:
-        digest.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()
+def _reader_of(root: AnyPath):
+    for layout in LAYOUTS:
+        if layout.remote or not isinstance(root, RemotePath):
+            reader = import_module(layout.module)
+            if reader.is_here(root):
+                return reader
+    return None

@@ -38,7 +38,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
         InputError: as `read_image` and `read_masks`.
     """
     image = read_image(scan)
-    masks = read_masks(scan) if scan.rles is not None else None
+    masks = read_masks(scan) if scan.labelled else None
     shown = masks.any((2, 3)) if masks is not None else None
     entry = ScanEntry(
         scan.id,

@@ -6,7 +6,7 @@ from pathlib import Path
 from gitseg_tf.data.convert import convert
 from gitseg_tf.data.dataset import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.scans import is_cohort, read_cohort
+from gitseg_tf.data.scans import EXPECTED, is_cohort, read_cohort
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 
@@ -17,7 +17,7 @@ def open_dataset(path: str | AnyPath | None, folds: int = 5, say: Callable[[str]
     """Find or make the TFRecords to work on.
 
     Args:
-        path: a dataset of `gitseg convert`; or a cohort in the competition's layout, which is converted once to
+        path: a dataset of `gitseg convert`; or a cohort of any layout, which is converted once to
             tfrecords/NAME-FINGERPRINT; or None for the phantom, which is made once in tfrecords/phantom.
         folds: folds by patient for what is converted here.
         say: takes lines for the user.
@@ -34,10 +34,7 @@ def open_dataset(path: str | AnyPath | None, folds: int = 5, say: Callable[[str]
     if is_dataset(path):
         return load_dataset(path)
     if not is_cohort(path):
-        raise InputError(
-            f"{path}: holds no data; give TFRecords made by gitseg convert, or a folder with train.csv and "
-            "train/CASE/CASE_DAY/scans/*.png"
-        )
+        raise InputError(f"{path}: holds no data; give TFRecords made by gitseg convert, or a folder with {EXPECTED}")
     records = DATASETS / f"{path.resolve().name}-{folds}folds-{read_cohort(path).fingerprint[:8]}"
     return _converted(path, records, folds, say)
 

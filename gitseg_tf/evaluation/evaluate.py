@@ -37,7 +37,8 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     """
     fold = run.config.data.fold if fold is None else fold
     dataset.check_fold(fold)
-    scans, history = dataset.scans_of([fold]), read_history(run.path)
+    excluded = run.config.data.exclude_scans
+    scans, history = dataset.scans_of([fold], excluded), read_history(run.path)
     cases = sorted({scan.case for scan in scans})
     seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
     if seen:
@@ -46,9 +47,9 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     tolerance = run.config.evaluation.tolerance_mm
     rows, pictures = [], []
     with naming_damaged_shards(dataset):
-        for scan in progress(read_scans(dataset, [fold]), "evaluate", len(scans), "scan"):
+        for scan in progress(read_scans(dataset, [fold], excluded), "evaluate", len(scans), "scan"):
             truth = unpack_masks(scan["bits"])
-            prediction = predict(scan["image"], scan["numbers"], scan["percentiles"])
+            prediction = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
             rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
             pictures += _pictures(scan, truth, prediction)
     table = pd.DataFrame(rows)

@@ -24,8 +24,8 @@ def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]
         (id, class, predicted) a slice and organ; predicted is "" where the organ is absent.
     """
     return [
-        (item.id, organ, mask_to_rle(masks[k, z]))
-        for z, item in enumerate(scan.slices)
+        (slice_id, organ, mask_to_rle(masks[k, z]))
+        for z, slice_id in enumerate(scan.slice_ids)
         for k, organ in enumerate(ORGANS)
     ]
 
@@ -60,11 +60,11 @@ def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     grey = to_grey(image)
-    for z, item in enumerate(scan.slices):
+    for z, slice_id in enumerate(scan.slice_ids):
         picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2BGR)
         for organ, mask in zip(ORGANS, masks[:, z], strict=True):
             doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
             contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(picture, contours, -1, ORGAN_COLORS[organ][::-1], 1)
         _, png = cv2.imencode(".png", picture)
-        write_atomically(folder / f"{item.id}.png", png.tobytes())
+        write_atomically(folder / f"{slice_id}.png", png.tobytes())

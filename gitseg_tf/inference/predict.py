@@ -14,7 +14,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
 
     Args:
         model: a run folder or an exported SavedModel.
-        source: a folder in the competition's layout; a table is not read. Of train/ and test/ it is test/.
+        source: a folder of any layout that `read_cohort` knows; contours are not read. Of train/ and test/ it is test/.
         out: gets submission.csv, or a folder a scan with a PNG a slice.
         output: "submission" or "png".
 
@@ -30,7 +30,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
     rows = []
     for scan in progress(cohort.scans, "predict", unit="scan"):
         image = read_image(scan)
-        masks = predict(image, scan.numbers, intensity_percentiles(image))
+        masks = predict(image, scan.numbers, intensity_percentiles(image), scan.spacing)
         if output == "png":
             write_overlays(out / scan.id, scan, image, masks)
         else:

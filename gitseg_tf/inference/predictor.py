@@ -7,7 +7,15 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config, load_config
-from gitseg_tf.data.geometry import letterbox, normalize, stack_windows, unletterbox, window_indices
+from gitseg_tf.data.geometry import (
+    from_model,
+    normalize,
+    place,
+    stack_windows,
+    to_model,
+    window_indices,
+    window_offsets,
+)
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.training.trainer import Run, load_model, load_run
@@ -15,7 +23,7 @@ from gitseg_tf.training.trainer import Run, load_model, load_run
 
 def make_predictor(
     probabilities: Callable, config: Config
-) -> Callable[[np.ndarray, list[int], np.ndarray], np.ndarray]:
+) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
     """Wrap a network so that it segments whole scans.
 
     Args:
@@ -23,8 +31,8 @@ def make_predictor(
         config: window, size, threshold and batch size.
 
     Returns:
-        Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan) to bool masks
-        [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
+        Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing
+        (z, y, x) in mm) to bool masks [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
     """
     data, evaluation = config.data, config.evaluation
 
@@ -33,29 +41,34 @@ def make_predictor(
             tf.TensorSpec([None, None, None], tf.uint16),
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([None], tf.float32),
+            tf.TensorSpec([3], tf.float32),
         ]
     )
-    def prepare(image, numbers, percentiles):
-        fitted = letterbox(normalize(image, percentiles)[..., None], data.size)[..., 0]
-        return fitted, window_indices(numbers, data.slices, data.stride)
+    def prepare(image, numbers, percentiles, spacing):
+        placement = place(image, percentiles, spacing, data)
+        prepared = to_model(normalize(image, percentiles), placement, data.size)
+        return prepared, placement, window_indices(numbers, window_offsets(spacing, data))
 
     @tf.function(
         input_signature=[
             tf.TensorSpec([None, *data.size], tf.float32),
+            {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)},
             tf.TensorSpec([None, data.slices], tf.int32),
             tf.TensorSpec([2], tf.int32),
         ]
     )
-    def segment(fitted, windows, shape):
-        return unletterbox(probabilities(stack_windows(fitted, windows)), shape) >= evaluation.threshold
+    def segment(prepared, placement, windows, shape):
+        found = probabilities(stack_windows(prepared, windows))
+        return from_model(found, placement, shape) >= evaluation.threshold
 
-    def predict(image, numbers, percentiles):
+    def predict(image, numbers, percentiles, spacing):
         depth, height, width = image.shape
         masks = np.empty((len(ORGANS), depth, height, width), bool)
-        fitted, windows = prepare(image, numbers, percentiles)
+        prepared, placement, windows = prepare(image, numbers, percentiles, spacing)
         for start in range(0, depth, evaluation.batch_size):
             part = slice(start, start + evaluation.batch_size)
-            masks[:, part] = np.moveaxis(segment(fitted, windows[part], (height, width)).numpy(), -1, 0)
+            inside = segment(prepared, placement, windows[part], (height, width))
+            masks[:, part] = np.moveaxis(inside.numpy(), -1, 0)
         return masks
 
     return predict

@@ -17,6 +17,7 @@ from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validatio
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.models.build import build_model
+from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
 from gitseg_tf.training.metrics import StreamingDice
@@ -64,8 +65,12 @@ def train(
         raise InputError(
             f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas"
         )
+    if config.data.patch is not None:
+        raise InputError(
+            f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
+        )
     steps = steps_per_epoch(dataset, config)
-    if not dataset.scans_of([config.data.fold]):
+    if not dataset.scans_of([config.data.fold], config.data.exclude_scans):
         raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
     if strategy.extended.should_checkpoint:
         _open_run(run, config, dataset, resume)
@@ -74,6 +79,10 @@ def train(
         tf.config.experimental.enable_op_determinism()
     with strategy.scope():
         model = build_model(config, precision, synchronized=replicas > 1)
+        if config.augment.on == "accelerator":
+            model = AugmentedModel(
+                model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
+            )
         _compile(model, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
@@ -214,7 +223,7 @@ def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, 
     if first >= epochs:
         return
     validation = validation_windows(dataset, config)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold]))
+    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
     batches = validation_steps(dataset, config)
     # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
     share = batches * config.data.batch_size / slices

@@ -42,7 +42,8 @@ def ended(child):
     return os.waitpid(child, 0)[1]
 
 def begun(out, child):
-    while not (out / ".plan.json").exists() and os.waitpid(child, os.WNOHANG) == (0, 0):
+    running = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not (out / ".plan.json").exists() and os.waitid(os.P_PID, child, running) is None:
         pass
     return time.perf_counter()
 

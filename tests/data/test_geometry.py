@@ -4,9 +4,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitseg_tf.data.geometry import fitted_shape, letterbox, normalize, stack_windows, unletterbox, window_indices
+from gitseg_tf.config import DataConfig
+from gitseg_tf.data.geometry import (
+    body_box,
+    fitted_shape,
+    from_model,
+    normalize,
+    patch_indices,
+    place,
+    stack_windows,
+    to_model,
+    window_indices,
+    window_offsets,
+)
 
 SIZE = (96, 128)
+PERCENTILES = np.array([0, 0, 0, 0, 0, 100, 300, 900, 1000, 1000, 1000], np.float32)
 
 
 def smooth_image(shape):
@@ -19,16 +32,35 @@ def disc(shape, centre, radius):
     return ((y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2).astype(np.float32)
 
 
-def boxed(plane, size=SIZE):
-    return letterbox(plane[None, ..., None], size).numpy()[0, ..., 0]
+def placed(shape, size=SIZE, spacing=(3, 1.5, 1.5), image=None, **settings):
+    image = np.zeros((1, *shape), np.float32) if image is None else image
+    return place(image, PERCENTILES, np.float32(spacing), DataConfig(size=size, **settings))
 
 
-def back(plane, shape):
-    return unletterbox(plane[None, ..., None], shape).numpy()[0, ..., 0]
+def boxed(plane, size=SIZE, **settings):
+    return to_model(plane[None], placed(plane.shape, size, **settings), size).numpy()[0]
+
+
+def back(plane, shape, **settings):
+    return from_model(plane[None, ..., None], placed(shape, plane.shape, **settings), shape).numpy()[0, ..., 0]
+
+
+def offsets(spacing_z=3.0, **settings):
+    return window_offsets(np.float32([spacing_z, 1, 1]), DataConfig(**settings))
 
 
 def indices(numbers, slices, stride=1):
-    return window_indices(np.array(numbers, np.int64), slices, stride).numpy().tolist()
+    return window_indices(np.array(numbers, np.int64), offsets(slices=slices, stride=stride)).numpy().tolist()
+
+
+def body_scan(depth=6, height=120, width=160, seed=0):
+    """An ellipse of tissue in noisy air, with bright single voxels here and there, and where the ellipse is."""
+    rng = np.random.default_rng(seed)
+    image = np.abs(rng.normal(0, 30, (depth, height, width)))
+    inside = disc((height, width), (70, 90), 30) > 0
+    image[:, inside] = rng.uniform(300, 1000, (depth, inside.sum()))
+    image[rng.random(image.shape) < 0.002] = 1000
+    return image.astype(np.uint16), inside
 
 
 def test_intensities_from_the_1st_to_the_99th_percentile_become_0_to_1():
@@ -134,3 +166,64 @@ def test_windows_hold_their_slices_as_channels():
     windows = stack_windows(volume, [[0, 0, 1], [2, 3, 3]]).numpy()
     assert windows.shape == (2, 2, 3, 3) and np.array_equal(windows[1, ..., 0], volume[2])
     assert np.array_equal(windows[1, ..., 1], volume[3]) and np.array_equal(windows[0, ..., 2], volume[1])
+
+
+@pytest.mark.parametrize(
+    ("stride_mm", "spacing_z", "wanted"),
+    [(6, 3, [-4, -2, 0, 2, 4]), (3, 1, [-6, -3, 0, 3, 6]), (4, 3, [-3, -1, 0, 1, 3]), (1, 3, [-2, -1, 0, 1, 2])],
+)
+def test_a_distance_in_mm_becomes_whole_slices_of_the_scan(stride_mm, spacing_z, wanted):
+    assert offsets(spacing_z, slices=5, stride_mm=stride_mm).numpy().tolist() == wanted
+
+
+def test_a_volume_is_moved_to_where_its_slices_are():
+    steps = offsets(patch=(4, 32, 32))
+    assert patch_indices(np.arange(6), steps).numpy().tolist() == [
+        [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [2, 3, 4, 5]]  # fmt: skip
+
+
+def test_a_volume_does_not_reach_over_a_gap():
+    steps = offsets(patch=(3, 32, 32))
+    assert patch_indices(np.array([1, 2, 7, 8, 9]), steps).numpy().tolist() == [
+        [0, 1, 1], [0, 1, 1], [2, 3, 4], [2, 3, 4], [2, 3, 4]]  # fmt: skip
+
+
+def test_pixels_of_a_common_size_make_a_disc_as_large_in_every_scan():
+    areas = []
+    for pixel in (1.0, 1.5, 2.0):
+        radius = 30 / pixel
+        plane = disc((int(180 / pixel), int(240 / pixel)), (90 / pixel, 120 / pixel), radius)
+        areas.append((boxed(plane, spacing=(3, pixel, pixel), pixel_mm=1.5) >= 0.5).sum())
+    assert np.allclose(areas, np.pi * 20**2, rtol=0.05)
+
+
+def test_a_scan_larger_than_the_input_is_cut_about_its_middle_and_comes_back_in_place():
+    plane = cv2.GaussianBlur(disc((310, 360), (140, 200), 20), (0, 0), 3)
+    settings = {"pixel_mm": 1.5, "spacing": (3, 1.5, 1.5)}
+    returned = back(boxed(plane, **settings), plane.shape, **settings)
+    assert np.abs(returned - plane)[110:190, 130:230].max() < 0.02
+    assert not returned[:100].any() and not returned[:, :110].any()
+
+
+def test_the_body_is_found_in_noise():
+    image, inside = body_scan()
+    y, x, height, width = body_box(image, PERCENTILES, np.float32([3, 1.0, 1.0])).numpy()
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    # A bounding box and 10 mm; the outermost rows of an ellipse are too short to count, but not by more than those.
+    assert rows[0] - 10 <= y <= rows[0] and rows[-1] <= y + height - 1 <= rows[-1] + 10
+    assert columns[0] - 10 <= x <= columns[0] and columns[-1] <= x + width - 1 <= columns[-1] + 10
+
+
+def test_a_scan_of_air_is_taken_whole():
+    box = body_box(np.zeros((2, 50, 60), np.uint16), np.zeros(11, np.float32), np.float32([3, 1.5, 1.5]))
+    assert box.numpy().tolist() == [0, 0, 50, 60]
+
+
+def test_the_body_fills_the_input_and_comes_back_in_place():
+    image, inside = body_scan()
+    settings = {"crop": "body", "image": image, "spacing": (3, 1.0, 1.0)}
+    model = boxed(inside.astype(np.float32), **settings)
+    whole = boxed(inside.astype(np.float32))
+    assert model.sum() > 1.8 * whole.sum()
+    returned = back(model, inside.shape, **settings) >= 0.5
+    assert 2 * (returned & inside).sum() / (returned.sum() + inside.sum()) > 0.98

@@ -83,7 +83,8 @@ def windows_in(batches):
 
 
 def unflipped(**changes):
-    return {"augment__flip": 0, "augment__affine": 0} | changes
+    off = {f"augment__{name}__p": 0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
+    return off | changes
 
 
 TWO_PLAIN_EPOCHS = unflipped(data__empty_slices=1, training__epochs=2)
@@ -267,7 +268,7 @@ def test_augmented_masks_stay_zero_or_one(train):
 
 
 def test_fewer_windows_than_a_batch_are_repeated_until_they_fill_it(drawn, drawn_dataset):
-    config = configured(data__batch_size=100, training__epochs=1)
+    config = configured(**unflipped(data__batch_size=100, training__epochs=1))
     batches = list(training_windows(drawn_dataset, config))
     assert len(batches) == steps_per_epoch(drawn_dataset, config) == 1
     marks = Counter(drawn.marks_in(batches[0][0])[:, config.data.slices // 2].tolist())
@@ -292,3 +293,79 @@ def test_scans_without_contours_are_refused(draw, tmp_path, refusal, windows):
     draw(tmp_path / "cohort", [("case1_day0", (40, 64), range(1, 5))], labelled=False)
     dataset = convert(tmp_path / "cohort", tmp_path / "out")
     assert "no contours" in refusal(windows, dataset, configured(data__fold=0))
+
+
+def test_scans_that_are_excluded_are_never_shown(drawn, drawn_dataset, train, training_cases):
+    scan = next(scan for scan in drawn.scans if scan.case in training_cases)
+    changes = unflipped(data__empty_slices=1, data__batch_size=1, data__exclude_scans=[scan.id])
+    shown = set(marks(drawn, train(**changes)))
+    assert shown == drawn.all_marks(training_cases) - set(scan.marks)
+    assert steps_per_epoch(drawn_dataset, configured(**changes)) == len(shown)
+
+
+def test_a_scan_that_is_excluded_is_not_validated(drawn, drawn_dataset, held_out_cases):
+    scan = next(scan for scan in drawn.scans if scan.case in held_out_cases)
+    config = configured(data__exclude_scans=[scan.id])
+    batches = drained(validation_windows(drawn_dataset, config))
+    shown = {mark for image, _, weight in batches for mark in drawn.marks_in(image[weight == 1])[:, 1]}
+    assert shown == drawn.all_marks(held_out_cases) - set(scan.marks)
+    assert len(batches) == validation_steps(drawn_dataset, config)
+
+
+def organ_counts(batches):
+    return sum(mask.any((1, 2)).sum(0) for _, mask in batches)
+
+
+def test_a_balanced_epoch_shows_rarer_organs_more_often(drawn_dataset, train):
+    plain, balanced = (
+        train(**unflipped(data__empty_slices=0, data__batch_size=1, data__balance_organs=share)) for share in (0, 1)
+    )
+    before, after = organ_counts(plain), organ_counts(balanced)
+    assert before.min() < 0.5 * before.max() and after.min() / after.max() > 1.6 * before.min() / before.max()
+    config = configured(data__empty_slices=0, data__batch_size=1, data__balance_organs=1)
+    assert len(balanced) == steps_per_epoch(drawn_dataset, config)
+
+
+def test_left_to_the_accelerator_windows_are_not_changed(train, plain):
+    changes = {"augment__on": "accelerator", "data__empty_slices": 1, "data__batch_size": 1}
+    assert same(train(**changes), plain)
+
+
+@pytest.mark.parametrize("cache_mib", [0, 1024], ids=["from disk", "in memory"])
+def test_patches_are_crops_of_neighbouring_slices_with_the_mask_of_each(drawn, train, cache_mib):
+    changes = {"data__patch": [4, 32, 48], "data__size": [96, 96], "data__cache_mib": cache_mib}
+    batches = train(**unflipped(**changes))
+    crops = [(image, mask) for images, masks in batches for image, mask in zip(images, masks, strict=True)]
+    assert all(image.shape == (4, 32, 48, 1) and mask.shape == (4, 32, 48, 3) for image, mask in crops)
+    assert np.mean([mask.any() for _, mask in crops]) > 0.5
+    wide = {mark for scan in drawn.scans if scan.image.shape[1:] == (40, 64) for mark in scan.marks}
+    seen = 0
+    for image, mask in crops:
+        # The mark is in the middle third of the slice; a crop that shows enough of it tells which slices it holds.
+        levels = [np.median(plane[plane > 0.2 * (plane < 0.9)]) if (plane > 0.2).any() else 0 for plane in image]
+        shown = np.rint((np.array(levels) * 4000 - 1000) / 20).astype(int)
+        if set(shown) <= wide and len(set(np.diff(shown))) == 1 and np.diff(shown)[0] == 1:
+            scan = drawn.scan_of(shown[0])
+            for plane, mark in zip(mask, shown, strict=True):
+                truth = scan.masks[:, mark - scan.first_mark]
+                assert not plane.any((0, 1))[~truth.any((1, 2))].any()
+            seen += 1
+    assert seen >= 5
+
+
+def test_a_window_of_slices_at_a_distance_in_mm(drawn, train):
+    batches = train(**unflipped(data__empty_slices=1, data__batch_size=1, data__stride_mm=6.0))
+    windows = [window for image, _ in batches for window in drawn.marks_in(image).tolist()]
+    inner = [w for w in windows if len(set(w)) == 3]
+    assert inner and all(w[1] - w[0] in (1, 2) and w[2] - w[1] in (1, 2) for w in inner)
+    assert any(w[1] - w[0] == 2 and w[2] - w[1] == 2 for w in inner)
+
+
+@pytest.mark.parametrize("settings", [{"data__crop": "body"}, {"data__pixel_mm": 2.0}])
+def test_training_and_validation_see_a_scan_in_the_same_place(drawn_dataset, settings):
+    changes = unflipped(data__empty_slices=1, data__batch_size=1, data__slices=1, **settings)
+    shown = []
+    for fold, windows in ((1, training_windows), (2, validation_windows)):
+        batches = drained(windows(drawn_dataset, configured(**changes | {"data__fold": fold})))
+        shown.append({image.tobytes() for image, *_ in batches})
+    assert shown[1] <= shown[0]

@@ -18,7 +18,7 @@ from gitseg_tf.data.records import (
     serialize_scan,
     unpack_masks,
 )
-from gitseg_tf.data.scans import Scan, SliceFile
+from gitseg_tf.data.scans import Scan, numbered_slice_ids
 from gitseg_tf.data.sources import DATASETS
 
 FORMAT_PAGE = Path(__file__).parents[2] / "tfrecords" / "README.md"
@@ -26,8 +26,9 @@ FORMAT_PAGE = Path(__file__).parents[2] / "tfrecords" / "README.md"
 
 @pytest.fixture(scope="module")
 def scan():
-    slices = tuple(SliceFile(n, f"case7_day2_slice_{n:04d}", Path("none.png")) for n in (3, 4, 9))
-    return Scan("case7_day2", "case7", slices, (3, 5, 4), (3.0, 1.63, 1.5), {})
+    numbers = [3, 4, 9]
+    ids = numbered_slice_ids("case7_day2", numbers)
+    return Scan("case7_day2", "case7", (3, 5, 4), (3.0, 1.63, 1.5), numbers, ids, labelled=True, source=None)
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,14 @@ def brightness(windows):
 def predict(image, numbers=None, probabilities=brightness, **overrides):
     config = load_config(overrides={"data.size": SIZE} | {k.replace("__", "."): v for k, v in overrides.items()})
     numbers = np.arange(1, len(image) + 1) if numbers is None else numbers
-    return make_predictor(probabilities, config)(image, numbers, intensity_percentiles(image))
+    predictor = make_predictor(probabilities, config)
+    return predictor(image, numbers, intensity_percentiles(image), (3.0, 1.5, 1.5))
 
 
-def test_masks_come_back_at_the_scans_own_size_and_place():
+@pytest.mark.parametrize("settings", [{}, {"data__crop": "body"}, {"data__pixel_mm": 2.0}])
+def test_masks_come_back_at_the_scans_own_size_and_place(settings):
     image, inside = ball_scan()
-    masks = predict(image)
+    masks = predict(image, **settings)
     assert masks.shape == (3, *image.shape) and masks.dtype == bool
     assert not masks[:2].any()
     assert 2 * (masks[2] & inside).sum() / (masks[2].sum() + inside.sum()) > 0.95
@@ -84,7 +86,7 @@ def test_overlays_are_a_picture_a_slice_with_coloured_contours(drawn, tmp_path):
     masks[0, 1, 5:20, 5:20] = True
     write_overlays(tmp_path, scan, drawn[scan.id].image, masks)
     pictures = {path.stem: cv2.imread(str(path)).astype(int) for path in tmp_path.glob("*.png")}
-    assert sorted(pictures) == [item.id for item in scan.slices]
+    assert sorted(pictures) == scan.slice_ids
     coloured = [bool((picture.max(-1) - picture.min(-1) > 20).any()) for _, picture in sorted(pictures.items())]
     assert coloured == [z == 1 for z in range(scan.shape[0])]
 

@@ -1,0 +1,248 @@
+"""The competition's layout: PNG slices in folders a scan, run-length strings in train.csv."""
+
+import hashlib
+import io
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from gitseg_tf.data.rle import RleError, rle_to_mask
+from gitseg_tf.data.scans import ORGANS, SLICE_MM, Cohort, Scan, Source
+from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, RemotePath, file_size
+from gitseg_tf.progress import progress
+
+_SLICE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_BAR_AFTER = 2  # seconds of listing
+_REQUESTS = 32  # a stat of a bucket is a request of tens of milliseconds
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """One slice: its number in the scan, its id in the table and its PNG."""
+
+    number: int
+    id: str
+    path: AnyPath
+
+
+@dataclass(frozen=True)
+class CompetitionSource(Source):
+    """PNG files and rows of the table.
+
+    Attributes:
+        slices: in the order of their numbers, which need not be contiguous.
+        rles: (slice id, organ) to run-length string; an absent organ has "" or is left out.
+    """
+
+    slices: tuple[SliceFile, ...]
+    rles: dict[tuple[str, str], str] = field(repr=False)
+
+    def files(self) -> list[tuple[str, AnyPath]]:
+        return [("image", item.path) for item in self.slices]
+
+    def digest(self):
+        for item in self.slices:
+            yield f"{item.id} {item.path.name} {file_size(item.path)}\n".encode()
+        yield json.dumps(sorted((*key, rle) for key, rle in self.rles.items())).encode()
+
+    def read_image(self, scan: Scan) -> np.ndarray:
+        volume = np.empty(scan.shape, np.uint16)
+        for plane, item in zip(volume, self.slices, strict=True):
+            plane[:] = read_png(item.path, scan.shape[1:])
+        return volume
+
+    def read_masks(self, scan: Scan) -> np.ndarray:
+        masks = np.zeros((len(ORGANS), *scan.shape), bool)
+        for z, item in enumerate(self.slices):
+            for k, organ in enumerate(ORGANS):
+                rle = self.rles.get((item.id, organ))
+                if rle:
+                    try:
+                        masks[k, z] = rle_to_mask(rle, scan.shape[1:])
+                    except RleError as error:
+                        raise InputError(f"train.csv, {item.id}, {organ}: {error}; correct the row") from None
+        return masks
+
+    def slice_strata(self, scan: Scan) -> list[int]:
+        return [
+            sum(1 << k for k, organ in enumerate(ORGANS) if self.rles.get((item.id, organ))) for item in self.slices
+        ]
+
+
+def is_here(root: AnyPath) -> bool:
+    """True for a folder with a train.csv, or with slices in .../scans/."""
+    return (root / "train.csv").is_file() or next(_slices_under(_image_root(root)), None) is not None
+
+
+def read(root: AnyPath, table: bool = True) -> Cohort:
+    """Find the scans of a folder; no pixel is read.
+
+    Args:
+        root: holds train.csv (id, class, segmentation; rows in any order, rows of absent organs may be left out) and
+            train/CASE/CASE_DAY/scans/slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png (width before height, mm).
+            Without a table the scans are without contours: a test set.
+        table: False leaves train.csv alone, and takes the scans of test/ where both train/ and test/ are there.
+
+    Returns:
+        The cohort, scans sorted by id.
+
+    Raises:
+        InputError: nothing there, a name that cannot be read, an unknown organ, a row given twice.
+    """
+    images = _image_root(root, ("train", "test") if table else ("test", "train"))
+    listed = progress(_slices_under(images), f"list {root.name}", unit="file", delay=_BAR_AFTER)
+    files = sorted(listed, key=str)
+    if not files:
+        raise InputError(f"{root}: no slices found; they are expected at train/CASE/CASE_DAY/scans/slice_*.png")
+    table_path = root / "train.csv"
+    rles, table_hash = _read_table(table_path) if table and table_path.is_file() else (None, "no table")
+    by_scan: dict[AnyPath, list[AnyPath]] = {}
+    for path in files:
+        by_scan.setdefault(path.parent, []).append(path)
+    scans = sorted((_scan(folder, paths, rles) for folder, paths in by_scan.items()), key=lambda s: s.id)
+    fingerprint, orphans = _fingerprint(root, files, table_hash), _rows_without_image(rles or {}, scans)
+    return Cohort(root, tuple(scans), rles is not None, fingerprint, "competition", orphans=orphans)
+
+
+def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a grey 8- or 16-bit PNG.
+
+    Args:
+        path: the file.
+        shape: (height, width) that it must have; None takes any.
+
+    Returns:
+        uint8 or uint16 [H, W].
+
+    Raises:
+        InputError: a file that is truncated, not grey, or not of this shape.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    _check_png(path, data)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InputError(f"{path}: the PNG is damaged; copy the file again")
+    if image.ndim != 2 or image.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: has {image.shape[-1]} channels; a slice is grey with 8 or 16 bits")
+    if shape is not None and image.shape != tuple(shape):
+        raise InputError(
+            f"{path}: the image is {image.shape[1]} wide and {image.shape[0]} high, "
+            f"its name says {shape[1]} wide and {shape[0]} high; correct the name or the image"
+        )
+    return image
+
+
+def _check_png(path: AnyPath, data: bytes) -> None:
+    """Walk through the chunks and their checksums: decoders print a warning and go on, or return half an image."""
+    if not data.startswith(_PNG_START):
+        raise InputError(f"{path}: is no PNG; replace the file")
+    start, kind = len(_PNG_START), b""
+    while kind != b"IEND":
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if end > len(data):
+            raise InputError(f"{path}: the PNG is truncated after {len(data)} bytes; copy the file again")
+        kind = data[start + 4 : start + 8]
+        if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise InputError(f"{path}: the PNG is damaged at byte {start}; copy the file again")
+        start = end
+
+
+def _image_root(root: AnyPath, names: tuple[str, str] = ("train", "test")) -> AnyPath:
+    return next((root / name for name in names if (root / name).is_dir()), root)
+
+
+def _slices_under(images: AnyPath) -> Iterator[AnyPath]:
+    if isinstance(images, RemotePath):
+        import tensorflow as tf
+
+        # A bucket answers this in a few requests, walking through the folders takes one a scan and file.
+        found = tf.io.gfile.glob(f"{images}/*/*/scans/*.png")
+        paths = map(RemotePath, found) if found else images.glob("**/scans/*.png")
+    else:
+        paths = images.glob("**/scans/*.png")
+    return (path for path in paths if not path.name.startswith("."))
+
+
+def _scan(folder: AnyPath, paths: list[AnyPath], rles) -> Scan:
+    name = folder.parent.name
+    slices, geometries = [], {}
+    for path in paths:
+        match = _SLICE_NAME.fullmatch(path.name)
+        if not match:
+            raise InputError(f"{path}: the name is not slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png")
+        number, width, height, pixel_width, pixel_height = match.groups()
+        slices.append(SliceFile(int(number), f"{name}_slice_{number}", path))
+        geometries[int(height), int(width), float(pixel_height), float(pixel_width)] = path
+    if len(geometries) > 1:
+        a, b = list(geometries.values())[:2]
+        raise InputError(f"{folder}: {a.name} and {b.name} differ in size or pixel size; a scan has one geometry")
+    slices.sort(key=lambda s: s.number)
+    numbers = [s.number for s in slices]
+    if len(set(numbers)) < len(numbers):
+        twice = next(n for n, count in Counter(numbers).items() if count > 1)
+        raise InputError(f"{folder}: slice {twice} is there twice; keep one")
+    ((height, width, pixel_height, pixel_width),) = geometries
+    if min(height, width, pixel_height, pixel_width) <= 0:
+        raise InputError(f"{paths[0]}: the name says a size or a pixel size of 0; correct the name")
+    shape, spacing = (len(slices), height, width), (SLICE_MM, pixel_height, pixel_width)
+    source = CompetitionSource(tuple(slices), {} if rles is None else rles.get(name, {}))
+    ids = [s.id for s in slices]
+    return Scan(name, name.split("_")[0], shape, spacing, numbers, ids, rles is not None, source)
+
+
+def _read_table(path: AnyPath) -> tuple[dict[str, dict[tuple[str, str], str]], str]:
+    """The table's run-length strings by scan, then by (slice id, organ); and a hash of the file."""
+    content = path.read_bytes()
+    try:
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({str(error).strip().splitlines()[0]})") from None
+    missing = {"id", "class", "segmentation"} - set(table)
+    if missing:
+        raise InputError(f"{path}: column {min(missing)} is missing; the columns are id, class, segmentation")
+    unknown = set(table["class"]) - set(ORGANS)
+    if unknown:
+        raise InputError(f"{path}: unknown class {min(unknown)!r}; the classes are {', '.join(ORGANS)}")
+    double = table.duplicated(["id", "class"])
+    if double.any():
+        row = table[double].iloc[0]
+        raise InputError(f"{path}: {row['id']}, {row['class']} is there twice; keep one row")
+    scans = table["id"].str.replace(r"_slice_\d+$", "", regex=True)
+    rles: dict[str, dict[tuple[str, str], str]] = {}
+    for scan, slice_id, organ, rle in zip(scans, table["id"], table["class"], table["segmentation"], strict=True):
+        rles.setdefault(scan, {})[slice_id, organ] = rle.strip()
+    return rles, hashlib.sha256(content).hexdigest()
+
+
+def _rows_without_image(rles: dict, scans: list[Scan]) -> tuple[str, ...]:
+    """Slice ids of the table, in its order, that have no image."""
+    ids = {slice_id for scan in scans for slice_id in scan.slice_ids}
+    return tuple(dict.fromkeys(slice_id for rows in rles.values() for slice_id, _ in rows if slice_id not in ids))
+
+
+def _fingerprint(root: AnyPath, files: list[AnyPath], table_hash: str) -> str:
+    digest = hashlib.sha256(table_hash.encode())
+    for path, size in zip(files, _sizes(files), strict=True):
+        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
+    return digest.hexdigest()
+
+
+def _sizes(files: list[AnyPath]) -> list[int]:
+    if isinstance(files[0], RemotePath):
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            sizes = pool.map(file_size, files)
+            return list(progress(sizes, "sizes", total=len(files), unit="file", delay=_BAR_AFTER))
+    return [file_size(path) for path in files]

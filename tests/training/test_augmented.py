@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from gitseg_tf.config import AugmentConfig, load_config
+from gitseg_tf.models import backbones
+from gitseg_tf.training.augmented import AugmentedModel
+from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.trainer import train
+
+ALL_OFF = {f"augment.{name}.p": 0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
+SETTINGS = ALL_OFF | {
+    "data.size": [32, 32],
+    "data.slices": 3,
+    "data.fold": 1,
+    "data.batch_size": 8,
+    "model.filters": 4,
+    "training.epochs": 1,
+    "training.strategy": "one_device",
+    "training.precision": "float32",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, "plain", lambda inputs, config: backbones.plain(inputs, config)[:2])
+        yield
+
+
+def mean_of_windows(augment, jit_compile):
+    """The loss of a model that gives back its first channel, where the loss is the mean of the output."""
+    inputs = keras.Input((32, 32, 3))
+    model = AugmentedModel(inputs, keras.layers.Conv2D(3, 1, use_bias=False)(inputs), augment=augment, seed=0)
+    model.set_weights([np.eye(3, dtype=np.float32)[None, None]])
+    model.compile(keras.optimizers.SGD(0.0), lambda mask, output: output, jit_compile=jit_compile)
+    windows = np.full((8, 32, 32, 3), 0.7, np.float32)
+    masks = np.zeros((8, 32, 32, 3), np.float32)
+    return model.train_on_batch(windows, masks), model.test_on_batch(windows, masks)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_training_step_changes_its_windows_and_a_validation_does_not(jit_compile):
+    off = {name: {"p": 0} for name in ("flip", "affine", "elastic", "grid")}
+    everything = AugmentConfig(**off, dropout={"p": 1, "holes": 1, "size": [1, 1]})
+    trained, validated = mean_of_windows(everything, jit_compile)
+    assert trained == 0 and validated == pytest.approx(0.7, abs=1e-4)
+
+
+def test_without_changes_a_run_is_that_of_the_host(drawn_dataset, tmp_path):
+    losses = []
+    for place in ("host", "accelerator"):
+        config = load_config(None, SETTINGS | {"augment.on": place})
+        train(config, drawn_dataset, tmp_path / place, say=lambda line: None)
+        losses.append(read_history(tmp_path / place)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_all_changes_are_drawn_and_made_inside_of_a_step_compiled_by_xla():
+    names = [name for name in AugmentConfig.model_fields if name not in ("on", "accelerator_warp")]
+    every = AugmentConfig(**{name: {"p": 0.5} for name in names})
+    trained, validated = mean_of_windows(every, jit_compile=True)
+    assert 0 < trained < 1 and abs(trained - validated) > 1e-3
