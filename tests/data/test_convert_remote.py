@@ -9,7 +9,7 @@ from gitseg_tf.cli import main
 from gitseg_tf.data.convert import convert
 from gitseg_tf.data.dataset import load_dataset, read_scans
 from gitseg_tf.data.verify import verify_dataset
-from gitseg_tf.files import as_path
+from gitseg_tf.files import as_path, write_atomically
 
 _names = itertools.count()
 
@@ -25,6 +25,15 @@ def contents(root):
 
 def test_a_bucket_gets_the_bytes_of_the_disk(drawn, drawn_dataset, bucket):
     assert main(["convert", str(drawn.root), str(bucket / "out"), "--folds", "3"]) == 0
+    assert contents(bucket / "out") == contents(drawn_dataset.root)
+
+
+def test_a_cohort_in_a_bucket_is_converted_to_a_bucket(drawn, drawn_dataset, bucket):
+    for path in drawn.root.rglob("*.*"):
+        copy = bucket / "cohort" / path.relative_to(drawn.root).as_posix()
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(copy, path.read_bytes())
+    assert main(["convert", str(bucket / "cohort"), str(bucket / "out"), "--folds", "3"]) == 0
     assert contents(bucket / "out") == contents(drawn_dataset.root)
 
 
