@@ -95,12 +95,14 @@ def convert(
             shards = write_shards_with_beam(out, jobs, resume, beam_options)
         else:
             shards = _write_shards(out, jobs, resume, workers or os.cpu_count() or 1, f"convert {source.name}")
-        facts = {"name": cohort.root.resolve().name, "fingerprint": cohort.fingerprint, "converted_by": __version__}
-        if exclude:
-            facts["excluded"] = " ".join(sorted(exclude))
-        save_index(Dataset(out, facts, plan["folds"], seed, tuple(shards)))
+        save_index(Dataset(out, _facts(cohort, exclude), plan["folds"], seed, tuple(shards)))
         _sweep(out)
     return load_dataset(out)
+
+
+def _facts(cohort: Cohort, exclude: Sequence[str]) -> dict[str, str]:
+    facts = {"name": cohort.root.resolve().name, "fingerprint": cohort.fingerprint, "converted_by": __version__}
+    return facts | ({"excluded": " ".join(sorted(exclude))} if exclude else {})
 
 
 def _kept(cohort: Cohort, exclude: Sequence[str]) -> list[Scan]:
