@@ -105,8 +105,8 @@ def measure(dataset, name, epochs):
 
     from gitseg_tf.config import load_config
     from gitseg_tf.data.augment.accelerator import augment_batch
+    from gitseg_tf.data.dataset import load_dataset
     from gitseg_tf.data.pipeline import steps_per_epoch, training_windows
-    from gitseg_tf.data.records import load_dataset
 
     epochs = int(epochs)
     overrides = OURS[name] | {"data.batch_size": 32, "data.empty_slices": 1, "training.epochs": epochs}

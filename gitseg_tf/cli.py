@@ -48,15 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
     phantom.add_argument("--workers", type=int, help="processes (one a core)")
 
-    convert = _command(commands, "convert", _convert, "convert a cohort to TFRecords")
-    convert.add_argument("data", help="the competition's folders with train.csv, NIfTI or DICOM; see docs/data.md")
+    convert = _command(commands, "convert", _convert, "convert a cohort to TFRecords, or check some")
+    convert.add_argument(
+        "data", nargs="?", help="the competition's folders with train.csv, NIfTI or DICOM; see docs/data.md"
+    )
     convert.add_argument("out", nargs="?", help="a new folder; --dry-run needs none")
     convert.add_argument("--dry-run", action="store_true", help="say what would be converted, and write nothing")
-    convert.set_defaults(wrong_usage=convert.error)
     convert.add_argument("--workers", type=int, help="scans read at the same time (one a core)")
     convert.add_argument("--folds", type=int, default=5, help="folds by patient (%(default)s)")
     convert.add_argument("--seed", type=int, default=0, help="of the folds (%(default)s)")
     convert.add_argument("--resume", action="store_true", help="go on with an interrupted conversion")
+    convert.add_argument("--exclude", nargs="+", default=[], metavar="ID", help="scans to leave out (case123_day20)")
+    convert.add_argument("--shard-mib", type=int, default=256, help="voxels of a shard in MiB (%(default)s)")
+    convert.add_argument("--runner", choices=["local", "beam"], default="local", help="who does it (%(default)s)")
+    convert.add_argument(
+        "--beam-options", default="", metavar="=OPTIONS", help="Beam's own: --beam-options='--runner=FlinkRunner ...'"
+    )
+    convert.add_argument("--verify", metavar="OUT", help="convert nothing, read OUT again and check all of it")
+    convert.set_defaults(wrong_usage=convert.error)
 
     inspect = _command(commands, "inspect", _inspect, "report what is in a cohort or dataset, and what is odd about it")
     inspect.add_argument("data", help="a source cohort, or TFRecords made by gitseg convert")
@@ -127,24 +136,54 @@ def _phantom(options) -> None:
 
 
 def _convert(options) -> None:
+    if options.verify is not None and not options.data:
+        return _verify(options.verify)
+    if options.verify is not None or options.data is None or (options.out is None and not options.dry_run):
+        options.wrong_usage("give DATA and OUT, or DATA and --dry-run, or --verify OUT alone")
+    if "://" in options.data + (options.out or ""):
+        quiet.import_tensorflow()
     if options.dry_run:
         from gitseg_tf.data.summary import describe
 
         print(*describe(options.data), sep="\n")
         return
-    if options.out is None:
-        options.wrong_usage("the following arguments are required: out (or --dry-run)")
-    quiet.import_tensorflow()
     from gitseg_tf.data.convert import convert
 
-    dataset = convert(options.data, options.out, options.folds, options.seed, options.workers, options.resume)
+    dataset = convert(
+        options.data,
+        options.out,
+        options.folds,
+        options.seed,
+        options.workers,
+        options.resume,
+        options.exclude,
+        options.shard_mib << 20,
+        options.runner,
+        options.beam_options,
+    )
+    print(f"dataset    {dataset.root}: {_counts(dataset)}, {dataset.folds} folds")
+
+
+def _verify(root: str) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.data.verify import verify_dataset
+
+    dataset = verify_dataset(root)
+    size = sum(shard.bytes for shard in dataset.shards) / 2**20
+    print(
+        f"verified   {dataset.root}: {len(dataset.shards)} shards ({size:.0f} MiB), {_counts(dataset)}: sizes, CRC-32, "
+        "and every record's id, shape, spacing, slice numbers, percentiles and organ counts"
+    )
+
+
+def _counts(dataset) -> str:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
-    print(f"dataset    {dataset.root}: {patients} patients, {len(scans)} scans, {slices} slices, {dataset.folds} folds")
+    return f"{patients} patients, {len(scans)} scans, {slices} slices"
 
 
 def _inspect(options) -> None:
-    from gitseg_tf.data.records import is_dataset
+    from gitseg_tf.data.dataset import is_dataset
     from gitseg_tf.files import as_path
 
     out = as_path(options.out)

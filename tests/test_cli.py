@@ -264,3 +264,10 @@ def test_wrong_usage_exits_with_2():
     with pytest.raises(SystemExit) as stop:
         main(["convert"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", [[], ["cohort"], ["--verify", "records", "cohort"]])
+def test_convert_without_its_folders_is_wrong_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", *arguments])
+    assert ended.value.code == 2 and "--verify OUT alone" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import tensorflow as tf
 from gitseg_tf.config import AugmentConfig, Config, DataConfig
 from gitseg_tf.data.augment.draws import draw
 from gitseg_tf.data.augment.host import HostAugment
+from gitseg_tf.data.dataset import Dataset, ScanEntry
 from gitseg_tf.data.geometry import normalize, patch_indices, place, to_model, window_indices, window_offsets
-from gitseg_tf.data.records import Dataset, ScanEntry, parse_scan
+from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.data.service import distribute
 from gitseg_tf.errors import InputError

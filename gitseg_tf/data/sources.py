@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gitseg_tf.data.convert import convert
+from gitseg_tf.data.dataset import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.records import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.scans import EXPECTED, is_cohort, read_cohort
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.data.records import Dataset, naming_damaged_shards, read_scans, unpack_masks
+from gitseg_tf.data.dataset import Dataset, read_scans
+from gitseg_tf.data.records import unpack_masks
+from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.files import write_atomically

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
-from gitseg_tf.data.records import Dataset
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 

@@ -10,9 +10,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import Config, load_config
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
-from gitseg_tf.data.records import Dataset, naming_damaged_shards
 from gitseg_tf.data.service import using_service
+from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model

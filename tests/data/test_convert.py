@@ -1,30 +1,15 @@
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from gitseg_tf.data import convert as conversion
+from gitseg_tf.data import shards
 from gitseg_tf.data.convert import convert
-from gitseg_tf.data.records import load_dataset, read_scans
+from gitseg_tf.data.dataset import load_dataset, read_scans
 from gitseg_tf.data.scans import read_image
-
-KILLED_AT_THE_FOURTH_SCAN = """
-import os, signal, sys
-from gitseg_tf.data import convert
-read, calls = convert.read_image, []
-def read_image(scan):
-    calls.append(scan)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(scan)
-convert.read_image = read_image
-convert.convert(sys.argv[1], sys.argv[2], folds=3, workers=1)
-"""
 
 
 def shard_bytes(root):
@@ -49,7 +34,7 @@ def failing_at(monkeypatch):
                 raise KeyboardInterrupt
             return read_image(scan)
 
-        monkeypatch.setattr(conversion, "read_image", read)
+        monkeypatch.setattr(shards, "read_image", read)
 
     return fail
 
@@ -64,7 +49,7 @@ def read_again(monkeypatch):
             ids.append(scan.id)
             return read_image(scan)
 
-        monkeypatch.setattr(conversion, "read_image", read)
+        monkeypatch.setattr(shards, "read_image", read)
         return ids
 
     return start
@@ -111,15 +96,18 @@ def test_nothing_but_shards_and_index_is_left(drawn_dataset):
     assert names_in(drawn_dataset.root) == ["dataset.json", *(shard.file for shard in drawn_dataset.shards)]
 
 
-def test_many_scans_make_several_shards_a_fold(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "SHARD_BYTES", 2 * 8 * 40 * 64 * 2)
-    dataset = convert(drawn.root, tmp_path / "out", folds=2)
+def test_many_scans_make_several_shards_a_fold(drawn, tmp_path):
+    dataset = convert(drawn.root, tmp_path / "out", folds=2, shard_bytes=2 * 8 * 40 * 64 * 2)
     names = [re.fullmatch(r"fold(\d)-(\d{5})-of-(\d{5})\.tfrecord", shard.file) for shard in dataset.shards]
     for fold in range(2):
         numbers = [int(name[2]) for name in names if int(name[1]) == fold]
         assert len(numbers) > 1 and numbers == list(range(len(numbers)))
         assert all(int(name[3]) == len(numbers) for name in names if int(name[1]) == fold)
     assert sorted(scan["id"] for scan in read_scans(dataset, range(2))) == sorted(scan.id for scan in drawn.scans)
+
+
+def test_a_shard_of_no_size_is_refused(drawn, tmp_path, refusal):
+    assert "--shard-mib 0: " in refusal(convert, drawn.root, tmp_path / "out", folds=3, shard_bytes=0)
 
 
 def test_one_worker_and_two_write_the_same_bytes(drawn, drawn_dataset, tmp_path):
@@ -180,7 +168,7 @@ def test_a_resumed_conversion_ends_in_the_same_bytes(interrupted, drawn, drawn_d
 
 def test_half_written_files_of_a_killed_conversion_are_swept_away(interrupted, drawn, drawn_dataset, read_again):
     (interrupted / f".{drawn_dataset.shards[-1].file}.json.77.tmp").write_text("{")
-    (interrupted / f"{drawn_dataset.shards[-1].file}.tmp").write_text("half")
+    (interrupted / f".{drawn_dataset.shards[-1].file}.77.tmp").write_text("half")
     read_again()
     convert(drawn.root, interrupted, folds=3, workers=1, resume=True)
     assert names_in(interrupted) == names_in(drawn_dataset.root)
@@ -246,16 +234,6 @@ def test_resuming_takes_no_shard_of_a_scan_that_changed_since(
     assert np.array_equal(bits & 1, changed.masks[0])
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_conversion_is_resumed_to_the_same_bytes(drawn, drawn_dataset, tmp_path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_AT_THE_FOURTH_SCAN, str(drawn.root), str(out)]
-    ended = subprocess.run(command, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}, capture_output=True, timeout=60)
-    assert ended.returncode == -signal.SIGKILL and not (out / "dataset.json").exists()
-    convert(drawn.root, out, folds=3, workers=1, resume=True)
-    assert shard_bytes(out) == shard_bytes(drawn_dataset.root) and names_in(out) == names_in(drawn_dataset.root)
-
-
 def test_a_wrong_row_of_the_table_stops_the_conversion_and_is_named(draw, tmp_path, refusal, rows_of, save_table):
     cohort = draw(tmp_path / "cohort")
     rows = rows_of(cohort.scans)
@@ -290,3 +268,49 @@ def test_a_cohort_without_contours_keeps_its_images_and_has_zero_masks(unlabelle
 
 def test_a_cohort_without_contours_cannot_train(unlabelled, refusal):
     assert "no contours" in refusal(unlabelled[1].training_folds, 0)
+
+
+def test_scans_that_are_excluded_are_in_no_shard(drawn, tmp_path):
+    dataset = convert(drawn.root, tmp_path / "out", folds=3, exclude=["case1_day5", "case4_day0"])
+    assert sorted(scan["id"] for scan in read_scans(dataset, range(3))) == sorted(
+        scan.id for scan in drawn.scans if scan.id not in ("case1_day5", "case4_day0")
+    )
+    assert index_of(dataset.root)["source"]["excluded"] == "case1_day5 case4_day0"
+
+
+def test_an_excluded_scan_that_is_not_there_is_named_before_anything_is_written(drawn, tmp_path, refusal):
+    assert "--exclude case9_day9: no such scan" in refusal(
+        convert, drawn.root, tmp_path / "out", exclude=["case9_day9"]
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_excluding_every_scan_is_refused(drawn, tmp_path, refusal):
+    everything = [scan.id for scan in drawn.scans]
+    assert "leaves no scan" in refusal(convert, drawn.root, tmp_path / "out", exclude=everything)
+
+
+def test_resuming_a_finished_conversion_leaves_it_as_it_is(drawn, tmp_path):
+    dataset = convert(drawn.root, tmp_path / "out", folds=3)
+    written = {path: path.stat().st_mtime_ns for path in dataset.root.iterdir()}
+    assert convert(drawn.root, tmp_path / "out", folds=3, resume=True) == dataset
+    assert {path: path.stat().st_mtime_ns for path in dataset.root.iterdir()} == written
+
+
+def test_resuming_takes_no_finished_dataset_of_other_contours(draw, tmp_path, refusal, rows_of, save_table):
+    cohort = draw(tmp_path / "cohort")
+    convert(cohort.root, tmp_path / "out", folds=3)
+    cohort.scans[0].masks[0, 3, 30, 30] = True
+    save_table(cohort.root, rows_of(cohort.scans))
+    said = refusal(convert, cohort.root, tmp_path / "out", folds=3, resume=True)
+    assert "finished dataset already" in said
+
+
+def test_a_conversion_does_not_wait_for_tensorflow(drawn, tmp_path):
+    code = (
+        "import sys\nfrom gitseg_tf.cli import main\n"
+        "assert main(['convert', *sys.argv[1:], '--folds', '3']) == 0\nprint('tensorflow' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(drawn.root), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -1,3 +1,4 @@
+import warnings
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitseg_tf.data.folds import assign_folds
+from gitseg_tf.data.folds import _deal, assign_folds
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,22 @@ def test_no_fold_is_empty_however_the_patients_differ(folds, more, random):
     assert set(assign_folds(cases, strata, folds, seed=random.randrange(100)).values()) == set(range(folds))
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 6), st.integers(6, 12), st.integers(0, 10_000))
+def test_patients_are_dealt_as_scikit_learn_deals_them(folds, patients, seed):
+    splitter = pytest.importorskip("sklearn.model_selection").StratifiedGroupKFold(folds)
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([f"case{n}" for n in range(patients)], rng.integers(8, 30, patients))
+    labels = rng.choice(8, len(groups), p=rng.dirichlet(np.ones(8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        splits = list(splitter.split(labels, labels, groups))
+    peer = {str(case): fold for fold, (_, held_out) in enumerate(splits) for case in groups[held_out]}
+    assert _deal(groups, labels, folds) == peer
+
+
 def test_as_many_patients_as_folds_are_one_a_fold():
-    # scikit-learn alone puts two of these into one fold and leaves another empty.
+    # Dealing alone puts two of these into one fold and leaves another empty.
     cases, strata = list("aabccdddd"), [2, 2, 2, 0, 0, 0, 0, 0, 0]
     assert sorted(assign_folds(cases, strata, 4).values()) == [0, 1, 2, 3]
 

@@ -9,8 +9,8 @@ import pytest
 
 from gitseg_tf.config import load_config
 from gitseg_tf.data.convert import convert
+from gitseg_tf.data.dataset import load_dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
-from gitseg_tf.data.records import load_dataset
 
 HELD_OUT, BATCH = 1, 8
 

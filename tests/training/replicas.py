@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import load_config
-from gitseg_tf.data.records import load_dataset
+from gitseg_tf.data.dataset import load_dataset
 from gitseg_tf.models import backbones
 from gitseg_tf.models.build import build_model
 from gitseg_tf.training import trainer

@@ -237,7 +237,7 @@ def test_a_run_interrupted_within_an_epoch_ends_like_an_undisturbed_one(
 KILLED = """
 import os, signal, sys
 from gitseg_tf.config import load_config
-from gitseg_tf.data.records import load_dataset
+from gitseg_tf.data.dataset import load_dataset
 from gitseg_tf.models import backbones
 from gitseg_tf.training.callbacks import EpochBars
 from gitseg_tf.training.trainer import train

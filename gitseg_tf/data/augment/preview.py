@@ -6,8 +6,8 @@ import numpy as np
 from gitseg_tf.config import AugmentConfig, Config
 from gitseg_tf.data.augment.draws import draw
 from gitseg_tf.data.augment.host import HostAugment
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import training_windows
-from gitseg_tf.data.records import Dataset
 from gitseg_tf.data.scans import ORGAN_COLORS
 from gitseg_tf.files import AnyPath, write_atomically
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.inspect import contour_checks, findings
 from gitseg_tf.data.inspect.facts import ScanFacts, measure
 from gitseg_tf.data.inspect.findings import COHORT, SEVERITIES, Finding, Severity
 from gitseg_tf.data.inspect.source import Unreadable, each_scan, open_source
-from gitseg_tf.data.records import Dataset
 from gitseg_tf.data.scans import ORGANS, Cohort
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.inspect.facts import ScanFacts, ScanVoxels
 from gitseg_tf.data.inspect.findings import SEVERITIES, Finding, ranges
 from gitseg_tf.data.inspect.inspection import Inspection, fold_rows, geometry_rows, organ_rows
 from gitseg_tf.data.inspect.source import Unreadable, each_scan
-from gitseg_tf.data.records import Dataset
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.files import AnyPath, as_path, write_atomically
 from gitseg_tf.pages import INK, chart, organ_style, outline, page_environment

@@ -1,0 +1,209 @@
+"""Conversions that are killed, run out of room, may not write, or meet another one in the same folder."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gitseg_tf.cli import main
+from gitseg_tf.data import convert as conversion
+from gitseg_tf.data import shards
+from gitseg_tf.data.convert import convert
+from gitseg_tf.locks import locked
+
+resource = pytest.importorskip("resource", reason="a system without fork, SIGKILL and limits")
+NOBODY = 65534
+# TensorFlow's threads do not survive a fork, hence a process without it, which forks once for every conversion.
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from gitseg_tf.data.convert import convert
+from gitseg_tf.data.scans import read_cohort
+
+def forked(out):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try:
+            convert(sys.argv[1], out, folds=3, workers=2, resume=True)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def ended(child):
+    return os.waitpid(child, 0)[1]
+
+def begun(out, child):
+    running = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while not (out / ".plan.json").exists() and os.waitid(os.P_PID, child, running) is None:
+        pass
+    return time.perf_counter()
+
+root, moments = Path(sys.argv[2]), random.Random(7)
+read_cohort(sys.argv[1])
+child = forked(root / "undisturbed")
+start = begun(root / "undisturbed", child)
+assert ended(child) == 0
+writing = time.perf_counter() - start
+for n in range(20):
+    out = root / f"killed{n}"
+    child = forked(out)
+    if n >= 5:
+        begun(out, child)
+    time.sleep(moments.uniform(0, writing))
+    os.kill(child, signal.SIGKILL)
+    status = ended(child)
+    half_done = (out / ".plan.json").exists() and not (out / "dataset.json").exists()
+    print(os.WIFSIGNALED(status), half_done, ended(forked(out)))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(drawn, tmp_path_factory):
+    """The folder of twenty conversions that were killed and resumed; was killed, was half done, status of resuming."""
+    root = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLER, str(drawn.root), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return root, [line.split() for line in done.stdout.splitlines()]
+
+
+def contents(root):
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def test_twenty_killed_conversions_end_in_the_same_bytes(killed, drawn_dataset):
+    root, _ = killed
+    assert contents(root / "undisturbed") == contents(drawn_dataset.root)
+    assert [n for n in range(20) if contents(root / f"killed{n}") != contents(drawn_dataset.root)] == []
+
+
+def test_the_twenty_were_killed_in_the_midst(killed):
+    _, ends = killed
+    assert len(ends) == 20 and all(status == "0" for *_, status in ends)
+    assert sum(half_done == "True" for was_killed, half_done, _ in ends if was_killed == "True") >= 5
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """The disk is full when the fifth record is written; full_disk.undo() makes room."""
+    write, written = shards.RecordWriter.write, []
+
+    def fail(self, record):
+        written.append(record)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, record)
+
+    monkeypatch.setattr(shards.RecordWriter, "write", fail)
+    return monkeypatch
+
+
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(drawn, drawn_dataset, tmp_path, refusal, full_disk):
+    out = tmp_path / "out"
+    said = refusal(convert, drawn.root, out, folds=3, workers=1)
+    assert f"{out / drawn_dataset.shards[1].file}: cannot be written (No space left on device)" in said
+    assert "--resume" in said
+    first = out / drawn_dataset.shards[0].file
+    written = first.stat().st_mtime_ns
+    assert not list(out.glob(".*.tmp")) and not (out / "dataset.json").exists()
+    full_disk.undo()
+    convert(drawn.root, out, folds=3, workers=1, resume=True)
+    assert first.stat().st_mtime_ns == written and contents(out) == contents(drawn_dataset.root)
+
+
+def test_the_systems_own_limit_is_told_in_one_line(drawn, drawn_dataset, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        status = main(["convert", str(drawn.root), str(tmp_path / "out"), "--folds", "3"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 1 and f"{drawn_dataset.shards[0].file}: cannot be written (File too large)" in last
+
+
+@pytest.fixture
+def sealed():
+    """A folder in which nothing can be made."""
+    with tempfile.TemporaryDirectory() as name:
+        is_root = os.geteuid() == 0
+        os.chmod(name, 0o555)
+        if is_root:
+            os.seteuid(NOBODY)
+        yield Path(name)
+        if is_root:
+            os.seteuid(0)
+        os.chmod(name, 0o755)
+
+
+@pytest.fixture(scope="module")
+def public(draw):
+    """A cohort that every user of the machine may read."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield draw(Path(name) / "cohort")
+
+
+@pytest.mark.parametrize("place", ["out", "."])
+def test_a_folder_without_permission_is_told_in_one_line(public, sealed, capsys, place):
+    assert main(["convert", str(public.root), str(sealed / place), "--folds", "3"]) == 1
+    assert capsys.readouterr().err.strip().splitlines() == [
+        f"gitseg: {sealed / place}" + ("" if place == "out" else "/.lock") + ": Permission denied"
+    ]
+
+
+def test_a_second_conversion_is_told_who_writes_there(drawn, tmp_path, refusal):
+    with locked(tmp_path, wait=False, say=print):
+        said = refusal(convert, drawn.root, tmp_path, folds=3)
+    assert f"process {os.getpid()} writes to it" in said and "--resume" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told_of_and_used(drawn, drawn_dataset, tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    convert(drawn.root, tmp_path / "out", folds=3)
+    assert f"{tmp_path / 'out'} has no file locks (Function not implemented)" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(drawn_dataset.root)
+
+
+def test_a_second_conversion_waits_and_takes_what_the_first_has_made(drawn, drawn_dataset, tmp_path, monkeypatch):
+    out, encoded, results = tmp_path / "out", [], []
+
+    def encode(scan):
+        encoded.append(scan.id)
+        time.sleep(0.02)
+        return shards.encode_scan(scan)
+
+    monkeypatch.setattr(conversion, "encode_scan", encode)
+    both = [
+        threading.Thread(target=lambda: results.append(convert(drawn.root, out, folds=3, workers=1, resume=True)))
+        for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(30)
+    assert len(results) == 2 and results[0] == results[1]
+    assert sorted(encoded) == sorted(scan.id for scan in drawn.scans)
+    assert contents(out) == contents(drawn_dataset.root)
+
+
+def test_what_a_finished_conversion_had_no_time_to_sweep_is_swept_by_resuming(drawn, drawn_dataset, tmp_path):
+    out = convert(drawn.root, tmp_path / "out", folds=3).root
+    ids = [[shard.file, shard.fold, [scan.id for scan in shard.scans]] for shard in drawn_dataset.shards]
+    (out / ".plan.json").write_text(json.dumps({"version": 1, "folds": 3, "seed": 0, "shards": ids}))
+    (out / f"{drawn_dataset.shards[0].file}.json").write_text("{}")
+    convert(drawn.root, out, folds=3, resume=True)
+    assert contents(out) == contents(drawn_dataset.root)

@@ -1,0 +1,61 @@
+"""The bytes are compared with those that TensorFlow and protobuf write."""
+
+import io
+import zlib
+
+import numpy as np
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gitseg_tf.data.tfrecord import RecordWriter, encode_example
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+FLOATS = st.floats(width=32, allow_nan=False)
+VALUES = st.one_of(
+    st.binary(max_size=300),
+    st.lists(INT64, max_size=9).map(lambda items: np.array(items, np.int64)),
+    st.lists(FLOATS, max_size=9).map(lambda items: np.array(items, np.float32)),
+)
+
+
+def feature(value):
+    if isinstance(value, bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+    if value.dtype == np.int64:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=value))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.text(max_size=12), VALUES)
+def test_an_example_of_one_feature_has_the_bytes_of_protobuf(name, value):
+    example = tf.train.Example(features=tf.train.Features(feature={name: feature(value)}))
+    assert encode_example({name: value}) == example.SerializeToString()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(st.text(max_size=12), VALUES, max_size=6))
+def test_protobuf_reads_all_features(features):
+    expected = tf.train.Example(features=tf.train.Features(feature={k: feature(v) for k, v in features.items()}))
+    assert tf.train.Example.FromString(encode_example(features)) == expected
+
+
+def test_the_memory_of_an_unsigned_array_is_taken_as_bytes():
+    voxels = np.arange(70000, dtype="<u2").reshape(7, 100, 100)
+    assert encode_example({"x": voxels}) == encode_example({"x": voxels.tobytes()})
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.binary(max_size=400), max_size=5))
+def test_a_file_has_the_bytes_of_tensorflow(tmp_path_factory, records):
+    path = tmp_path_factory.getbasetemp() / "peer.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as peer:
+        for record in records:
+            peer.write(record)
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    for record in records:
+        writer.write(record)
+    assert file.getvalue() == path.read_bytes()
+    assert writer.size == path.stat().st_size and writer.crc32 == f"{zlib.crc32(path.read_bytes()):08x}"

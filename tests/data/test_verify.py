@@ -1,0 +1,168 @@
+"""One fault each is put into a good dataset, with a checksum to match, so that only a reader of records can see it."""
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from gitseg_tf.cli import main
+from gitseg_tf.data.convert import convert
+from gitseg_tf.data.dataset import load_dataset
+from gitseg_tf.data.verify import naming_damaged_shards, verify_dataset
+
+
+@pytest.fixture
+def copied(drawn_dataset, tmp_path):
+    return Path(shutil.copytree(drawn_dataset.root, tmp_path / "dataset"))
+
+
+@pytest.fixture
+def edited(copied):
+    """edited(change) changes the first shard's entry in dataset.json."""
+
+    def edit(change):
+        tree = json.loads((copied / "dataset.json").read_text())
+        change(tree["shards"][0])
+        (copied / "dataset.json").write_text(json.dumps(tree))
+        return copied
+
+    return edit
+
+
+@pytest.fixture
+def rewritten(edited, copied):
+    """rewritten(change) changes the first shard's bytes, and its size and checksum in dataset.json to fit."""
+
+    def rewrite(change):
+        path = copied / load_dataset(copied).shards[0].file
+        path.write_bytes(change(path.read_bytes()))
+        return edited(
+            lambda shard: shard.update(bytes=path.stat().st_size, crc32=f"{zlib.crc32(path.read_bytes()):08x}")
+        )
+
+    return rewrite
+
+
+@pytest.fixture
+def changed_record(rewritten, tmp_path):
+    """changed_record(change) changes the features of the first shard's first record."""
+
+    def edit(change):
+        def rewrite(content):
+            (tmp_path / "old").write_bytes(content)
+            examples = [
+                tf.train.Example.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(tmp_path / "old"))
+            ]
+            change(examples[0].features.feature)
+            with tf.io.TFRecordWriter(str(tmp_path / "new")) as writer:
+                for example in examples:
+                    writer.write(example.SerializeToString())
+            return (tmp_path / "new").read_bytes()
+
+        return rewritten(rewrite)
+
+    return edit
+
+
+def test_a_whole_dataset_passes_and_the_command_says_what_it_read(drawn_dataset, capsys):
+    assert verify_dataset(drawn_dataset.root) == drawn_dataset
+    assert main(["convert", "--verify", str(drawn_dataset.root)]) == 0
+    assert "3 shards" in (printed := capsys.readouterr().out) and "9 scans, 73 slices" in printed
+
+
+def test_a_dataset_without_contours_passes(draw, tmp_path):
+    cohort = draw(tmp_path / "cohort", [("case1_day0", (40, 64), range(1, 5))], labelled=False, folder="test")
+    assert len(verify_dataset(convert(cohort.root, tmp_path / "out").root).shards) == 1
+
+
+def test_a_changed_byte_is_found(copied, refusal):
+    path = copied / load_dataset(copied).shards[1].file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert f"{path}: the checksum differs" in refusal(verify_dataset, copied)
+
+
+@pytest.mark.parametrize("cut", [5, 70000], ids=["in the last checksum", "in a record"])
+def test_a_truncated_record_is_found(rewritten, refusal, cut):
+    said = refusal(verify_dataset, rewritten(lambda content: content[:-cut]))
+    assert "fold0-00000-of-00001.tfrecord: record " in said and "is damaged" in said
+
+
+def test_a_missing_record_is_found(rewritten, refusal):
+    def without_first(content):
+        return content[16 + int.from_bytes(content[:8], "little") :]
+
+    assert "dataset.json says" in refusal(verify_dataset, rewritten(without_first))
+
+
+def test_missing_records_at_the_end_are_found(rewritten, refusal):
+    def first(content):
+        return content[: 16 + int.from_bytes(content[:8], "little")]
+
+    assert "has 1 records, dataset.json lists" in refusal(verify_dataset, rewritten(first))
+
+
+def test_a_record_too_many_is_found(rewritten, refusal):
+    assert "has more records" in refusal(verify_dataset, rewritten(lambda content: 2 * content))
+
+
+def test_a_record_of_something_else_is_found(changed_record, refusal):
+    assert "record 1 is damaged" in refusal(verify_dataset, changed_record(lambda feature: feature.pop("image/voxels")))
+
+
+def test_voxels_that_do_not_fill_the_shape_are_found(changed_record, refusal):
+    def shorten(feature):
+        feature["image/voxels"].bytes_list.value[0] = feature["image/voxels"].bytes_list.value[0][:-2]
+
+    assert "record 1 is damaged" in refusal(verify_dataset, changed_record(shorten))
+
+
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("shape", {"shape": [2, 40, 64]}),
+        ("id", {"id": "case1_day9"}),
+        ("case", {"case": "case77"}),
+        ("spacing", {"spacing": [3.0, 1.0, 1.25]}),
+        ("organ slices", {"organ_slices": {"large_bowel": 1, "small_bowel": 4, "stomach": 1}}),
+        ("empty slices", {"empty_slices": 0}),
+    ],
+)
+def test_what_contradicts_the_index_is_named(edited, refusal, what, fault):
+    said = refusal(verify_dataset, edited(lambda shard: shard["scans"][0].update(fault)))
+    assert f"the record's {what} is" in said and "dataset.json says" in said
+
+
+def test_slice_numbers_out_of_order_are_found(changed_record, refusal):
+    root = changed_record(lambda feature: feature["slice/numbers"].int64_list.value.reverse())
+    assert "slice numbers" in refusal(verify_dataset, root)
+
+
+def test_bits_of_no_organ_are_found(changed_record, refusal):
+    def set_bit_3(feature):
+        bits = bytearray(zlib.decompress(feature["mask/bits"].bytes_list.value[0]))
+        bits[0] |= 8
+        feature["mask/bits"].bytes_list.value[0] = zlib.compress(bytes(bits))
+
+    assert "bits that mean no organ" in refusal(verify_dataset, changed_record(set_bit_3))
+
+
+def test_wrong_percentiles_are_found(changed_record, refusal):
+    def spoil(feature):
+        feature["image/percentiles"].float_list.value[5] += 1
+
+    assert "percentiles" in refusal(verify_dataset, changed_record(spoil))
+
+
+def test_training_names_the_damaged_shard(rewritten, refusal):
+    dataset = load_dataset(rewritten(lambda content: content[:-5]))
+
+    def train():
+        with naming_damaged_shards(dataset):
+            list(tf.data.TFRecordDataset(dataset.paths_of([0])))
+
+    assert "fold0-00000-of-00001.tfrecord: record " in refusal(train)
