@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from pathlib import Path
+from functools import partial
 
 from gitseg_tf import __version__, quiet
 from gitseg_tf.errors import InputError
@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0 done, 1 the input is at fault (one line on stderr), 130 interrupted. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    if any("://" in str(value) for value in vars(options).values()):
+        quiet.import_tensorflow()  # it reads these paths, and its start-up notices would drown what they say
     try:
         options.run(options)
     except InputError as error:
@@ -65,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--verify", metavar="OUT", help="convert nothing, read OUT again and check all of it")
     convert.set_defaults(wrong_usage=convert.error)
 
+    inspect = _command(commands, "inspect", _inspect, "report what is in a cohort or dataset, and what is odd about it")
+    inspect.add_argument("data", help="a source cohort, or TFRecords made by gitseg convert")
+    inspect.add_argument("--out", default="inspection.html", metavar="FILE.html", help="the page (%(default)s)")
+    inspect.add_argument("--strict", action="store_true", help="exit status 1 when there is an error or a warning")
+
     augment = _command(commands, "augment", _augment, "draw a picture of what each random change does")
     augment.add_argument("out", help="the PNG")
     augment.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
@@ -79,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--fold", type=int, help="the fold that is held out")
     train.add_argument("--epochs", type=int)
     train.add_argument("--batch-size", type=int, help="over all replicas")
+    train.add_argument("--data-service", metavar="grpc://HOST:PORT", help="a data service prepares the training data")
     train.add_argument("--out", help="the run's folder (runs/NAME, numbered)")
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or the newest of the config's name"
@@ -99,6 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")
     export.add_argument("out", nargs="?", help="gets 1/ (RUN/export)")
+
+    service = _command(commands, "data-service", _data_service, "prepare training data in processes of their own")
+    role = service.add_mutually_exclusive_group(required=True)
+    role.add_argument("--dispatcher", action="store_true", help="run the dispatcher, whose address train.py takes")
+    role.add_argument("--worker", action="store_true", help="run a worker")
+    role.add_argument("--workers", type=int, metavar="N", help="run a dispatcher and N workers on this machine")
+    service.add_argument("--dispatcher-address", metavar="grpc://HOST:PORT", help="of a worker's dispatcher")
+    service.add_argument("--port", type=int, default=0, help="where to listen (a free one)")
+    service.add_argument("--host", help="the name by which others reach this machine")
+    service.set_defaults(wrong_usage=service.error)
 
     _command(commands, "doctor", _doctor, "versions, devices, and what auto would choose")
     return parser
@@ -164,6 +182,26 @@ def _counts(dataset) -> str:
     return f"{patients} patients, {len(scans)} scans, {slices} slices"
 
 
+def _inspect(options) -> None:
+    from gitseg_tf.data.dataset import is_dataset
+    from gitseg_tf.files import as_path
+
+    out = as_path(options.out)
+    if out.suffix != ".html" or not out.parent.is_dir():
+        raise InputError(f"--out {out}: give a file whose name ends in .html, in a folder that is there")
+    if is_dataset(options.data):
+        quiet.import_tensorflow()
+    from gitseg_tf.data.inspect import inspect_data, summary_lines, write_page
+
+    inspection = inspect_data(options.data)
+    print("\n".join(summary_lines(inspection)), flush=True)
+    write_page(inspection, out)
+    print(f"page       {options.out}")
+    if options.strict and any(finding.severity != "note" for finding in inspection.findings):
+        found = inspection.counted("error", "warning")
+        raise InputError(f"{options.data}: {found}, listed above and in {options.out}")
+
+
 def _augment(options) -> None:
     from gitseg_tf.config import load_config, parse_assignment
 
@@ -181,19 +219,20 @@ def _augment(options) -> None:
 
 def _train(options) -> None:
     from gitseg_tf.config import load_config, parse_assignment
+    from gitseg_tf.training.run_folder import choose_run, has_begun
 
     flags = {
         "data.path": options.data,
         "data.fold": options.fold,
         "data.batch_size": options.batch_size,
+        "data.service": options.data_service,
         "training.strategy": options.strategy,
         "training.precision": options.precision,
         "training.epochs": options.epochs,
     }
     overrides = dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
-    name = load_config(options.config, overrides).name
-    out = Path(options.out) if options.out else _default_out(name, options.resume)
-    resumed = options.resume and (out / "config.yaml").is_file()
+    out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
+    resumed = options.resume and has_begun(out)
     if options.resume and not resumed:
         print(f"starting   {out}, for there is nothing to resume")
     config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
@@ -212,14 +251,6 @@ def _train(options) -> None:
     print("exporting  the SavedModel", flush=True)
     exported = export(run)
     print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
-
-
-def _default_out(name: str, resume: bool) -> Path:
-    """runs/NAME, or with a number behind it: the newest for a resumed run, the next for a new one."""
-    number, out = 1, Path("runs", name)
-    while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
-        number, out = number + 1, following
-    return out
 
 
 def _evaluate(options) -> None:
@@ -249,6 +280,23 @@ def _export(options) -> None:
     from gitseg_tf.training.trainer import load_run
 
     print(f"SavedModel {export(load_run(options.run_folder), options.out)}")
+
+
+def _data_service(options) -> None:
+    if options.worker != bool(options.dispatcher_address):
+        options.wrong_usage("--worker and --dispatcher-address go together")
+    if options.workers is not None and options.host:
+        options.wrong_usage("--workers are for this machine alone, without --host")
+    quiet.import_tensorflow()
+    from gitseg_tf.data.service_servers import run_dispatcher, run_local, run_worker
+
+    say = partial(print, flush=True)
+    if options.dispatcher:
+        run_dispatcher(options.port, options.host, say)
+    elif options.worker:
+        run_worker(options.dispatcher_address, options.port, options.host, say)
+    else:
+        run_local(options.workers, options.port, say)
 
 
 def _doctor(options) -> None:

@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -17,7 +16,7 @@ from pydantic import (
 )
 
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
 
 Strategy = Literal["auto", "one_device", "mirrored", "multiworker", "tpu"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
@@ -77,6 +76,7 @@ class DataConfig(_Section):
     balance_organs: float = Field(0.0, ge=0, le=1, description="how far rarer organs are shown more often; 1 is fully")
     exclude_scans: tuple[str, ...] = Field((), description="ids of scans that are left out")
     shuffle_windows: int = Field(256, ge=1, description="windows held back for shuffling")
+    service: str | None = Field(None, description="grpc://HOST:PORT of a data service that prepares training windows")
     cache_mib: int = Field(1024, ge=0, description="prepared scans are kept in memory when they fit in this many MiB")
 
     @field_validator("slices")
@@ -274,7 +274,7 @@ class Config(_Section):
     provenance: dict[str, Any] = Field({}, description="versions and the dataset's fingerprint; filled in by training")
 
 
-def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+def load_config(path: str | AnyPath | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Read an experiment.
 
     Args:
@@ -287,7 +287,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     Raises:
         InputError: no such file, no YAML, an unknown key, a wrong type, a value out of range. One line names the field.
     """
-    tree = _read_yaml(Path(path)) if path is not None else {}
+    tree = _read_yaml(as_path(path)) if path is not None else {}
     for key, value in (overrides or {}).items():
         _set_dotted(tree, key, value)
     try:
@@ -296,14 +296,14 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         raise InputError(f"{path or 'config'}: {_first_problem(error)}") from None
 
 
-def save_config(config: Config, path: str | Path) -> None:
+def save_config(config: Config, path: str | AnyPath) -> None:
     """Write an experiment, defaults included, as YAML that `load_config` reads back.
 
     Args:
         config: the experiment.
         path: the file; what was there is replaced, whole or not at all.
     """
-    write_atomically(Path(path), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    write_atomically(as_path(path), yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -321,7 +321,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: the value is no YAML") from None
 
 
-def _read_yaml(path: Path) -> dict:
+def _read_yaml(path: AnyPath) -> dict:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:

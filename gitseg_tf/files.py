@@ -3,8 +3,10 @@
 import fnmatch
 import os
 import posixpath
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -72,11 +74,11 @@ class RemotePath(os.PathLike):
         return Path(posixpath.relpath(self._place, RemotePath(str(other))._place))
 
     def exists(self) -> bool:
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             return gfile.exists(str(self))
 
     def is_dir(self) -> bool:
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             return gfile.isdir(str(self))
 
     def is_file(self) -> bool:
@@ -84,17 +86,17 @@ class RemotePath(os.PathLike):
 
     def size(self) -> int:
         """Bytes of the file."""
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             return gfile.stat(str(self)).length
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         if not exist_ok and self.exists():
             raise FileExistsError(17, "File exists", str(self))
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             gfile.makedirs(str(self))
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             names = gfile.listdir(str(self))
         return iter(sorted(self / name.rstrip("/") for name in names))
 
@@ -116,12 +118,18 @@ class RemotePath(os.PathLike):
 
     def open(self, mode: str = "r") -> IO:
         """A file object of TensorFlow's; it has no encoding but UTF-8."""
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             return gfile.GFile(str(self), mode)
 
     def read_bytes(self) -> bytes:
-        with self._os_errors(), self.open("rb") as file:
+        with os_errors(self), self.open("rb") as file:
             return file.read()
+
+    def write_bytes(self, content: bytes) -> int:
+        self.unlink(missing_ok=True)  # ram:// appends to a file that is there
+        with os_errors(self), self.open("wb") as file:
+            file.write(content)
+        return len(content)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
@@ -129,24 +137,16 @@ class RemotePath(os.PathLike):
     def unlink(self, missing_ok: bool = False) -> None:
         if missing_ok and not self.exists():
             return
-        with self._os_errors() as gfile:
+        with os_errors(self) as gfile:
             gfile.remove(str(self))
 
     def replace(self, target) -> "RemotePath":
-        with self._os_errors() as gfile:
+        """Rename a file. A folder is refused: what is in it would stay behind, see `replace_folder`."""
+        if self.is_dir():
+            raise IsADirectoryError(21, "Is a directory", str(self))
+        with os_errors(self) as gfile:
             gfile.rename(str(self), str(target), overwrite=True)
         return RemotePath(str(target))
-
-    @contextmanager
-    def _os_errors(self):
-        import tensorflow as tf
-
-        try:
-            yield tf.io.gfile
-        except tf.errors.NotFoundError:
-            raise FileNotFoundError(2, "No such file or directory", str(self)) from None
-        except tf.errors.OpError as error:
-            raise OSError(5, error.message.splitlines()[0], str(self)) from None
 
 
 AnyPath = Path | RemotePath
@@ -157,6 +157,26 @@ def as_path(text: str | os.PathLike) -> AnyPath:
     if isinstance(text, RemotePath):
         return text
     return RemotePath(str(text)) if "://" in str(text) else Path(text)
+
+
+@contextmanager
+def os_errors(path: AnyPath) -> Iterator:
+    """Give TensorFlow's file functions (tf.io.gfile), and turn their errors into OSErrors.
+
+    Args:
+        path: what is read or written inside the `with`, for the message.
+
+    Raises:
+        OSError: whatever TensorFlow says of a file, in its first line.
+    """
+    import tensorflow as tf
+
+    try:
+        yield tf.io.gfile
+    except tf.errors.NotFoundError:
+        raise FileNotFoundError(2, "No such file or directory", str(path)) from None
+    except tf.errors.OpError as error:
+        raise OSError(5, error.message.splitlines()[0], str(path)) from None
 
 
 def file_size(path: AnyPath) -> int:
@@ -171,13 +191,10 @@ def file_size(path: AnyPath) -> int:
 def remove_tree(path: AnyPath) -> None:
     """Remove a folder and all that is in it; no such folder is no error."""
     if isinstance(path, RemotePath):
-        import tensorflow as tf
-
-        if path.exists():
-            tf.io.gfile.rmtree(str(path))
+        with os_errors(path) as gfile:
+            if gfile.exists(str(path)):
+                gfile.rmtree(str(path))
         return
-    import shutil
-
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -197,9 +214,98 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        temporary.write_bytes(content)
         sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def local_copy(path: AnyPath) -> Iterator[Path]:
+    """A file for libraries that read from this machine alone: itself, or a copy that is gone after the `with`.
+
+    Raises:
+        OSError: no such file.
+    """
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        _copy(path, copy)
+        yield copy
+
+
+@contextmanager
+def written_locally(path: AnyPath) -> Iterator[Path]:
+    """A file for libraries that write to this machine alone; it takes its place when the `with` ends without an error.
+
+    Args:
+        path: the file; what was there is replaced, whole or not at all.
+
+    Returns:
+        Context of a path on this machine to write, with the ending of the file's name.
+    """
+    remote = isinstance(path, RemotePath)
+    with tempfile.TemporaryDirectory() if remote else nullcontext(path.parent) as folder:
+        temporary = Path(folder) / f"new.{path.name}"
+        try:
+            yield temporary
+            sync(temporary)
+            if remote:
+                uploaded = path.with_name(temporary.name)
+                _copy(temporary, uploaded)
+                uploaded.replace(path)
+            else:
+                temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(target: AnyPath, marker: str) -> Iterator[Path]:
+    """A folder on this machine to fill; it takes the target's place when the `with` ends without an error.
+
+    A folder on this machine is renamed. A bucket has no folders to rename: there the old marker is removed first, then
+    the rest, and the files are copied one by one, the new marker last. A target with the marker is complete.
+
+    Args:
+        target: the folder; what was there is replaced.
+        marker: a file in the folder without which nobody takes the folder for whole.
+
+    Returns:
+        Context of an empty folder.
+    """
+    remote = isinstance(target, RemotePath)
+    with tempfile.TemporaryDirectory() if remote else nullcontext(target.parent) as place:
+        filled = Path(place) / f".{target.name}.partial"
+        remove_tree(filled)
+        filled.mkdir(parents=True)
+        try:
+            yield filled
+            if remote:
+                _upload_folder(filled, target, marker)
+                return
+            for path in filled.rglob("*"):
+                if path.is_file():
+                    sync(path)
+            remove_tree(target)
+            filled.rename(target)
+        finally:
+            remove_tree(filled)
+
+
+def _upload_folder(source: Path, target: RemotePath, last: str) -> None:
+    (target / last).unlink(missing_ok=True)
+    remove_tree(target)
+    files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    for name in sorted(files, key=lambda name: name == last):
+        placed = target / name
+        placed.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source / name, placed)
+
+
+def _copy(source: AnyPath, target: AnyPath) -> None:
+    with os_errors(target if isinstance(target, RemotePath) else source) as gfile:
+        gfile.copy(str(source), str(target), overwrite=True)

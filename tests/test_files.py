@@ -1,10 +1,20 @@
 """Paths in buckets, shown on TensorFlow's file system in memory, against pathlib on the disk."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from gitseg_tf.files import RemotePath, as_path, file_size, remove_tree, write_atomically
+from gitseg_tf.files import (
+    RemotePath,
+    as_path,
+    file_size,
+    local_copy,
+    remove_tree,
+    replace_folder,
+    write_atomically,
+    written_locally,
+)
 
 FILES = ("a.txt", "train/case1/x.png", "train/case1/y.csv", "train/case2/deep/z.png")
 _names = itertools.count()
@@ -70,3 +80,94 @@ def test_parts_of_a_remote_path():
         ".gz",
     )
     assert str(path.parent / "other") == "gs://bucket/b/other"
+
+
+def test_bytes_replace_what_was_there(folder):
+    (folder / "a.txt").write_bytes(b"longer than before, then")
+    (folder / "a.txt").write_bytes(b"short")
+    assert (folder / "a.txt").read_bytes() == b"short"
+
+
+def test_a_local_copy_has_the_bytes_and_the_ending_and_is_no_leftover(folder):
+    with local_copy(folder / "train/case1/x.png") as copy:
+        assert isinstance(copy, Path) and copy.suffix == ".png"
+        assert copy.read_bytes() == b"train/case1/x.png"
+    assert copy.exists() == (copy == folder / "train/case1/x.png")
+
+
+def test_a_local_copy_of_nothing_is_named(folder):
+    with pytest.raises(FileNotFoundError) as caught, local_copy(folder / "nothing") as copy:
+        copy.read_bytes()
+    assert str(caught.value.filename) == str(folder / "nothing")
+
+
+def test_what_is_written_locally_takes_the_place_of_the_old_file(folder):
+    with written_locally(folder / "a.txt") as path:
+        assert isinstance(path, Path) and path.suffix == ".txt"
+        path.write_bytes(b"new")
+        assert (folder / "a.txt").read_bytes() == b"a.txt"
+    assert (folder / "a.txt").read_bytes() == b"new"
+    assert not path.exists() and {child.name for child in folder.iterdir()} == {"a.txt", "train"}
+
+
+def test_what_fails_while_it_is_written_leaves_the_old_file(folder):
+    with pytest.raises(ValueError, match="halfway"), written_locally(folder / "a.txt") as path:
+        path.write_bytes(b"ha")
+        raise ValueError("halfway")
+    assert (folder / "a.txt").read_bytes() == b"a.txt"
+    assert not path.exists() and {child.name for child in folder.iterdir()} == {"a.txt", "train"}
+
+
+def fill(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep/values").write_bytes(b"values")
+    (folder / "marker").write_bytes(b"marker")
+
+
+def test_a_folder_is_replaced_as_a_whole(folder):
+    with replace_folder(folder / "train", "marker") as filled:
+        fill(filled)
+        assert (folder / "train/case1/x.png").is_file() and not (folder / "train/marker").exists()
+    found = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
+    assert found == {"a.txt", "train/deep/values", "train/marker"}
+    assert (folder / "train/deep/values").read_bytes() == b"values"
+    assert not filled.exists()
+
+
+def test_a_folder_that_could_not_be_filled_changes_nothing(folder):
+    with pytest.raises(ValueError, match="halfway"), replace_folder(folder / "train", "marker") as filled:
+        fill(filled)
+        raise ValueError("halfway")
+    assert {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()} == set(FILES)
+    assert not filled.exists()
+
+
+def test_the_marker_is_the_last_file_that_comes_into_a_bucket(monkeypatch):
+    import tensorflow as tf
+
+    target, copied, copy = as_path(f"ram://test-files-{next(_names)}/1"), [], tf.io.gfile.copy
+
+    def watched(source, to, overwrite=False):
+        copied.append(to)
+        copy(source, to, overwrite)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", watched)
+    with replace_folder(target, "marker") as filled:
+        fill(filled)
+        (filled / "zebra").write_bytes(b"after the marker by name")
+    assert copied[-1] == str(target / "marker") and len(copied) == 3
+
+
+def test_a_folder_in_a_bucket_is_not_renamed():
+    root = as_path(f"ram://test-files-{next(_names)}")
+    (root / "old").mkdir(parents=True)
+    (root / "old/file").write_bytes(b"content")
+    with pytest.raises(IsADirectoryError):
+        (root / "old").replace(root / "new")
+    assert (root / "old/file").read_bytes() == b"content"
+
+
+def test_what_tensorflow_says_of_an_unknown_scheme_is_an_error_of_the_file():
+    with pytest.raises(OSError) as caught:
+        as_path("nosuch://bucket/file").exists()
+    assert str(caught.value.filename) == "nosuch://bucket/file" and "nosuch" in caught.value.strerror

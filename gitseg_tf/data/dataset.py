@@ -69,8 +69,8 @@ class Dataset:
         return [shard for shard in self.shards if shard.fold in folds]
 
     def paths_of(self, folds) -> list[str]:
-        """The files of `shards_of`."""
-        return [str(self.root / shard.file) for shard in self.shards_of(folds)]
+        """The files of `shards_of`, by absolute paths: a data service's worker has another working directory."""
+        return [str(self.root.resolve() / shard.file) for shard in self.shards_of(folds)]
 
     def scans_of(self, folds, exclude: tuple[str, ...] = ()) -> list[ScanEntry]:
         """The scans of `shards_of`, in the order of the records, without those of the given ids."""

@@ -12,6 +12,7 @@ from gitseg_tf.data.dataset import Dataset, ScanEntry
 from gitseg_tf.data.geometry import normalize, patch_indices, place, to_model, window_indices, window_offsets
 from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.data.service import distribute
 from gitseg_tf.errors import InputError
 
 _SCANS_AT_ONCE = 16
@@ -23,7 +24,8 @@ _MOST_REPEATS = 10
 def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> tf.data.Dataset:
     """Shuffled batches, one epoch after the other; augmented, unless augment.on leaves that to the accelerator.
 
-    What comes out depends on config.seed and the epoch alone, so that a resumed run sees what it would have seen.
+    What comes out depends on config.seed and the epoch alone, so that a resumed run sees what it would have seen. With
+    data.service the windows of an epoch are the same, in an order and with changes that differ from run to run.
 
     Args:
         dataset: all folds but config.data.fold are used, without data.exclude_scans.
@@ -40,7 +42,8 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
     data, folds = config.data, dataset.training_folds(config.data.fold)
     steps = steps_per_epoch(dataset, config)
     files = tf.data.Dataset.from_tensor_slices(dataset.paths_of(folds))
-    fits = _fits_in_memory(dataset, folds, config)
+    # A worker of a service would fill its cache anew in each epoch.
+    fits = data.service is None and _fits_in_memory(dataset, folds, config)
     in_memory = _prepared_scans(files, config).cache() if fits else None
     used = dataset.scans_of(folds, data.exclude_scans)
     repeats = _organ_repeats(used, data.balance_organs)
@@ -64,6 +67,9 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
             deterministic=True,
         )
         windows = windows.shuffle(data.shuffle_windows, seed=seed, reshuffle_each_iteration=False)
+        if data.service is not None:
+            # Without end: the windows that a lost worker took along are made up for.
+            return distribute(windows, data.service).repeat().take(steps * data.batch_size)
         return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
 
     windows = tf.data.Dataset.range(first_epoch, config.training.epochs).flat_map(one_epoch)

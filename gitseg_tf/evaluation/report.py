@@ -1,30 +1,19 @@
 """The evaluation report: one self-contained HTML file that needs no network."""
 
 import base64
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
-from io import StringIO
-from pathlib import Path
 
-import contourpy
 import cv2
-import jinja2
-import matplotlib
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
+from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.evaluation.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
+from gitseg_tf.pages import INK, chart, close_up, organ_style, outline, page_environment
 
-# Stands for the page's text colour while matplotlib draws, so that charts follow the light and the dark theme.
-_INK = "#0a0b0c"
 _TRAIN_COLOR, _VALIDATION_COLOR = "#8c8c96", "#2a78d6"
 
 
@@ -90,7 +79,7 @@ def choose_scans(summary: dict) -> dict[str, str]:
 
 
 def write_report(
-    path: str | Path,
+    path: str | AnyPath,
     summary: dict,
     rows: pd.DataFrame,
     pictures: list[ScanPicture],
@@ -114,10 +103,9 @@ def write_report(
         OSError: the file cannot be written.
     """
     history = None if history is None or history.empty else history.reset_index(drop=True)
-    template = _environment().from_string(
-        resources.files("gitseg_tf.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    )
-    html = template.render(
+    environment = page_environment("gitseg_tf.evaluation")
+    environment.filters["shade"] = _shade
+    html = environment.get_template("report.html.j2").render(
         title=title,
         details=details,
         summary=summary,
@@ -128,23 +116,7 @@ def write_report(
         score_charts=_score_charts(rows),
         training=None if history is None else _training(history),
     )
-    write_atomically(Path(path), html.encode())
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "organ": lambda organ: organ.replace("_", " "), "shade": _shade}
-    environment.tests["known"] = _is_known
-    environment.globals["organ_colors"] = {o: f"rgb{ORGAN_COLORS[o]}" for o in ORGANS}
-    return environment
-
-
-def _is_known(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return f"{value:,.{digits}f}" if _is_known(value) else "\N{EN DASH}"
+    write_atomically(as_path(path), html.encode())
 
 
 def _shade(dice: float) -> str:
@@ -171,36 +143,11 @@ def _drawing(picture: ScanPicture) -> dict:
         "slice_number": picture.slice_number,
         "width": width,
         "height": height,
-        "close_up": _close_up(picture.truth | picture.prediction),
+        "close_up": close_up(picture.truth | picture.prediction),
         "png": base64.b64encode(encoded).decode("ascii"),
-        "truth": dict(zip(ORGANS, map(_outline, picture.truth), strict=True)),
-        "prediction": dict(zip(ORGANS, map(_outline, picture.prediction), strict=True)),
+        "truth": dict(zip(ORGANS, map(outline, picture.truth), strict=True)),
+        "prediction": dict(zip(ORGANS, map(outline, picture.prediction), strict=True)),
     }
-
-
-def _outline(mask: np.ndarray) -> str:
-    """An SVG path around the mask in pixels, or "" for an empty one."""
-    lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(np.float32)).lines(0.5)
-    return "".join("M" + "L".join(f"{x:g} {y:g}" for x, y in _corners(line) - 0.5) + "Z" for line in lines)
-
-
-def _corners(line: np.ndarray) -> np.ndarray:
-    points = line[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-
-
-def _close_up(masks: np.ndarray) -> str:
-    """The SVG view box of the image's own proportions that holds all organs."""
-    height, width = masks.shape[1:]
-    occupied = np.argwhere(masks.any(axis=0))
-    if not len(occupied):
-        return f"0 0 {width} {height}"
-    (top, left), (bottom, right) = occupied.min(axis=0), occupied.max(axis=0) + 1
-    scale = min(1.0, max((bottom - top) / height, (right - left) / width) * 1.15)
-    x = min(max((left + right) / 2 - scale * width / 2, 0), width - scale * width)
-    y = min(max((top + bottom) / 2 - scale * height / 2, 0), height - scale * height)
-    return f"{x:.1f} {y:.1f} {scale * width:.1f} {scale * height:.1f}"
 
 
 def _score_charts(rows: pd.DataFrame) -> list[dict]:
@@ -208,8 +155,8 @@ def _score_charts(rows: pd.DataFrame) -> list[dict]:
     if present.empty:
         return []
     return [
-        _chart("Dice of every scan", lambda axes: _draw_dice(axes, present)),
-        _chart("Volume in ml, predicted against reference", lambda axes: _draw_volumes(axes, present)),
+        chart("Dice of every scan", lambda axes: _draw_dice(axes, present)),
+        chart("Volume in ml, predicted against reference", lambda axes: _draw_volumes(axes, present)),
     ]
 
 
@@ -221,11 +168,11 @@ def _draw_dice(axes: Axes, present: pd.DataFrame) -> None:
             continue
         axes.boxplot(
             values, positions=[place], orientation="horizontal", widths=0.55, showfliers=False,
-            medianprops={"color": _INK, "linewidth": 1.8}, boxprops={"color": _INK, "alpha": 0.45},
-            whiskerprops={"color": _INK, "alpha": 0.45}, capprops={"color": _INK, "alpha": 0.45},
+            medianprops={"color": INK, "linewidth": 1.8}, boxprops={"color": INK, "alpha": 0.45},
+            whiskerprops={"color": INK, "alpha": 0.45}, capprops={"color": INK, "alpha": 0.45},
         )  # fmt: skip
         places = place + jitter.uniform(-0.18, 0.18, values.size)
-        axes.scatter(values, places, s=22, alpha=0.85, linewidths=0, **_organ_style(organ))
+        axes.scatter(values, places, s=22, alpha=0.85, linewidths=0, **organ_style(organ))
     axes.set_yticks(range(len(ORGANS)), [organ.replace("_", " ") for organ in ORGANS])
     axes.set_ylim(len(ORGANS) - 0.5, -0.5)
     axes.set_xlim(min(0.5, present["dice"].min()) - 0.02, 1.01)
@@ -234,17 +181,13 @@ def _draw_dice(axes: Axes, present: pd.DataFrame) -> None:
 
 def _draw_volumes(axes: Axes, present: pd.DataFrame) -> None:
     top = max(present["truth_ml"].max(), present["prediction_ml"].max()) * 1.05
-    axes.plot([0, top], [0, top], color=_INK, alpha=0.4, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot([0, top], [0, top], color=INK, alpha=0.4, linewidth=1, linestyle=(0, (4, 3)))
     for organ in ORGANS:
         own = present[present["organ"] == organ]
-        style = _organ_style(organ)
+        style = organ_style(organ)
         axes.scatter(own["truth_ml"], own["prediction_ml"], s=26, alpha=0.85, linewidths=0, clip_on=False, **style)
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="reference", ylabel="predicted")
-    axes.legend(loc="upper left", frameon=False, labelcolor=_INK)
-
-
-def _organ_style(organ: str) -> dict:
-    return {"color": tuple(c / 255 for c in ORGAN_COLORS[organ]), "label": organ.replace("_", " ")}
+    axes.legend(loc="upper left", frameon=False, labelcolor=INK)
 
 
 def _training(history: pd.DataFrame) -> dict:
@@ -257,7 +200,7 @@ def _training(history: pd.DataFrame) -> dict:
             "dice": {"color": _TRAIN_COLOR, "label": "training"},
             "val_dice": {"color": _VALIDATION_COLOR, "label": "validation"},
         },
-        "Validation Dice per organ": {f"val_dice_{organ}": _organ_style(organ) for organ in ORGANS},
+        "Validation Dice per organ": {f"val_dice_{organ}": organ_style(organ) for organ in ORGANS},
         "Learning rate": {"learning_rate": {"color": _VALIDATION_COLOR}},
     }
     epochs = history["epoch"] if "epoch" in history else pd.Series(np.arange(1, len(history) + 1))
@@ -265,7 +208,7 @@ def _training(history: pd.DataFrame) -> dict:
     for title, styles in curves.items():
         drawn = {name: style for name, style in styles.items() if _has_values(history, name)}
         if drawn:
-            charts.append(_chart(title, lambda axes, drawn=drawn: _draw_curves(axes, history, epochs, drawn)))
+            charts.append(chart(title, lambda axes, drawn=drawn: _draw_curves(axes, history, epochs, drawn)))
     best = history["val_dice"].idxmax() if _has_values(history, "val_dice") else None
     return {
         "charts": charts,
@@ -291,20 +234,4 @@ def _draw_curves(axes: Axes, history: pd.DataFrame, epochs: pd.Series, styles: d
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     if len(styles) > 1:
-        axes.legend(frameon=False, labelcolor=_INK)
-
-
-def _chart(title: str, draw: Callable[[Axes], None]) -> dict:
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": title, "font.size": 10.5, "text.color": _INK, "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "grid.color": _INK, "grid.alpha": 0.13, "axes.axisbelow": True,
-    }  # fmt: skip
-    buffer = StringIO()
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.6, 3.1), layout="constrained")
-        draw(figure.add_subplot())
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    svg = buffer.getvalue()
-    return {"title": title, "svg": Markup(svg[svg.index("<svg") :].replace(_INK, "currentColor"))}
+        axes.legend(frameon=False, labelcolor=INK)

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from gitseg_tf.data.rle import mask_to_rle
 from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS, Scan
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, as_path, write_atomically
 
 
 def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]:
@@ -30,7 +29,7 @@ def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]
     ]
 
 
-def write_submission(path: str | Path, rows: Iterable[tuple[str, str, str]]) -> None:
+def write_submission(path: str | AnyPath, rows: Iterable[tuple[str, str, str]]) -> None:
     """Write submission.csv: id, class, predicted.
 
     Args:
@@ -39,7 +38,7 @@ def write_submission(path: str | Path, rows: Iterable[tuple[str, str, str]]) -> 
     """
     text = io.StringIO()
     pd.DataFrame(rows, columns=["id", "class", "predicted"]).to_csv(text, index=False)
-    write_atomically(Path(path), text.getvalue().encode())
+    write_atomically(as_path(path), text.getvalue().encode())
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -48,7 +47,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return np.clip((image.astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
 
 
-def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.ndarray) -> None:
+def write_overlays(folder: str | AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarray) -> None:
     """Write a PNG a slice, grey with the organs' contours.
 
     Args:
@@ -57,7 +56,7 @@ def write_overlays(folder: str | Path, scan: Scan, image: np.ndarray, masks: np.
         image: uint16 [D, H, W].
         masks: bool [3, D, H, W].
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     grey = to_grey(image)
     for z, slice_id in enumerate(scan.slice_ids):

@@ -1,15 +1,16 @@
 """Segmenting a folder of scans."""
 
-from pathlib import Path
-
 from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.data.scans import read_cohort, read_image
+from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.outputs import submission_rows, write_overlays, write_submission
 from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.progress import progress
 
 
-def predict_cohort(model: str | Path, source: str | Path, out: str | Path, output: str = "submission") -> Path:
+def predict_cohort(
+    model: str | AnyPath, source: str | AnyPath, out: str | AnyPath, output: str = "submission"
+) -> AnyPath:
     """Segment every scan of a folder.
 
     Args:
@@ -24,7 +25,7 @@ def predict_cohort(model: str | Path, source: str | Path, out: str | Path, outpu
     Raises:
         InputError: no model, no scans, or a slice that cannot be read.
     """
-    cohort, out = read_cohort(source, table=False), Path(out)
+    cohort, out = read_cohort(source, table=False), as_path(out)
     predict = load_predictor(model)
     out.mkdir(parents=True, exist_ok=True)
     rows = []

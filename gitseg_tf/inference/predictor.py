@@ -1,7 +1,6 @@
 """From a scan's voxels to its organ masks, at the scan's own size."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +17,7 @@ from gitseg_tf.data.geometry import (
 )
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -74,7 +74,7 @@ def make_predictor(
     return predict
 
 
-def load_predictor(path: str | Path):
+def load_predictor(path: str | AnyPath):
     """A predictor, as `make_predictor` gives, for a run folder or an exported SavedModel.
 
     Args:
@@ -86,7 +86,7 @@ def load_predictor(path: str | Path):
     Raises:
         InputError: neither is there, or it is damaged.
     """
-    path = Path(path)
+    path = as_path(path)
     exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
     if exported is None:
         run = load_run(path)

@@ -1,14 +1,11 @@
 """SavedModels that TensorFlow Serving loads."""
 
-import os
-import shutil
-from pathlib import Path
-
 import tensorflow as tf
 
 from gitseg_tf.config import save_config
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, as_path, replace_folder
 from gitseg_tf.training.trainer import Run, load_model
 
 VERSION = "1"
@@ -24,7 +21,7 @@ class _Windows(tf.Module):
         self.serve = tf.function(lambda windows: {"probabilities": tf.sigmoid(model(windows, training=False))}, [spec])
 
 
-def export(run: Run, out: str | Path | None = None) -> Path:
+def export(run: Run, out: str | AnyPath | None = None) -> AnyPath:
     """Write a run's network, best weights, as a SavedModel.
 
     The signature serving_default takes `windows`, float32 [N, height, width, slices] in [0, 1], any N, and gives
@@ -40,22 +37,14 @@ def export(run: Run, out: str | Path | None = None) -> Path:
     Raises:
         InputError: out/1 exists (unless it is the run's own), or the weights do not fit the config.
     """
-    target = Path(out or run.path / "export") / VERSION
+    target = as_path(out or run.path / "export") / VERSION
     if target.exists() and out is not None:
         raise InputError(f"{target}: exists already; remove it or choose another folder")
     data = run.config.data
     module = _Windows(load_model(run), *data.size, data.slices)
-    temporary = target.with_name(f".{VERSION}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    tf.saved_model.save(module, str(temporary), signatures={"serving_default": module.serve})
-    (temporary / "assets.extra").mkdir()
-    (temporary / "assets.extra" / "organs.txt").write_text("\n".join(ORGANS) + "\n")
-    save_config(run.config, temporary / "assets.extra" / "config.yaml")
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    with replace_folder(target, marker="saved_model.pb") as folder:
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+        (folder / "assets.extra").mkdir()
+        (folder / "assets.extra" / "organs.txt").write_text("\n".join(ORGANS) + "\n")
+        save_config(run.config, folder / "assets.extra" / "config.yaml")
     return target

@@ -5,14 +5,13 @@ import io
 import math
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, os_errors, write_atomically, written_locally
 from gitseg_tf.progress import progress
 
 
@@ -29,26 +28,30 @@ class AveragedValidation(keras.callbacks.Callback):
 class RunRecorder(keras.callbacks.Callback):
     """Writes the best weights, history.csv and, last, the state to resume from, after each epoch.
 
+    A loss that is no number stops the training at once with an InputError; what the last epoch left stays as it is.
+
     Args:
         run: the run's folder.
         manager: of the checkpoint that holds model, optimizer and the number of finished epochs.
         finished: variable with the number of finished epochs, part of that checkpoint.
     """
 
-    def __init__(self, run: Path, manager: tf.train.CheckpointManager, finished: tf.Variable):
+    def __init__(self, run: AnyPath, manager: tf.train.CheckpointManager, finished: tf.Variable):
         super().__init__()
         self.run, self.manager, self.finished = run, manager, finished
         self.rows = read_history(run)[: int(finished.numpy())]
         self.best = max((row["val_dice"] for row in self.rows), default=-math.inf)
-        self.started = 0.0
+        self.epoch, self.started = 0, 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.started = time.monotonic()
+        self.epoch, self.started = epoch + 1, time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            cure = "train anew with another --out and a lower training.learning_rate, or with --precision float32"
+            raise InputError(f"epoch {self.epoch}, step {batch + 1}: the loss is {logs['loss']}; {cure}")
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            cure = "lower training.learning_rate, or use --precision float32"
-            raise InputError(f"epoch {epoch + 1}: the loss is {logs['loss']}; {cure}")
         optimizer = _inner(self.model.optimizer)
         rate = float(optimizer.learning_rate.numpy())
         seconds = round(time.monotonic() - self.started, 2)
@@ -59,19 +62,17 @@ class RunRecorder(keras.callbacks.Callback):
             self._save_best()
         write_history(self.run, self.rows)
         self.finished.assign(epoch + 1)
-        self.manager.save()
+        with os_errors(self.run):
+            self.manager.save()
 
     def _save_best(self):
-        path = best_weights_path(self.run)
-        temporary = path.with_name(f"new.{path.name}")
         # A model of its own, not compiled: the optimizer's variables would be saved too, at three times the weights.
         network = keras.Model(self.model.inputs, self.model.outputs)
         _swap_average(self.model)
         try:
-            network.save_weights(temporary)
-            temporary.replace(path)
+            with written_locally(best_weights_path(self.run)) as path:
+                network.save_weights(path)
         finally:
-            temporary.unlink(missing_ok=True)
             _swap_average(self.model)
 
 
@@ -111,12 +112,12 @@ class EpochBars(keras.callbacks.Callback):
             self.bar.close()
 
 
-def best_weights_path(run: Path) -> Path:
+def best_weights_path(run: AnyPath) -> AnyPath:
     """The file with the best epoch's averaged weights."""
     return run / "checkpoints" / "best.weights.h5"
 
 
-def read_history(run: Path) -> list[dict]:
+def read_history(run: AnyPath) -> list[dict]:
     """The finished epochs of a run, one dict each; empty when there is no history.csv.
 
     Raises:
@@ -126,13 +127,13 @@ def read_history(run: Path) -> list[dict]:
     if not path.is_file():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        return [{k: int(v) if k == "epoch" else float(v) for k, v in row.items()} for row in table]
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error}); restore it, or train anew with another --out") from None
 
 
-def write_history(run: Path, rows: list[dict]) -> None:
+def write_history(run: AnyPath, rows: list[dict]) -> None:
     """Write history.csv whole."""
     text = io.StringIO()
     pd.DataFrame(rows).to_csv(text, index=False)

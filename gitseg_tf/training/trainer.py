@@ -1,6 +1,5 @@
 """Training: from a dataset and a config to a run folder."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,18 +9,20 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf import __version__
-from gitseg_tf.config import Config, load_config, save_config
+from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
+from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.run_folder import has_begun, open_run
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
 
 
@@ -29,13 +30,13 @@ from gitseg_tf.training.strategy import choose_precision, choose_strategy
 class Run:
     """A run folder that was trained: its config, and the file with its best weights."""
 
-    path: Path
+    path: AnyPath
     config: Config
-    weights: Path
+    weights: AnyPath
 
 
 def train(
-    config: Config, dataset: Dataset, run: str | Path, resume: bool = False, say: Callable[[str], None] = print
+    config: Config, dataset: Dataset, run: str | AnyPath, resume: bool = False, say: Callable[[str], None] = print
 ) -> Run | None:
     """Train a model and write the run folder: config.yaml, history.csv, checkpoints/, logs/.
 
@@ -54,7 +55,7 @@ def train(
         InputError: the run exists (without resume), was of another dataset or network, diverged, or the data does not
             fit the config.
     """
-    run = Path(run)
+    run = as_path(run)
     strategy, strategy_line = choose_strategy(config.training.strategy)
     precision, precision_line = choose_precision(
         config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy)
@@ -69,11 +70,13 @@ def train(
         raise InputError(
             f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
         )
+    if config.data.service and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
     steps = steps_per_epoch(dataset, config)
     if not dataset.scans_of([config.data.fold], config.data.exclude_scans):
         raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
     if strategy.extended.should_checkpoint:
-        _open_run(run, config, dataset, resume)
+        open_run(run, config, dataset, resume)
     keras.utils.set_random_seed(config.seed)
     if config.training.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -92,12 +95,12 @@ def train(
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with naming_damaged_shards(dataset):
+        with naming_damaged_shards(dataset), using_service(config.data.service):
             _fit(model, config, dataset, folder, manager, finished, steps)
     return load_run(run) if strategy.extended.should_checkpoint else None
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | AnyPath) -> Run:
     """Open a trained run.
 
     Args:
@@ -109,8 +112,8 @@ def load_run(path: str | Path) -> Run:
     Raises:
         InputError: no run there, or no epoch of it has finished.
     """
-    path = Path(path)
-    if not (path / "config.yaml").is_file():
+    path = as_path(path)
+    if not has_begun(path):
         raise InputError(f"{path}: is no run (config.yaml is missing); give the folder that train.py wrote")
     weights = best_weights_path(path)
     if not weights.is_file():
@@ -131,50 +134,17 @@ def load_model(run: Run) -> keras.Model:
         InputError: the weights do not fit the config.
     """
     model = build_model(run.config)
-    try:
-        model.load_weights(run.weights)
-    except (ValueError, OSError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{run.weights}: does not fit the network of {run.path / 'config.yaml'} ({reason})") from None
+    with local_copy(run.weights) as weights:
+        try:
+            model.load_weights(weights)
+        except (ValueError, OSError, KeyError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            cause = f"does not fit the network of {run.path / 'config.yaml'}"
+            raise InputError(f"{run.weights}: {cause} ({reason})") from None
     return model
 
 
-def _open_run(run: Path, config: Config, dataset: Dataset, resume: bool) -> None:
-    if (run / "config.yaml").is_file():
-        if not resume:
-            raise InputError(f"{run}: a run is there already; go on with --resume or choose another --out")
-        _check_same_experiment(run, config, dataset)
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"{run}: is not empty and no run; choose another --out")
-    provenance = {
-        "dataset": dataset.source["fingerprint"],
-        "records": str(dataset.root.resolve()),
-        "trained_on": sorted({scan.case for scan in dataset.scans_of(dataset.training_folds(config.data.fold))}),
-        "gitseg_tf": __version__,
-        "tensorflow": tf.__version__,
-        "tf_keras": keras.__version__,
-        "python": platform.python_version(),
-    }
-    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
-
-
-def _check_same_experiment(run: Path, config: Config, dataset: Dataset) -> None:
-    before = load_config(run / "config.yaml")
-    if before.provenance.get("dataset") != dataset.source["fingerprint"]:
-        raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-    free = {"data": {"path"}, "training": {"epochs", "strategy"}}
-    for section in ("data", "augment", "model", "training"):
-        was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
-        for key in was:
-            if was[key] != wanted[key]:
-                differs = f"{section}.{key} was {was[key]} and is now {wanted[key]}"
-                raise InputError(f"{run}: {differs}; resume with the same or choose another --out")
-    if before.seed != config.seed:
-        raise InputError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same")
-
-
-def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: Path) -> None:
+def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) -> None:
     """Bring back the state after the last finished epoch; a run of which no epoch has finished starts anew."""
     epochs = len(read_history(run))
     latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
@@ -197,7 +167,7 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: Path) -> No
 
 
 @contextmanager
-def _own_folder(run: Path, strategy: tf.distribute.Strategy) -> Iterator[Path]:
+def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyPath]:
     """The run, if this process is the chief. Every worker takes part in saving, but what the others save is dropped."""
     if strategy.extended.should_checkpoint:
         yield run
@@ -218,7 +188,7 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, steps: int) -> None:
+def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int) -> None:
     epochs, first = config.training.epochs, int(finished.numpy())
     if first >= epochs:
         return
@@ -242,7 +212,7 @@ def _fit(model, config: Config, dataset: Dataset, run: Path, manager, finished, 
                 AveragedValidation(),
                 RunRecorder(run, manager, finished),
                 bars,
-                keras.callbacks.TensorBoard(run / "logs", write_graph=False),
+                keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),
             ],
         )
     finally:

@@ -1,0 +1,98 @@
+"""The folder of a run: which one it is, what may be there already, and how a run goes on in it."""
+
+import os
+import platform
+from pathlib import Path
+
+from gitseg_tf import __version__
+from gitseg_tf.config import Config, load_config, save_config
+from gitseg_tf.data.dataset import Dataset
+from gitseg_tf.errors import InputError
+from gitseg_tf.files import AnyPath, as_path
+
+
+def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> AnyPath:
+    """Choose the folder of a run, and refuse one that is taken before anything is done for it.
+
+    Args:
+        out: the folder; None is runs/NAME, with a number behind it where that is there: the next number for a new run,
+            the last one for a resumed run.
+        name: of the config.
+        resume: the run goes on.
+
+    Returns:
+        The folder; nothing is written yet.
+
+    Raises:
+        InputError: a run is there already (without resume), or something else.
+    """
+    run = as_path(out) if out else _numbered(name, resume)
+    # Of several workers the chief may have made the folder a moment ago: it checks by itself, in `open_run`.
+    if "TF_CONFIG" not in os.environ:
+        check_run_folder(run, resume)
+    return run
+
+
+def has_begun(run: AnyPath) -> bool:
+    """True for a folder with the config.yaml of a run."""
+    return (run / "config.yaml").is_file()
+
+
+def check_run_folder(run: AnyPath, resume: bool) -> None:
+    """Refuse a folder that holds something else than a run to resume.
+
+    Raises:
+        InputError: a run is there already (without resume), or something else.
+    """
+    if has_begun(run):
+        if not resume:
+            raise InputError(f"{run}: a run is there already; go on with --resume or choose another --out")
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run}: is not empty and no run; choose another --out")
+
+
+def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> None:
+    """Make the run's folder, or check that the run there is of the same experiment; write its config.yaml.
+
+    Raises:
+        InputError: see `check_run_folder`; the run is of another experiment or dataset.
+    """
+    import tensorflow as tf
+    import tf_keras as keras
+
+    check_run_folder(run, resume)
+    if has_begun(run):
+        _check_same_experiment(run, config, dataset)
+    provenance = {
+        "dataset": dataset.source["fingerprint"],
+        "records": str(dataset.root.resolve()),
+        "trained_on": sorted({scan.case for scan in dataset.scans_of(dataset.training_folds(config.data.fold))}),
+        "gitseg_tf": __version__,
+        "tensorflow": tf.__version__,
+        "tf_keras": keras.__version__,
+        "python": platform.python_version(),
+    }
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
+
+
+def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> None:
+    before = load_config(run / "config.yaml")
+    if before.provenance.get("dataset") != dataset.source["fingerprint"]:
+        raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
+    free = {"data": {"path", "service"}, "training": {"epochs", "strategy"}}
+    for section in ("data", "augment", "model", "training"):
+        was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
+        for key in was:
+            if was[key] != wanted[key]:
+                differs = f"{section}.{key} was {was[key]} and is now {wanted[key]}"
+                raise InputError(f"{run}: {differs}; resume with the same or choose another --out")
+    if before.seed != config.seed:
+        raise InputError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same")
+
+
+def _numbered(name: str, resume: bool) -> Path:
+    number, out = 1, Path("runs", name)
+    while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
+        number, out = number + 1, following
+    return out

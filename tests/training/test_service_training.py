@@ -1,0 +1,66 @@
+"""Training with its data from a service of two workers."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from gitseg_tf.config import load_config
+from gitseg_tf.data.pipeline import steps_per_epoch, training_windows
+from gitseg_tf.models import backbones
+from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.trainer import train
+
+SETTINGS = {
+    "data.size": [64, 64],
+    "data.slices": 3,
+    "data.fold": 1,
+    "data.batch_size": 1,
+    "data.empty_slices": 0,
+    "augment.on": "accelerator",
+    "model.filters": 4,
+    "training.epochs": 2,
+    "training.strategy": "one_device",
+    "training.precision": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def service():
+    """The address of a dispatcher with two workers."""
+    code = "from gitseg_tf.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, "data-service", "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = process.stdout.readline() + process.stdout.readline()
+    yield re.search(r"grpc://\S+", said)[0]
+    process.terminate()
+    assert process.wait(60) == 0
+
+
+def test_an_epoch_from_the_service_shows_what_an_epoch_shows(service, drawn_dataset):
+    def epochs(address):
+        config = load_config(None, SETTINGS | {"data.service": address})
+        steps = steps_per_epoch(drawn_dataset, config)
+        batches = training_windows(drawn_dataset, config).as_numpy_iterator()
+        windows = [(image.tobytes(), mask.tobytes()) for image, mask in batches]
+        return [Counter(windows[:steps]), Counter(windows[steps:])]
+
+    assert epochs(service) == epochs(None)
+
+
+def test_a_run_trains_with_the_service(service, drawn_dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "plain", lambda inputs, config: backbones.plain(inputs, config)[:2])
+    changes = {"data.service": service, "data.batch_size": 8}
+    run = train(load_config(None, SETTINGS | changes), drawn_dataset, tmp_path / "run", say=lambda line: None)
+    assert [row["epoch"] for row in read_history(run.path)] == [1, 2]
+    # Where there is no service, the run goes on without it.
+    config = load_config(None, SETTINGS | {"data.batch_size": 8, "training.epochs": 3})
+    train(config, drawn_dataset, run.path, resume=True, say=lambda line: None)
+    assert len(read_history(run.path)) == 3
+
+
+def test_a_service_that_is_not_there_is_said_before_training(drawn_dataset, tmp_path, refusal):
+    config = load_config(None, SETTINGS | {"data.service": "grpc://localhost:1"})
+    assert "no data service answers" in refusal(train, config, drawn_dataset, tmp_path / "run", say=lambda line: None)
