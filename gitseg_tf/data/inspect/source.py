@@ -9,17 +9,11 @@ from typing import TypeVar
 
 import cv2
 
+from gitseg_tf.data.dataset import UNLABELLED, Dataset, is_dataset, load_dataset, read_scans
 from gitseg_tf.data.inspect.facts import ScanVoxels
-from gitseg_tf.data.records import (
-    UNLABELLED,
-    Dataset,
-    is_dataset,
-    load_dataset,
-    naming_damaged_shards,
-    read_scans,
-    unpack_masks,
-)
+from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.scans import Cohort, Scan, read_cohort, read_image, read_masks
+from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.progress import progress
 
