@@ -8,7 +8,7 @@ import tensorflow as tf
 from gitseg_tf import __version__
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
 
-_PACKAGES = ("tensorflow", "tf-keras", "keras", "keras-cv", "tensorflow-addons", "numpy", "pandas", "scikit-learn")
+_PACKAGES = ("tensorflow", "tf-keras", "keras", "keras-cv", "tensorflow-addons", "numpy", "pandas")
 
 
 def doctor() -> str:

@@ -22,10 +22,15 @@ resource = pytest.importorskip("resource", reason="a system without fork, SIGKIL
 NOBODY = 65534
 # TensorFlow's threads do not survive a fork, hence a process without it, which forks once for every conversion.
 KILLER = """
-import os, random, signal, sys, time
+import os, random, signal, sys, threading, time
 from pathlib import Path
+from tqdm import tqdm
 from gitseg_tf.data.convert import convert
 from gitseg_tf.data.scans import read_cohort
+
+# The bars' own lock is one for all forked processes, and the one that is killed may hold it.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 def forked(out):
     child = os.fork()
