@@ -309,6 +309,15 @@ def test_a_table_that_is_no_csv_is_refused(small, refusal, content):
     assert "train.csv: cannot be read as CSV" in refusal(read_cohort, small.root)
 
 
+def test_blank_lines_are_passed_over_and_a_row_of_another_width_is_named(small, refusal):
+    table = small.root / "train.csv"
+    before = read_cohort(small.root).scans
+    table.write_text("\n" + table.read_text().replace("\n", "\n\n"))
+    assert read_cohort(small.root).scans == before
+    table.write_text("id,class,segmentation\ncase1_day0_slice_0001,stomach,1 2,7\n")
+    assert "train.csv: line 2 has 4 cells, the header 3" in refusal(read_cohort, small.root)
+
+
 @pytest.mark.parametrize("rle", ["2550 20", "3 x", "7", "0 2", "5 5 6 2"])
 def test_a_wrong_run_length_string_is_named_by_slice_and_organ(small, refusal, rows_of, save_table, rle):
     rows = [row for row in rows_of(small.scans) if row[:2] != ("case1_day0_slice_0003", "small_bowel")]
