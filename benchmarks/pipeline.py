@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 ROUNDS = 3
+OWN_PEER = Path(__file__).parent / "peers" / "loader_torch.py"
 OFF = {f"augment.{name}.p": 0.0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
 WINDOWS = {"data.size": [256, 256], "data.slices": 5, "data.stride": 2}
 OURS = {
@@ -46,7 +47,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a small cohort and 5 slices alone; under 3 minutes")
     parser.add_argument("--data", type=Path, help="a cohort with train.csv (a phantom, made on the way)")
     parser.add_argument("--peer-python", help="has torch, albumentations, OpenCV and pandas")
-    parser.add_argument("--peer", default=Path(__file__).parent / "peers" / "loader_torch.py", help="the peer's script")
+    parser.add_argument("--peer", help="another script for the peer's windows of 5 slices (peers/loader_torch.py)")
     parser.add_argument("--measure", nargs=3, metavar=("DATASET", "NAME", "EPOCHS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -80,13 +81,11 @@ def compare(options, cohort, dataset):
             results["ours"][name].append(json.loads(run(command).splitlines()[-1]))
         for name in peers:
             mode, slices = PEERS[name]
-            epochs = 1 if options.quick else 3
-            extra = (
-                []
-                if Path(options.peer).resolve() != (Path(__file__).parent / "peers" / "loader_torch.py")
-                else [slices, epochs]
+            own = [OWN_PEER, cohort, mode, slices, 1 if options.quick else 3]
+            # Another script knows windows of 5 slices alone.
+            text = run(
+                [options.peer_python, *([options.peer, cohort, mode] if options.peer and slices == "5" else own)]
             )
-            text = run([options.peer_python, options.peer, cohort, mode, *extra])
             results["peer"][name].append(float(re.search(r"samples/s ([\d.]+)", text)[1]))
     return results
 
