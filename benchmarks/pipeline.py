@@ -1,8 +1,8 @@
 """How many augmented windows a second come out of the input pipeline, against a PyTorch DataLoader with albumentations.
 
 Both sides: 5-slice windows at 256 x 256 in batches of 32, with a flip, shift-scale-rotate, grid or elastic distortion
-and coarse dropout of the same probabilities, on the same cohort, in fresh processes, alternately; the rate is that of
-whole epochs after one to warm up.
+and coarse dropout of the same probabilities, on the same cohort, in fresh processes, alternately; the rate is that
+after an epoch, or some seconds, to warm up.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def compare(options, cohort, dataset):
             results["ours"][name].append(json.loads(run(command).splitlines()[-1]))
         for name in peers:
             mode, slices = PEERS[name]
-            own = [OWN_PEER, cohort, mode, slices, 1 if options.quick else 3]
+            own = [OWN_PEER, cohort, mode, slices, 6 if options.quick else 15]
             # Another script knows windows of 5 slices alone.
             text = run(
                 [options.peer_python, *([options.peer, cohort, mode] if options.peer and slices == "5" else own)]

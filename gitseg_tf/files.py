@@ -5,6 +5,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -212,7 +213,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
         path: the file; what was there is replaced.
         content: all of it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_bytes(content)
         sync(temporary)

@@ -66,8 +66,12 @@ def _take(path: Path, wait: bool, say: Callable[[str], None]) -> int:
             return file
         # Whoever held the lock may have removed the file: then this lock is on nothing that others see.
         if _is(path, file):
-            os.ftruncate(file, 0)
-            os.pwrite(file, str(os.getpid()).encode(), 0)
+            try:
+                os.ftruncate(file, 0)
+                os.pwrite(file, str(os.getpid()).encode(), 0)
+            except OSError as error:
+                os.close(file)
+                raise InputError(f"{path}: cannot be written ({error.strerror}); make room") from None
             return file
         os.close(file)
 

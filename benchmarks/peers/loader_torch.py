@@ -1,12 +1,13 @@
 """What people use today: a PyTorch DataLoader with OpenCV and albumentations over a cohort in the competition's layout.
 
-    loader_torch.py DATA png|npy [SLICES] [EPOCHS]     npy: every slice is decoded once and held in memory
+    loader_torch.py DATA png|npy [SLICES] [SECONDS]     npy: every slice is decoded once and held in memory
 
 Windows of SLICES slices two apart, run-length masks, 256 x 256, batches of 32, two workers, and the changes of the
 published solutions: flip, shift-scale-rotate, grid or elastic distortion, coarse dropout. SLICES 3d gives crops of
-32 x 128 x 128 instead. Prints samples/s after an epoch to warm up.
+32 x 128 x 128 instead. Prints samples/s after a third of SECONDS to warm up.
 """
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -79,17 +80,19 @@ class Windows(torch.utils.data.Dataset):
         return planes.reshape(3, *shape).transpose(1, 2, 0)
 
 
-def main(root, mode, slices="5", epochs="3"):
+def main(root, mode, slices="5", seconds="15"):
     windows = Windows(Path(root), mode == "npy", slices)
     loader = torch.utils.data.DataLoader(
         windows, BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
     )
-    for _ in loader:
-        pass
-    start, samples = time.time(), 0
-    for _ in range(int(epochs)):
-        for image, _ in loader:
-            samples += len(image)
+    batches = (image for _ in itertools.count() for image, _ in loader)
+    warm, start, samples = False, time.time(), 0
+    for image in batches:
+        samples += len(image)
+        if not warm and time.time() - start > float(seconds) / 3:
+            warm, start, samples = True, time.time(), 0
+        elif time.time() - start > float(seconds):
+            break
     print(f"{mode} samples/s {samples / (time.time() - start):.1f}")
 
 

@@ -32,13 +32,17 @@ def write_shards_with_beam(out: AnyPath, jobs: list[ShardJob], resume: bool, opt
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise InputError("--runner beam: Apache Beam is missing; pip install 'gitseg-tf[beam]'") from None
+    try:
+        arguments = shlex.split(options)
+    except ValueError as error:
+        raise InputError(f"--beam-options {options}: cannot be split into arguments ({error})") from None
     paths = []
     for job in jobs:
         paths.append(str(_job_path(out, job)))
         write_atomically(as_path(paths[-1]), pickle.dumps(job))
         _error_path(out, job).unlink(missing_ok=True)
     print(f"beam       {len(jobs)} shards", flush=True)
-    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
+    with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
         _ = pipeline | beam.Create(paths) | beam.Reshuffle() | beam.Map(write_described_shard, resume)
     for job in jobs:
         if _error_path(out, job).exists():

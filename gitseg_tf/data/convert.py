@@ -9,6 +9,7 @@ from itertools import islice
 
 from gitseg_tf import __version__
 from gitseg_tf.data.dataset import (
+    INDEX,
     UNLABELLED,
     VERSION,
     Dataset,
@@ -95,7 +96,8 @@ def convert(
             shards = write_shards_with_beam(out, jobs, resume, beam_options)
         else:
             shards = _write_shards(out, jobs, resume, workers or os.cpu_count() or 1, f"convert {source.name}")
-        save_index(Dataset(out, _facts(cohort, exclude), plan["folds"], seed, tuple(shards)))
+        with naming_failed_writes(out / INDEX):
+            save_index(Dataset(out, _facts(cohort, exclude), plan["folds"], seed, tuple(shards)))
         _sweep(out)
     return load_dataset(out)
 

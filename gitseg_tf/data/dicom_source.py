@@ -140,7 +140,7 @@ def _first_line(error: Exception) -> str:
 def _read_pixels(path: Path) -> np.ndarray:
     dataset = read_dicom(path)
     try:
-        return apply_rescale(dataset.pixel_array, dataset)
+        pixels = apply_rescale(dataset.pixel_array, dataset)
     except (RuntimeError, NotImplementedError):
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise InputError(
@@ -148,3 +148,6 @@ def _read_pixels(path: Path) -> np.ndarray:
         ) from None
     except (ValueError, AttributeError, KeyError, EOFError) as error:
         raise InputError(f"{path}: its pixels cannot be read ({_first_line(error)}); copy the file again") from None
+    # Rescaled ones are float64; a whole scan of them would be four times its records.
+    whole = pixels.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all())
+    return pixels.astype(np.int32 if whole and np.abs(pixels).max(initial=0) < 2**31 else np.float32)

@@ -176,14 +176,15 @@ def window_offsets(spacing, data: DataConfig):
         data: slices, or the depth of patch; stride, or stride_mm.
 
     Returns:
-        int32 [K]; steps of data.stride_mm are rounded to whole slices, at least one.
+        int32 [K]; steps of data.stride_mm are rounded to whole slices. Those of a window are at least one apart, those
+        of a volume may be the same where slices are thicker than data.stride_mm.
     """
     count = data.slices if data.patch is None else data.patch[0]
     steps = tf.range(count) - count // 2
     if data.stride_mm is None:
         return data.stride * steps
     slices = tf.cast(tf.round(tf.cast(steps, tf.float32) * data.stride_mm / spacing[0]), tf.int32)
-    return tf.sign(steps) * tf.maximum(tf.abs(slices), tf.abs(steps))
+    return slices if data.patch is not None else tf.sign(steps) * tf.maximum(tf.abs(slices), tf.abs(steps))
 
 
 def _ends_of_runs(numbers):

@@ -24,8 +24,9 @@ _MOST_REPEATS = 10
 def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> tf.data.Dataset:
     """Shuffled batches, one epoch after the other; augmented, unless augment.on leaves that to the accelerator.
 
-    What comes out depends on config.seed and the epoch alone, so that a resumed run sees what it would have seen. With
-    data.service the windows of an epoch are the same, in an order and with changes that differ from run to run.
+    What comes out depends on config.seed, the epoch and on whether the scans fit in data.cache_mib alone, so that a
+    resumed run sees what it would have seen. With data.service the windows of an epoch are the same, in an order and
+    with changes that differ from run to run.
 
     Args:
         dataset: all folds but config.data.fold are used, without data.exclude_scans.

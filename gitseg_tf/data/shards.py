@@ -76,7 +76,7 @@ def write_shard(
     try:
         with naming_failed_writes(path):
             file = temporary.open("wb")
-        with file:
+        try:
             records = RecordWriter(file)
             for record, entry in encoded:
                 with naming_failed_writes(path):
@@ -87,6 +87,9 @@ def write_shard(
                 file.flush()
                 if hasattr(file, "fileno"):  # other file systems have it safe once it is closed
                     os.fsync(file.fileno())
+        finally:
+            with naming_failed_writes(path):
+                file.close()
         shard = Shard(job.file, job.fold, records.size, records.crc32, tuple(entries))
         with naming_failed_writes(path):
             temporary.replace(path)

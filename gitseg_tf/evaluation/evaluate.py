@@ -10,6 +10,7 @@ import pandas as pd
 from gitseg_tf.data.dataset import Dataset, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
+from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.files import write_atomically
@@ -39,6 +40,8 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     dataset.check_fold(fold)
     excluded = run.config.data.exclude_scans
     scans, history = dataset.scans_of([fold], excluded), read_history(run.path)
+    if not scans:
+        raise InputError(f"{run.path}: its data.exclude_scans names all scans of fold {fold}; choose another --fold")
     cases = sorted({scan.case for scan in scans})
     seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
     if seen:

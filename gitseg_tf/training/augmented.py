@@ -22,15 +22,20 @@ class AugmentedModel(keras.Model):
     def __init__(self, *args, augment: AugmentConfig, seed: int, **kwargs):
         super().__init__(*args, **kwargs)
         self._changes, self._seed = augment, seed
+        # By XLA whether or not the whole step is: as one operation a line this would take several times as long.
+        self._augment = tf.function(self._augment_share, jit_compile=True)
 
     def train_step(self, data):
         image, mask = data
         replica = tf.distribute.get_replica_context()
         share = image.shape[0]
         first = share * tf.cast(replica.replica_id_in_sync_group, tf.int32)
-        seed = tf.stack([tf.constant(self._seed, tf.int64), tf.cast(self.optimizer.iterations, tf.int64)])
-        whole_batch = share * replica.num_replicas_in_sync
-        return super().train_step(augment_batch(image, mask, seed, self._changes, first, whole_batch))
+        step = tf.cast(self.optimizer.iterations, tf.int64)
+        return super().train_step(self._augment(image, mask, step, first, share * replica.num_replicas_in_sync))
+
+    def _augment_share(self, image, mask, step, first, whole_batch: int):
+        seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+        return augment_batch(image, mask, seed, self._changes, first, whole_batch)
 
     def get_config(self):
         return super().get_config() | {"augment": self._changes, "seed": self._seed}

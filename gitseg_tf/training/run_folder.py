@@ -63,10 +63,11 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> No
     check_run_folder(run, resume)
     if has_begun(run):
         _check_same_experiment(run, config, dataset)
+    trained_on = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
     provenance = {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root.resolve()),
-        "trained_on": sorted({scan.case for scan in dataset.scans_of(dataset.training_folds(config.data.fold))}),
+        "trained_on": sorted({scan.case for scan in trained_on}),
         "gitseg_tf": __version__,
         "tensorflow": tf.__version__,
         "tf_keras": keras.__version__,

@@ -9,6 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras as keras
 
+from gitseg_tf.addons import import_addons
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
@@ -72,9 +73,10 @@ def train(
         )
     if config.data.service and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
+    if config.augment.on == "accelerator":
+        _check_accelerator_changes(config, replicas)
+    _check_scans(config, dataset, say)
     steps = steps_per_epoch(dataset, config)
-    if not dataset.scans_of([config.data.fold], config.data.exclude_scans):
-        raise InputError(f"{dataset.root}: fold {config.data.fold} has no scans; choose another with --fold")
     if strategy.extended.should_checkpoint:
         open_run(run, config, dataset, resume)
     keras.utils.set_random_seed(config.seed)
@@ -98,6 +100,25 @@ def train(
         with naming_damaged_shards(dataset), using_service(config.data.service):
             _fit(model, config, dataset, folder, manager, finished, steps)
     return load_run(run) if strategy.extended.should_checkpoint else None
+
+
+def _check_accelerator_changes(config: Config, replicas: int) -> None:
+    if config.augment.accelerator_warp == "addons":
+        import_addons()
+    if config.data.batch_size == replicas and (config.augment.mixup.p or config.augment.cutmix.p):
+        raise InputError("augment.mixup and augment.cutmix need two windows a replica; enlarge data.batch_size")
+
+
+def _check_scans(config: Config, dataset: Dataset, say: Callable[[str], None]) -> None:
+    fold, excluded = config.data.fold, config.data.exclude_scans
+    training = dataset.training_folds(fold)
+    absent = sorted(set(excluded) - {scan.id for scan in dataset.scans_of(range(dataset.folds))})
+    if absent:
+        say(f"excluded   {len(excluded) - len(absent)} scans; not in this dataset: {', '.join(absent)}")
+    for what, folds in ((f"fold {fold}", [fold]), ("the other folds", training)):
+        if not dataset.scans_of(folds, excluded):
+            cause = "data.exclude_scans names all scans of" if dataset.scans_of(folds) else "there is no scan in"
+            raise InputError(f"{dataset.root}: {cause} {what}; choose another --fold")
 
 
 def load_run(path: str | AnyPath) -> Run:

@@ -125,15 +125,26 @@ def test_a_full_disk_is_told_in_one_line_and_loses_nothing(drawn, drawn_dataset,
     assert first.stat().st_mtime_ns == written and contents(out) == contents(drawn_dataset.root)
 
 
-def test_the_systems_own_limit_is_told_in_one_line(drawn, drawn_dataset, tmp_path, capsys):
+@pytest.mark.parametrize("missing", [None, 2], ids=["most of the file", "its last bytes"])
+def test_the_systems_own_limit_is_told_in_one_line(drawn, drawn_dataset, tmp_path, capsys, missing):
+    limit = 60_000 if missing is None else drawn_dataset.shards[0].bytes - missing
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         status = main(["convert", str(drawn.root), str(tmp_path / "out"), "--folds", "3"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 1 and f"{drawn_dataset.shards[0].file}: cannot be written (File too large)" in last
+
+
+def test_a_disk_that_is_full_at_the_index_is_told_with_its_name(drawn, tmp_path, refusal, monkeypatch):
+    def fail(dataset):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gitseg_tf.data.convert.save_index", fail)
+    said = refusal(convert, drawn.root, tmp_path / "out", folds=3, workers=1)
+    assert f"{tmp_path / 'out' / 'dataset.json'}: cannot be written (No space left on device)" in said
 
 
 @pytest.fixture

@@ -176,6 +176,11 @@ def test_a_distance_in_mm_becomes_whole_slices_of_the_scan(stride_mm, spacing_z,
     assert offsets(spacing_z, slices=5, stride_mm=stride_mm).numpy().tolist() == wanted
 
 
+@pytest.mark.parametrize(("spacing_z", "wanted"), [(1.5, [-4, -2, 0, 2]), (3, [-2, -1, 0, 1]), (5, [-1, -1, 0, 1])])
+def test_a_volume_has_its_extent_in_mm_whatever_the_thickness_of_slices(spacing_z, wanted):
+    assert offsets(spacing_z, patch=(4, 32, 32), stride_mm=3.0).numpy().tolist() == wanted
+
+
 def test_a_volume_is_moved_to_where_its_slices_are():
     steps = offsets(patch=(4, 32, 32))
     assert patch_indices(np.arange(6), steps).numpy().tolist() == [

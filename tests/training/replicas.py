@@ -35,12 +35,15 @@ SETTINGS = {
 }
 
 
+ON_ACCELERATOR = {"augment.on": "accelerator", "augment.affine.p": 1.0, "augment.noise.p": 0.0}
+
+
 # Two levels of the encoder instead of five, for what takes time here is to trace the graph.
 backbones.BACKBONES["plain"] = lambda inputs, config: backbones.plain(inputs, config)[:2]
 
 
-def trained(dataset, out: Path, strategy: str, epochs: int = 2) -> list[dict]:
-    config = load_config(None, SETTINGS | {"training.strategy": strategy, "training.epochs": epochs})
+def trained(dataset, out: Path, strategy: str, epochs: int = 2, **more) -> list[dict]:
+    config = load_config(None, SETTINGS | {"training.strategy": strategy, "training.epochs": epochs} | more)
     trainer.train(config, dataset, out, say=lambda line: None)
     return read_history(out)
 
@@ -72,6 +75,7 @@ def compare(dataset, out: Path) -> dict:
         "replicas": choose_strategy("mirrored")[0].num_replicas_in_sync,
         "history": {name: trained(dataset, out / name, name) for name in names},
         "first": {name: first_gradient(name) for name in names},
+        "augmented": {name: trained(dataset, out / f"augmented-{name}", name, 1, **ON_ACCELERATOR) for name in names},
     }
 
 

@@ -47,6 +47,31 @@ def test_a_training_step_changes_its_windows_and_a_validation_does_not(jit_compi
     assert trained == 0 and validated == pytest.approx(0.7, abs=1e-4)
 
 
+def refused(dataset, out, refusal, **changes):
+    config = load_config(None, SETTINGS | {key.replace("__", "."): value for key, value in changes.items()})
+    return refusal(train, config, dataset, out, say=lambda line: None)
+
+
+def test_mixing_a_single_window_is_refused(drawn_dataset, tmp_path, refusal):
+    changes = {"augment__on": "accelerator", "augment__mixup__p": 0.5, "data__batch_size": 1}
+    assert "need two windows a replica" in refused(drawn_dataset, tmp_path / "run", refusal, **changes)
+
+
+def test_the_warp_of_tensorflow_addons_without_them_is_refused_before_anything_is_written(
+    drawn_dataset, tmp_path, refusal, monkeypatch
+):
+    monkeypatch.setattr("gitseg_tf.addons.importlib.util.find_spec", lambda name: None)
+    changes = {"augment__on": "accelerator", "augment__accelerator_warp": "addons"}
+    assert "tensorflow-addons is not installed" in refused(drawn_dataset, tmp_path / "run", refusal, **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_excluding_a_whole_fold_is_told(drawn_dataset, tmp_path, refusal):
+    held_out = [scan.id for scan in drawn_dataset.scans_of([1])]
+    said = refused(drawn_dataset, tmp_path / "run", refusal, data__exclude_scans=held_out)
+    assert "data.exclude_scans names all scans of fold 1" in said
+
+
 def test_without_changes_a_run_is_that_of_the_host(drawn_dataset, tmp_path):
     losses = []
     for place in ("host", "accelerator"):

@@ -33,6 +33,12 @@ def test_two_replicas_train_like_one_device_at_the_same_batch(compared, name, to
     assert two == pytest.approx(one, abs=tolerance)
 
 
+def test_two_replicas_that_augment_make_their_shares_of_one_draw(compared):
+    (one,), (two,) = (compared["augmented"][key] for key in ("one_device", "mirrored"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-4)
+    assert abs(one["loss"] - compared["history"]["one_device"][0]["loss"]) > 1e-3
+
+
 def test_two_replicas_have_the_loss_and_gradient_of_one_device(compared):
     (one_loss, one), (two_loss, two) = (compared["first"][key] for key in ("one_device", "mirrored"))
     assert two_loss == pytest.approx(one_loss, abs=1e-5)

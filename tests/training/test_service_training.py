@@ -1,6 +1,8 @@
 """Training with its data from a service of two workers."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +12,7 @@ import pytest
 from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows
 from gitseg_tf.models import backbones
-from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.callbacks import EpochBars, read_history
 from gitseg_tf.training.trainer import train
 
 SETTINGS = {
@@ -28,15 +30,20 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def service():
-    """The address of a dispatcher with two workers."""
+def servers():
+    """What a dispatcher with two workers says of itself: its address, and its workers' process numbers."""
     code = "from gitseg_tf.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "data-service", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     said = process.stdout.readline() + process.stdout.readline()
-    yield re.search(r"grpc://\S+", said)[0]
+    yield re.search(r"grpc://\S+", said)[0], [int(number) for number in re.findall(r"process (\d+)", said)]
     process.terminate()
     assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="module")
+def service(servers):
+    return servers[0]
 
 
 def test_an_epoch_from_the_service_shows_what_an_epoch_shows(service, drawn_dataset):
@@ -59,6 +66,23 @@ def test_a_run_trains_with_the_service(service, drawn_dataset, tmp_path, monkeyp
     config = load_config(None, SETTINGS | {"data.batch_size": 8, "training.epochs": 3})
     train(config, drawn_dataset, run.path, resume=True, say=lambda line: None)
     assert len(read_history(run.path)) == 3
+
+
+def test_a_run_goes_on_when_a_worker_is_killed_within_an_epoch(servers, drawn_dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "plain", lambda inputs, config: backbones.plain(inputs, config)[:2])
+    address, workers = servers
+    end_of_batch = EpochBars.on_train_batch_end
+
+    def kill_once(bars, batch, logs=None):
+        if workers:
+            os.kill(workers.pop(), signal.SIGKILL)
+            workers.clear()
+        end_of_batch(bars, batch, logs)
+
+    monkeypatch.setattr(EpochBars, "on_train_batch_end", kill_once)
+    config = load_config(None, SETTINGS | {"data.service": address, "data.batch_size": 2})
+    run = train(config, drawn_dataset, tmp_path / "run", say=lambda line: None)
+    assert not workers and [row["epoch"] for row in read_history(run.path)] == [1, 2]
 
 
 def test_a_service_that_is_not_there_is_said_before_training(drawn_dataset, tmp_path, refusal):

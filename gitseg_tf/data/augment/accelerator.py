@@ -101,7 +101,7 @@ def _gather(planes, y, x):
 
 def _bilinear(planes, y, x):
     above, left = tf.floor(y), tf.floor(x)
-    down, right = (y - above)[..., None], (x - left)[..., None]
+    down, right = (tf.cast(part[..., None], planes.dtype) for part in (y - above, x - left))
     upper = (1 - right) * _gather(planes, above, left) + right * _gather(planes, above, left + 1)
     lower = (1 - right) * _gather(planes, above + 1, left) + right * _gather(planes, above + 1, left + 1)
     return (1 - down) * upper + down * lower

@@ -88,7 +88,7 @@ class _Uniform:
 
     def __call__(self, stream: str, *shape: int):
         seed = self.seed + tf.constant([7919 * (_STREAMS.index(stream) + 1), 0], tf.int64)
-        return tf.random.stateless_uniform([self.count, *shape], seed)
+        return tf.random.stateless_uniform([self.count, *shape], seed, alg="philox")
 
 
 def _draw_warp(random: _Uniform, height: int, width: int, config: AugmentConfig) -> dict:
@@ -143,10 +143,10 @@ def _draw_intensities(random: _Uniform, config: AugmentConfig) -> dict:
     if config.low_resolution.p:
         drawn["zoom"] = between("low_resolution", config.low_resolution.zoom, 1.0, 1.0)
     if config.blur.p:
-        drawn["sigma"] = between("blur", 0.1, config.blur.sigma, 0.0)
+        drawn["sigma"] = between("blur", min(0.1, config.blur.sigma), config.blur.sigma, 0.0)
     if config.bias_field.p:
         nodes = BIAS_NODES + 3
-        u, field = random("bias_field", 1 + nodes * nodes), None
+        u = random("bias_field", 1 + nodes * nodes)
         field = tf.reshape(2.0 * u[:, 1:] - 1.0, [-1, nodes, nodes])
         made = tf.cast(u[:, 0] < config.bias_field.p, tf.float32)
         drawn["bias"] = field * config.bias_field.strength * made[:, None, None]

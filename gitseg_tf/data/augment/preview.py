@@ -9,6 +9,7 @@ from gitseg_tf.data.augment.host import HostAugment
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import training_windows
 from gitseg_tf.data.scans import ORGAN_COLORS
+from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.files import AnyPath, write_atomically
 
 _WINDOWS, _TILE, _GAP, _TEXT = 4, 150, 6, 24
@@ -40,10 +41,11 @@ def save_augment_preview(path: AnyPath, dataset: Dataset, config: Config) -> Non
 
 def _windows(dataset: Dataset, config: Config):
     """Windows as they are, those that show most of the organs among the first of an epoch."""
-    data = config.data.model_copy(update={"batch_size": 32, "patch": None})
+    data = config.data.model_copy(update={"batch_size": 32, "patch": None, "service": None})
     plain = AugmentConfig(on="accelerator")  # changed nowhere, for there is no training step here
     batches = training_windows(dataset, config.model_copy(update={"data": data, "augment": plain}))
-    image, mask = next(batches.as_numpy_iterator())
+    with naming_damaged_shards(dataset):
+        image, mask = next(batches.as_numpy_iterator())
     best = np.argsort(-mask.any((1, 2)).sum(-1), kind="stable")[:_WINDOWS]
     return image[best], mask[best]
 
