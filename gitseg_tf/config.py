@@ -68,7 +68,7 @@ class DataConfig(_Section):
     stride: int = Field(1, ge=1, le=8, description="distance between the slices of a window, in slices")
     stride_mm: float | None = Field(None, gt=0, description="the same in mm, rounded to whole slices of the scan")
     size: tuple[int, int] = Field((128, 128), description="height and width of the model's input, multiples of 32")
-    crop: Literal["none", "body"] = Field("none", description="what of a slice fills the input: all, or the body")
+    crop: Literal["none", "body"] = Field("body", description="what of a slice fills the input: all, or the body")
     pixel_mm: float | None = Field(None, gt=0, description="pixel of the input in mm; null fits each scan into size")
     patch: tuple[int, int, int] | None = Field(None, description="slices, height, width of the crops of a 3-D model")
     batch_size: int = Field(16, ge=1, description="windows in a step, over all replicas")

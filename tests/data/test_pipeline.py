@@ -18,6 +18,7 @@ HELD_OUT, BATCH = 1, 8
 def configured(**changes):
     overrides = {
         "data.size": [64, 64],
+        "data.crop": "none",
         "data.slices": 3,
         "data.fold": HELD_OUT,
         "data.batch_size": BATCH,
