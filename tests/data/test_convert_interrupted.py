@@ -67,7 +67,8 @@ for n in range(20):
     os.kill(child, signal.SIGKILL)
     status = ended(child)
     half_done = (out / ".plan.json").exists() and not (out / "dataset.json").exists()
-    print(os.WIFSIGNALED(status), half_done, ended(forked(out)))
+    # Flushed, for each process that is forked would write what is still held back.
+    print(os.WIFSIGNALED(status), half_done, ended(forked(out)), flush=True)
 """
 
 
