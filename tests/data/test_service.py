@@ -52,8 +52,9 @@ def local():
     assert running.stop() == 0
 
 
-def epochs_by(address, work=5):
+def epochs_by(local, work=5):
     """EPOCHS shuffles of the same elements, cut like the training windows: epochs by flat_map, elements by shards."""
+    workers = workers_in(local)
 
     def one_epoch(epoch):
         tf.random.set_seed(1)  # not 0, for then it would be compared with a tensor
@@ -64,37 +65,44 @@ def epochs_by(address, work=5):
             num_parallel_calls=2,
             deterministic=True,
         )
-        elements = elements.map(lambda element: (epoch, element, process_after(work, element)))
+        elements = elements.map(lambda element: (epoch, element, process_after(work, element, workers)))
         elements = elements.shuffle(16, seed=epoch, reshuffle_each_iteration=False)
-        return distribute(elements, address).repeat().take(SHARDS * IN_SHARD)
+        return distribute(elements, local.address).repeat().take(SHARDS * IN_SHARD)
 
     return tf.data.Dataset.range(EPOCHS).flat_map(one_epoch).as_numpy_iterator()
 
 
-def process_after(work, element):
-    """The number of the process that computes this, after some work: that of its first thread."""
+def workers_in(local):
+    """The process numbers of the workers that one command started."""
+    return [int(number) for number in re.findall(r"process (\d+)", local.said)]
+
+
+def process_after(work, element, processes):
+    """Which of the processes computes this, after some work: the one that has a thread of its number; 0 is none."""
     value = tf.random.stateless_uniform([200, 200], [1, element])
     for _ in range(work):
         value = tf.matmul(value, value) / 200
     threads = tf.strings.split(tf.io.matching_files("/proc/self/task/*"), "/").to_tensor()[:, -1]
-    return tf.reduce_min(tf.strings.to_number(threads, tf.int64)) + tf.cast(value[0, 0] * 0, tf.int64)
+    processes = tf.constant(processes, tf.int64)
+    here = tf.reduce_any(tf.strings.to_number(threads, tf.int64)[:, None] == processes, 0)
+    return tf.reduce_max(tf.where(here, processes, 0)) + tf.cast(value[0, 0] * 0, tf.int64)
 
 
 def test_two_workers_show_every_element_of_an_epoch_once_and_no_epoch_before_the_last_is_complete(local):
-    found = list(epochs_by(local.address))
+    found = list(epochs_by(local))
     for epoch in range(EPOCHS):
         part = found[epoch * SHARDS * IN_SHARD : (epoch + 1) * SHARDS * IN_SHARD]
         assert {number for number, _, _ in part} == {epoch}
         assert Counter(element for _, element, _ in part) == Counter(range(SHARDS * IN_SHARD))
     # A machine that is busy may leave one of the workers without work.
-    workers = set(map(int, re.findall(r"process (\d+)", local.said)))
+    workers = set(workers_in(local))
     assert len(workers) == 2 and {process for _, _, process in found} <= workers
 
 
 def test_a_worker_that_is_killed_is_started_again_and_the_epochs_come_to_their_end(local):
-    victim = int(re.search(r"process (\d+)", local.said)[1])
+    victim = workers_in(local)[0]
     found = []
-    for count, element in enumerate(epochs_by(local.address)):
+    for count, element in enumerate(epochs_by(local)):
         found.append(element)
         if count == SHARDS * IN_SHARD // 3:
             os.kill(victim, signal.SIGKILL)
