@@ -1,5 +1,7 @@
-"""Drawn scans as NIfTI and as DICOM."""
+"""Drawn scans as NIfTI and as DICOM, and a dataset to be spoilt."""
 
+import json
+import shutil
 from pathlib import Path
 
 import contourpy
@@ -202,3 +204,22 @@ def write(patients, clinic):
         return DicomWriter(clinic / scan.id, scan, scan.case, scan.id.split("_")[1])
 
     return make
+
+
+@pytest.fixture
+def copied(drawn_dataset, tmp_path):
+    """A converted dataset to be spoilt."""
+    return Path(shutil.copytree(drawn_dataset.root, tmp_path / "dataset"))
+
+
+@pytest.fixture
+def edited(copied):
+    """edited(change) changes dataset.json by a function of its tree."""
+
+    def edit(change):
+        tree = json.loads((copied / "dataset.json").read_text())
+        change(tree)
+        (copied / "dataset.json").write_text(json.dumps(tree))
+        return copied
+
+    return edit

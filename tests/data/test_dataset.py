@@ -1,9 +1,7 @@
 """The folder that a conversion leaves: its index, its folds, and what is said of a damaged one."""
 
 import json
-import shutil
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,25 +9,6 @@ import pytest
 from gitseg_tf.data.dataset import is_dataset, load_dataset, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.scans import ORGANS
-
-
-@pytest.fixture
-def copied(drawn_dataset, tmp_path):
-    """A converted dataset to be spoilt."""
-    return Path(shutil.copytree(drawn_dataset.root, tmp_path / "dataset"))
-
-
-@pytest.fixture
-def edited(copied):
-    """edited(change) changes dataset.json by a function of its tree."""
-
-    def edit(change):
-        tree = json.loads((copied / "dataset.json").read_text())
-        change(tree)
-        (copied / "dataset.json").write_text(json.dumps(tree))
-        return copied
-
-    return edit
 
 
 def test_scans_are_read_back_whole(drawn, drawn_dataset):

@@ -1,9 +1,6 @@
 """One fault each is put into a good dataset, with a checksum to match, so that only a reader of records can see it."""
 
-import json
-import shutil
 import zlib
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -15,31 +12,19 @@ from gitseg_tf.data.verify import naming_damaged_shards, verify_dataset
 
 
 @pytest.fixture
-def copied(drawn_dataset, tmp_path):
-    return Path(shutil.copytree(drawn_dataset.root, tmp_path / "dataset"))
+def edited_shard(edited):
+    """edited_shard(change) changes the first shard's entry in dataset.json."""
+    return lambda change: edited(lambda tree: change(tree["shards"][0]))
 
 
 @pytest.fixture
-def edited(copied):
-    """edited(change) changes the first shard's entry in dataset.json."""
-
-    def edit(change):
-        tree = json.loads((copied / "dataset.json").read_text())
-        change(tree["shards"][0])
-        (copied / "dataset.json").write_text(json.dumps(tree))
-        return copied
-
-    return edit
-
-
-@pytest.fixture
-def rewritten(edited, copied):
+def rewritten(edited_shard, copied):
     """rewritten(change) changes the first shard's bytes, and its size and checksum in dataset.json to fit."""
 
     def rewrite(change):
         path = copied / load_dataset(copied).shards[0].file
         path.write_bytes(change(path.read_bytes()))
-        return edited(
+        return edited_shard(
             lambda shard: shard.update(bytes=path.stat().st_size, crc32=f"{zlib.crc32(path.read_bytes()):08x}")
         )
 
@@ -132,8 +117,8 @@ def test_voxels_that_do_not_fill_the_shape_are_found(changed_record, refusal):
         ("empty slices", {"empty_slices": 0}),
     ],
 )
-def test_what_contradicts_the_index_is_named(edited, refusal, what, fault):
-    said = refusal(verify_dataset, edited(lambda shard: shard["scans"][0].update(fault)))
+def test_what_contradicts_the_index_is_named(edited_shard, refusal, what, fault):
+    said = refusal(verify_dataset, edited_shard(lambda shard: shard["scans"][0].update(fault)))
     assert f"the record's {what} is" in said and "dataset.json says" in said
 
 
