@@ -31,11 +31,11 @@ def main():
 
 
 def measure(cohort, sizes):
-    from gitseg_tf.config import DataConfig
     from gitseg_tf.data.geometry import from_model, place, to_model
     from gitseg_tf.data.records import intensity_percentiles
     from gitseg_tf.data.scans import read_cohort, read_image, read_masks
     from gitseg_tf.progress import progress
+    from gitseg_tf.sections.data import DataConfig
 
     facts = []
     for scan in progress(read_cohort(cohort).scans, "crop", unit="scan"):

@@ -96,10 +96,10 @@ def opencv_ways():
 def tensorflow_ways():
     tf = import_tensorflow()
     from gitseg_tf.addons import import_addons
-    from gitseg_tf.config import AugmentConfig
     from gitseg_tf.data.augment.accelerator import change_batch
     from gitseg_tf.data.augment.draws import draw
     from gitseg_tf.errors import InputError
+    from gitseg_tf.sections.augment import AugmentConfig
 
     try:
         addons = import_addons()

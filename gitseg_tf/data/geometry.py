@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from gitseg_tf.config import DataConfig
 from gitseg_tf.data.records import PERCENTILES
+from gitseg_tf.sections.data import DataConfig
 
 LOW, HIGH = PERCENTILES.index(1), PERCENTILES.index(99)
 

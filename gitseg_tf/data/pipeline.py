@@ -5,7 +5,7 @@ import math
 import cv2
 import tensorflow as tf
 
-from gitseg_tf.config import AugmentConfig, Config, DataConfig
+from gitseg_tf.config import Config
 from gitseg_tf.data.augment.draws import draw
 from gitseg_tf.data.augment.host import HostAugment
 from gitseg_tf.data.dataset import Dataset, ScanEntry
@@ -14,6 +14,8 @@ from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.data.service import distribute
 from gitseg_tf.errors import InputError
+from gitseg_tf.sections.augment import AugmentConfig
+from gitseg_tf.sections.data import DataConfig
 
 _SCANS_AT_ONCE = 16
 _FILES_AT_ONCE = 4

@@ -3,8 +3,8 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.config import AugmentConfig
 from gitseg_tf.data.augment.accelerator import augment_batch
+from gitseg_tf.sections.augment import AugmentConfig
 
 
 class AugmentedModel(keras.Model):

@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.config import TrainingConfig
+from gitseg_tf.sections.training import TrainingConfig
 
 
 class AveragingAdamW(keras.optimizers.AdamW):

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage, stats
 
-from gitseg_tf.config import AugmentConfig
 from gitseg_tf.data.augment.accelerator import augment_batch, change_batch
 from gitseg_tf.data.augment.draws import draw
 from gitseg_tf.data.augment.host import HostAugment
+from gitseg_tf.sections.augment import AugmentConfig
 
 BATCH, HEIGHT, WIDTH = 24, 96, 128
 POINTS = np.array([[34, 48], [44, 86], [66, 60]], float)

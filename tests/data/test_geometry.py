@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitseg_tf.config import DataConfig
 from gitseg_tf.data.geometry import (
     body_box,
     fitted_shape,
@@ -17,6 +16,7 @@ from gitseg_tf.data.geometry import (
     window_indices,
     window_offsets,
 )
+from gitseg_tf.sections.data import DataConfig
 
 SIZE = (96, 128)
 PERCENTILES = np.array([0, 0, 0, 0, 0, 100, 300, 900, 1000, 1000, 1000], np.float32)

@@ -39,7 +39,9 @@ ON_ACCELERATOR = {"augment.on": "accelerator", "augment.affine.p": 1.0, "augment
 
 
 # Two levels of the encoder instead of five, for what takes time here is to trace the graph.
-backbones.BACKBONES["plain"] = lambda inputs, config: backbones.plain(inputs, config)[:2]
+backbones.BACKBONES["plain"] = lambda inputs, config: {
+    s: f for s, f in backbones.plain(inputs, config).items() if s < 4
+}
 
 
 def trained(dataset, out: Path, strategy: str, epochs: int = 2, **more) -> list[dict]:

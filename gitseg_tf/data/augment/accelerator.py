@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-from gitseg_tf.config import AugmentConfig
 from gitseg_tf.data.augment.draws import BIAS_NODES, blur_radius, draw, hat_basis, spline_basis
+from gitseg_tf.sections.augment import AugmentConfig
 
 
 def augment_batch(image, mask, seed, config: AugmentConfig, first: int | tf.Tensor = 0, whole_batch: int | None = None):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from gitseg_tf.config import AugmentConfig
+from gitseg_tf.sections.augment import AugmentConfig
 
 BIAS_NODES = 2
 # The place of a transform in the stream of random numbers, so that switching one on leaves the others as they are.

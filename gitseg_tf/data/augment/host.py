@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-from gitseg_tf.config import AugmentConfig
 from gitseg_tf.data.augment.draws import BIAS_NODES, blur_radius, hat_basis, spline_basis
 from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.sections.augment import AugmentConfig
 
 _ORGAN_OF_BITS = [(np.arange(256) >> k & 1).astype(np.float32)[None] for k in range(len(ORGANS))]
 _SCALE = np.float32(1 / 65535)

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from gitseg_tf.config import AugmentConfig, Config
+from gitseg_tf.config import Config
 from gitseg_tf.data.augment.draws import draw
 from gitseg_tf.data.augment.host import HostAugment
 from gitseg_tf.data.dataset import Dataset
@@ -11,6 +11,7 @@ from gitseg_tf.data.pipeline import training_windows
 from gitseg_tf.data.scans import ORGAN_COLORS
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.files import AnyPath, write_atomically
+from gitseg_tf.sections.augment import AugmentConfig
 
 _WINDOWS, _TILE, _GAP, _TEXT = 4, 150, 6, 24
 _INK, _BACKGROUND = (235, 235, 235), (20, 18, 18)

@@ -1,0 +1,1 @@
+"""The sections of an experiment, one file each: which keys there are, their types, ranges and defaults."""
