@@ -63,6 +63,7 @@ def training_loss(loss: LossConfig) -> Callable:
     def total(mask, outputs):
         if not isinstance(outputs, dict):
             return of_logits(mask, outputs)
+        mask = tf.cast(mask, tf.float32)
         deep = [
             outputs[name] for name in sorted((n for n in outputs if n.startswith("deep")), key=lambda n: int(n[4:]))
         ]
@@ -71,7 +72,7 @@ def training_loss(loss: LossConfig) -> Callable:
         levels = zip(weights.tolist(), [outputs["logits"], *deep], strict=True)
         cost = tf.add_n([w * of_logits(_at_resolution_of(level, mask), level) for w, level in levels if w > 0])
         if "presence" in outputs and loss.presence.weight > 0:
-            present = tf.reduce_max(tf.cast(mask, tf.float32), axis=list(range(1, mask.shape.rank - 1)))
+            present = tf.reduce_max(mask, axis=list(range(1, mask.shape.rank - 1)))
             seen = tf.cast(outputs["presence"], tf.float32)
             crossed = tf.nn.sigmoid_cross_entropy_with_logits(present, seen)
             cost += loss.presence.weight * tf.reduce_mean(crossed, axis=1)

@@ -30,9 +30,9 @@ def tversky(mask, logits, section: TverskyConfig):
 def focal_tversky(mask, logits, section: FocalTverskyConfig):
     """The Tversky loss to the power of 1 / gamma (Abraham and Khan 2018, arXiv:1810.07842)."""
     costs, sizes = tversky(mask, logits, section)
-    # The slope of the power at 0 is infinite: it is taken a little to the right of it.
-    power, right = 1.0 / section.gamma, 1e-6
-    return (tf.maximum(costs, 0.0) + right) ** power - right**power, sizes
+    # The slope of the power at 0 is infinite: below `small` its chord stands for it.
+    power, small = 1.0 / section.gamma, 1e-6
+    return tf.where(costs > small, tf.maximum(costs, small) ** power, costs * small ** (power - 1.0)), sizes
 
 
 def lovasz(mask, logits, section: LovaszConfig):
