@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import tf_keras as keras
+from gitseg_tf.training.augmented import AugmentedModel
 
 from gitseg_tf.config import load_config
 from gitseg_tf.models import backbones
 from gitseg_tf.sections.augment import AugmentConfig
-from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.trainer import train
 

@@ -24,8 +24,8 @@ from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
 from gitseg_tf.models import backbones
 from gitseg_tf.training import trainer
+from gitseg_tf.training.averages import WeightAverage, ema_share
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
-from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.trainer import load_model, load_run, train
 
 EPOCHS = 3
@@ -282,7 +282,7 @@ def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
 def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
     begun = []
 
-    def fit(model, config, dataset, run, manager, finished, steps):
+    def fit(model, config, dataset, run, manager, finished, steps, stopping):
         begun.append(run)
         best_weights_path(run).touch()
 
@@ -349,7 +349,7 @@ def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_pat
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
     run, fit = tmp_path / "run", trainer._fit
 
-    def save_at_once(model, config, dataset, run, manager, finished, steps):
+    def save_at_once(model, config, dataset, run, manager, finished, steps, stopping):
         best_weights_path(run).touch()
         manager.save()
 
@@ -399,8 +399,9 @@ def recorded(tmp_path):
     """A recorder of a model with one weight, whose average lags behind."""
     (tmp_path / "checkpoints").mkdir()
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
-    model.compile(build_optimizer(configured(training__ema=0.5).training, 100), "mse")
-    model.optimizer.build(model.trainable_variables)
+    model.compile("sgd", "mse")
+    model.schedule = lambda step: 0.1
+    model.average = WeightAverage(model.trainable_variables, [], ema_share(0.5))
     manager = SimpleNamespace(save=lambda: None)
     recorder = RunRecorder(tmp_path, manager, tf.Variable(0, dtype=tf.int64))
     recorder.set_model(model)
@@ -409,7 +410,7 @@ def recorded(tmp_path):
 
 def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(recorded):
     model = recorded.model
-    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    (average,) = model.average.values
     for epoch, dice in enumerate([0.3, 0.6, 0.5, 0.6]):
         model.trainable_variables[0].assign([[10.0 + epoch]])
         average.assign([[20.0 + epoch]])
@@ -422,7 +423,7 @@ def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(record
 
 def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(recorded):
     model = recorded.model
-    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    (average,) = model.average.values
     model.trainable_variables[0].assign([[3.0]])
     average.assign([[5.0]])
     squared_error = model.evaluate(np.ones((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[AveragedValidation()])
