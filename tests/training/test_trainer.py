@@ -238,6 +238,49 @@ def test_a_run_interrupted_within_an_epoch_ends_like_an_undisturbed_one(
     assert_same_state(run, undisturbed.path)
 
 
+OPTIMISED = {
+    "training__optimizer": "Addons>Lookahead",
+    "training__schedule": "constant",
+    "training__accumulate": 2,
+    "training__encoder_rate": 0.5,
+    "training__ema": 0,
+    "training__swa": 2,
+    "training__early_stopping": 9,
+}
+
+
+def test_accumulation_swa_and_an_optimizer_of_addons_resume_as_if_undisturbed(drawn_dataset, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    trained(drawn_dataset, whole, **OPTIMISED)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=2, batch=1)
+        trained(drawn_dataset, run, **OPTIMISED)
+    assert len(rows_of(run)) == 2
+    trained(drawn_dataset, run, resume=True, **OPTIMISED)
+    assert_same_history(rows_of(run), rows_of(whole))
+    assert_same_state(run, whole)
+    assert_same_weights(best_weights_path(run), best_weights_path(whole))
+
+
+def assert_same_weights(one, other):
+    with h5py.File(one) as first, h5py.File(other) as second:
+        names = []
+        first.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert len(names) > 20 and all(np.allclose(first[name], second[name], atol=1e-5) for name in names)
+
+
+def test_a_training_without_progress_ends_early_and_says_why(drawn_dataset, tmp_path):
+    run, said = tmp_path / "run", []
+    stopping = configured(training__early_stopping=1, training__learning_rate=1e-12)
+    train(stopping, drawn_dataset, run, say=said.append)
+    first, second = rows_of(run)
+    assert (first["epochs_without_gain"], second["epochs_without_gain"]) == (0, 1)
+    assert said[-1].startswith("stopped    after epoch 2: val_dice has not risen above the ")
+    before = (run / "history.csv").read_bytes()
+    train(stopping, drawn_dataset, run, resume=True, say=said.append)
+    assert (run / "history.csv").read_bytes() == before and said[-1].startswith("stopped    after epoch 2")
+
+
 KILLED = """
 import os, signal, sys
 from gitseg_tf.config import load_config
@@ -365,6 +408,16 @@ def test_a_batch_that_the_replicas_cannot_share_is_refused(drawn_dataset, monkey
     monkeypatch.setattr(trainer, "choose_strategy", lambda name: (strategy, "three replicas"))
     said = refusal(trained, drawn_dataset, tmp_path / "run")
     assert "data.batch_size is 4" in said and "3 replicas" in said and not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_parts_of_a_step_cannot_share_is_refused(drawn_dataset, tmp_path, refusal):
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__accumulate=3)
+    assert "data.batch_size is 4" in said and "training.accumulate (3)" in said and not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_that_is_not_there_is_refused_before_anything_is_written(drawn_dataset, tmp_path, refusal):
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__optimizer="Addons>Lamb")
+    assert "did you mean Addons>LAMB?" in said and not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(drawn_dataset, tmp_path, refusal):
