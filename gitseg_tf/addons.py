@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import warnings
 
 from gitseg_tf.errors import InputError
 
@@ -25,6 +26,9 @@ def import_addons():
     # It looks for Keras 2 where TensorFlow had it until 2.15.
     sys.modules.setdefault("keras.src.engine", tf_keras.src.engine)
     sys.modules.setdefault("keras.src.engine.keras_tensor", tf_keras.src.engine.keras_tensor)
-    import tensorflow_addons
+    with warnings.catch_warnings():
+        # That it is at the end of its life, and was made for TensorFlow up to 2.15.
+        warnings.simplefilter("ignore", UserWarning)
+        import tensorflow_addons
 
     return tensorflow_addons

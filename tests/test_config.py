@@ -228,3 +228,9 @@ def test_on_off_yes_and_no_are_words_and_true_and_false_are_not(tmp_path):
     assert (config.augment.on, config.training.jit_compile, config.name) == ("accelerator", True, "no")
     save_config(config, path)
     assert load_config(path) == config
+
+
+def test_weights_have_one_average(refusal):
+    assert "training.ema is 0.99: it must be 0 with training.swa" in refusal(load_config, None, {"training.swa": 2})
+    assert "must be training.epochs (3) at most" in refusal(load_config, None, {"training.swa": 4, "training.ema": 0})
+    assert load_config(None, {"training.swa": 2, "training.ema": 0}).training.swa == 2

@@ -35,6 +35,11 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
         return _with_synchronized_normalization(model) if synchronized else model
 
 
+def logits_of(outputs):
+    """The logits among a network's outputs, which are logits alone or a dict of them and others."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
 @contextmanager
 def _dtype_policy(name: str):
     before = keras.mixed_precision.global_policy()

@@ -5,6 +5,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 
 import pandas as pd
 import tensorflow as tf
@@ -13,16 +14,38 @@ import tf_keras as keras
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, os_errors, write_atomically, written_locally
 from gitseg_tf.progress import progress
+from gitseg_tf.training.averages import recompute_statistics
 
 
 class AveragedValidation(keras.callbacks.Callback):
-    """Validates with the moving average of the weights."""
+    """Validates with the average of the weights.
+
+    Args:
+        windows_of: function of an epoch, counted from 0, to the batches (tf.data.Dataset) from which the statistics of
+            batch normalisation are recomputed; None where they stay those of the weights.
+        first_epoch: from which on they are recomputed.
+        steps: batches in an epoch.
+    """
+
+    def __init__(
+        self, windows_of: Callable[[int], tf.data.Dataset] | None = None, first_epoch: int = 0, steps: int = 0
+    ):
+        super().__init__()
+        self.windows_of, self.first_epoch, self.steps, self.epoch = windows_of, first_epoch, steps, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
 
     def on_test_begin(self, logs=None):
-        _swap_average(self.model)
+        recomputes = self.windows_of is not None and self.epoch >= self.first_epoch
+        if recomputes:
+            self.model.average.begin_statistics()
+        self.model.average.swap()
+        if recomputes:
+            recompute_statistics(self.model, self.windows_of(self.epoch), self.steps)
 
     def on_test_end(self, logs=None):
-        _swap_average(self.model)
+        self.model.average.swap()
 
 
 class RunRecorder(keras.callbacks.Callback):
@@ -52,8 +75,7 @@ class RunRecorder(keras.callbacks.Callback):
             raise InputError(f"epoch {self.epoch}, step {batch + 1}: the loss is {logs['loss']}; {cure}")
 
     def on_epoch_end(self, epoch, logs=None):
-        optimizer = _inner(self.model.optimizer)
-        rate = float(optimizer.learning_rate.numpy())
+        rate = float(self.model.schedule(self.model.optimizer.iterations - 1))
         seconds = round(time.monotonic() - self.started, 2)
         row = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": rate, "seconds": seconds}
         self.rows.append(row)
@@ -68,12 +90,12 @@ class RunRecorder(keras.callbacks.Callback):
     def _save_best(self):
         # A model of its own, not compiled: the optimizer's variables would be saved too, at three times the weights.
         network = keras.Model(self.model.inputs, self.model.outputs)
-        _swap_average(self.model)
+        self.model.average.swap()
         try:
             with written_locally(best_weights_path(self.run)) as path:
                 network.save_weights(path)
         finally:
-            _swap_average(self.model)
+            self.model.average.swap()
 
 
 class EpochBars(keras.callbacks.Callback):
@@ -138,11 +160,3 @@ def write_history(run: AnyPath, rows: list[dict]) -> None:
     text = io.StringIO()
     pd.DataFrame(rows).to_csv(text, index=False)
     write_atomically(run / "history.csv", text.getvalue().encode())
-
-
-def _inner(optimizer):
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def _swap_average(model: keras.Model) -> None:
-    _inner(model.optimizer).swap_average(model.trainable_variables)

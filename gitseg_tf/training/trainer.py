@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tensorflow as tf
@@ -18,12 +19,12 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
-from gitseg_tf.training.augmented import AugmentedModel
+from gitseg_tf.sections.training import ADDONS
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
-from gitseg_tf.training.losses import training_loss
-from gitseg_tf.training.metrics import StreamingDice
-from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.early_stopping import EarlyStopping
+from gitseg_tf.training.optimizers import addons_class
 from gitseg_tf.training.run_folder import has_begun, open_run
+from gitseg_tf.training.step import training_model
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
 
 
@@ -63,10 +64,7 @@ def train(
     )
     say(f"strategy   {strategy_line}\nprecision  {precision_line}")
     replicas = strategy.num_replicas_in_sync
-    if config.data.batch_size % replicas:
-        raise InputError(
-            f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas"
-        )
+    _check_optimisation(config, replicas)
     if config.data.patch is not None:
         raise InputError(
             f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
@@ -83,14 +81,16 @@ def train(
     if config.training.deterministic:
         tf.config.experimental.enable_op_determinism()
     with strategy.scope():
-        model = build_model(config, precision, synchronized=replicas > 1)
-        if config.augment.on == "accelerator":
-            model = AugmentedModel(
-                model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
-            )
-        _compile(model, config, steps)
+        model = training_model(build_model(config, precision, synchronized=replicas > 1), config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
-        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
+        stopping = EarlyStopping(config.training.early_stopping)
+        state = tf.train.Checkpoint(
+            model=model,
+            optimizer=model.optimizer,
+            average=model.average.values,
+            finished=finished,
+            progress=stopping.progress,
+        )
     if resume:
         _restore(state, finished, run)
         say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
@@ -98,8 +98,19 @@ def train(
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
         with naming_damaged_shards(dataset), using_service(config.data.service):
-            _fit(model, config, dataset, folder, manager, finished, steps)
+            _fit(model, config, dataset, folder, manager, finished, steps, stopping)
+    if stopping.ends(int(finished.numpy())):
+        say(stopping.reason(int(finished.numpy())))
     return load_run(run) if strategy.extended.should_checkpoint else None
+
+
+def _check_optimisation(config: Config, replicas: int) -> None:
+    parts, batch = config.training.accumulate, config.data.batch_size
+    if batch % (replicas * parts):
+        which = f"the {replicas} replicas" + (f" times training.accumulate ({parts})" if parts > 1 else "")
+        raise InputError(f"data.batch_size is {batch}: it must be a multiple of {which}")
+    if config.training.optimizer.startswith(ADDONS):
+        addons_class(config.training.optimizer)
 
 
 def _check_accelerator_changes(config: Config, replicas: int) -> None:
@@ -176,7 +187,7 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) ->
     try:
         state.restore(latest).assert_existing_objects_matched()
     except (AssertionError, ValueError):
-        cure = "resume with the precision and the training.ema that it was begun with"
+        cure = "resume with the precision and the section training that it was begun with"
         raise InputError(f"{run}: its checkpoint does not fit the optimizer; {cure}") from None
     except (IndexError, OSError, tf.errors.OpError):
         cure = "name the one before it in checkpoints/state/checkpoint, or choose another --out"
@@ -198,39 +209,24 @@ def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyP
         yield Path(folder)
 
 
-def _compile(model: keras.Model, config: Config, steps: int) -> None:
-    training = config.training
-    model.compile(
-        optimizer=build_optimizer(training, steps * training.epochs),
-        loss=training_loss(training.loss),
-        weighted_metrics=[StreamingDice(config.evaluation.threshold)],
-        jit_compile=training.jit_compile,
-    )
-    model.optimizer.build(model.trainable_variables)
-
-
-def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int) -> None:
+def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, stopping) -> None:
     epochs, first = config.training.epochs, int(finished.numpy())
-    if first >= epochs:
+    if first >= epochs or stopping.ends(first):
         return
-    validation = validation_windows(dataset, config)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
-    batches = validation_steps(dataset, config)
-    # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
-    share = batches * config.data.batch_size / slices
-    validation = validation.map(lambda image, mask, weight: (image, mask, weight * share))
+    batches, swa = validation_steps(dataset, config), config.training.swa
     bars = EpochBars(steps, batches, epochs)
     try:
         model.fit(
             training_windows(dataset, config, first),
-            validation_data=validation,
+            validation_data=validation_windows(dataset, config),
             epochs=epochs,
             initial_epoch=first,
             steps_per_epoch=steps,
             validation_steps=batches,
             verbose=0,
             callbacks=[
-                AveragedValidation(),
+                AveragedValidation(partial(training_windows, dataset, config) if swa else None, epochs - swa, steps),
+                stopping,
                 RunRecorder(run, manager, finished),
                 bars,
                 keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),

@@ -12,6 +12,7 @@ from gitseg_tf.models.build import build_model
 from gitseg_tf.models.layers import Upsample
 from gitseg_tf.training.losses import build_loss
 from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.schedules import Schedule
 
 # Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -133,8 +134,8 @@ def test_a_training_step_compiles_with_xla_and_gives_the_same_loss(backbone):
     size = 32
     config = configured(backbone, size=size)
     model = build_model(config)
-    optimizer = build_optimizer(config.training, 10)
-    optimizer.build(model.trainable_variables)
+    schedule = Schedule(config.training, 10)
+    optimizer = build_optimizer(config.training, schedule, model.trainable_variables)
     loss_of = build_loss(config.training.loss)
     image = tf.constant(windows(size=size))
     mask = tf.cast(image > 0.7, tf.float32)

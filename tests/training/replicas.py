@@ -38,6 +38,16 @@ SETTINGS = {
 }
 
 
+# A slower encoder, averaged weights with statistics of their own, micro-batches and an optimizer of the older kind. Its
+# epsilon is large: Yogi does not blow up differences in rounding.
+OPTIMISED = {
+    "training.optimizer": "Addons>Yogi",
+    "training.learning_rate": 1e-3,
+    "training.accumulate": 2,
+    "training.encoder_rate": 0.5,
+    "training.ema": 0,
+    "training.swa": 2,
+}
 ON_ACCELERATOR = {"augment.on": "accelerator", "augment.affine.p": 1.0, "augment.noise.p": 0.0}
 
 
@@ -125,6 +135,7 @@ def compare(dataset, out: Path) -> dict:
         "history": {name: trained(dataset, out / name, name) for name in names},
         "losses": {name: every_loss(name) for name in names},
         "first": {name: first_gradient(name) for name in names},
+        "optimised": {name: trained(dataset, out / f"optimised-{name}", name, 2, **OPTIMISED) for name in names},
         "augmented": {name: trained(dataset, out / f"augmented-{name}", name, 1, **ON_ACCELERATOR) for name in names},
     }
 

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import load_config
 from gitseg_tf.models import backbones
 from gitseg_tf.sections.augment import AugmentConfig
-from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.step import TrainingModel
 from gitseg_tf.training.trainer import train
 
 ALL_OFF = {f"augment.{name}.p": 0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
@@ -36,12 +37,19 @@ def shallow():
 def mean_of_windows(augment, jit_compile):
     """The loss of a model that gives back its first channel, where the loss is the mean of the output."""
     inputs = keras.Input((32, 32, 3))
-    model = AugmentedModel(inputs, keras.layers.Conv2D(3, 1, use_bias=False)(inputs), augment=augment, seed=0)
+    model = TrainingModel(
+        inputs,
+        keras.layers.Conv2D(3, 1, use_bias=False)(inputs),
+        config=load_config(None, {"augment": augment.model_dump() | {"on": "accelerator"}}),
+        schedule=lambda step: 0.0,
+        loss=lambda mask, output: tf.reduce_mean(output, axis=[1, 2, 3]),
+    )
     model.set_weights([np.eye(3, dtype=np.float32)[None, None]])
-    model.compile(keras.optimizers.SGD(0.0), lambda mask, output: output, jit_compile=jit_compile)
+    model.compile(keras.optimizers.SGD(0.0), weighted_metrics=[], jit_compile=jit_compile)
     windows = np.full((8, 32, 32, 3), 0.7, np.float32)
     masks = np.zeros((8, 32, 32, 3), np.float32)
-    return model.train_on_batch(windows, masks), model.test_on_batch(windows, masks)
+    losses = [call(windows, masks, reset_metrics=True)[0] for call in (model.train_on_batch, model.test_on_batch)]
+    return tuple(losses)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -39,6 +39,13 @@ def test_two_replicas_that_augment_make_their_shares_of_one_draw(compared):
     assert abs(one["loss"] - compared["history"]["one_device"][0]["loss"]) > 1e-3
 
 
+def test_two_replicas_accumulate_average_and_slow_the_encoder_like_one_device(compared):
+    one, two = compared["optimised"]["one_device"], compared["optimised"]["mirrored"]
+    for name in ("loss", "val_loss"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], abs=1e-4)
+        assert abs(one[-1][name] - compared["history"]["one_device"][-1][name]) > 1e-3
+
+
 def test_two_replicas_have_the_loss_and_gradient_of_one_device(compared):
     (one_loss, one), (two_loss, two) = (compared["first"][key] for key in ("one_device", "mirrored"))
     assert two_loss == pytest.approx(one_loss, abs=1e-5)

@@ -1,127 +1,132 @@
-import math
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import load_config
-from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.models.build import build_model
+from gitseg_tf.training.optimizers import addons_class, build_optimizer, decays
+from gitseg_tf.training.schedules import Schedule
 
-STEPS = 100
+GRADIENTS = np.random.default_rng(6).normal(size=(8, 3, 2)).astype(np.float32)
+START = np.random.default_rng(7).normal(size=(3, 2)).astype(np.float32)
+RATE = 0.05
 
 
 def configured(**changes):
-    return load_config(None, {f"training.{key}": value for key, value in changes.items()}).training
+    fixed = {"schedule": "constant", "warmup": 0, "learning_rate": RATE}
+    return load_config(None, {f"training.{key}": value for key, value in (fixed | changes).items()}).training
 
 
-def optimizer_for(variables, steps=STEPS, **changes):
-    optimizer = build_optimizer(configured(**changes), steps)
-    optimizer.build(variables)
-    return optimizer
+def stepped(optimizer, variable):
+    for gradient in GRADIENTS:
+        optimizer.apply_gradients([(tf.constant(gradient), variable)])
+    return variable.numpy()
 
 
-def rate_at(step, **changes):
-    variable = tf.Variable([1.0], name="kernel")
-    optimizer = optimizer_for([variable], **changes)
-    optimizer.iterations.assign(step)
-    optimizer.apply_gradients([(tf.zeros(1), variable)])
-    return float(optimizer.learning_rate)
+def weights_after(**changes):
+    variable, config = tf.Variable(START, name="kernel"), configured(**changes)
+    return stepped(build_optimizer(config, Schedule(config, 100), [variable]), variable)
+
+
+def nesterov(momentum):
+    weight, velocity = START.astype(float), np.zeros(START.shape)
+    for gradient in GRADIENTS:
+        velocity = momentum * velocity - RATE * gradient
+        weight = weight + momentum * velocity - RATE * gradient
+    return weight
+
+
+def lion():
+    weight, average = START.astype(float), np.zeros(START.shape)
+    for gradient in GRADIENTS:
+        weight = weight - RATE * np.sign(0.9 * average + 0.1 * gradient)
+        average = 0.99 * average + 0.01 * gradient
+    return weight
+
+
+def rectified_adam(looks_ahead=False):
+    """Liu et al. 2019, algorithm 2, and around it Zhang et al. 2019, algorithm 1: 6 steps forward, half of it back."""
+    weight, slow = START.astype(float), START.astype(float)
+    first, second, longest = np.zeros(START.shape), np.zeros(START.shape), 2 / (1 - 0.999) - 1
+    for step, gradient in enumerate(GRADIENTS, 1):
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        length = longest - 2 * step * 0.999**step / (1 - 0.999**step)
+        direction = first / (1 - 0.9**step)
+        if length >= 5:
+            ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            direction = np.sqrt(ratio) * direction / (np.sqrt(second / (1 - 0.999**step)) + 1e-7)
+        weight = weight - RATE * direction
+        if looks_ahead and step % 6 == 0:
+            weight = slow = slow + 0.5 * (weight - slow)
+    return weight
 
 
 @pytest.mark.parametrize(
-    ("step", "share"),
+    ("changes", "expected"),
     [
-        (0, 0),
-        (5, 0.5),
-        (10, 1),
-        (55, 0.5),
-        (40, 0.5 * (1 + math.cos(math.pi / 3))),
-        (100, 0),
-        (150, 0),
+        ({"optimizer": "sgd", "momentum": 0.8}, nesterov(0.8)),
+        ({"optimizer": "lion"}, lion()),
+        ({"optimizer": "Addons>RectifiedAdam"}, rectified_adam()),
+        ({"optimizer": "Addons>Lookahead"}, rectified_adam(looks_ahead=True)),
     ],
 )
-def test_the_rate_rises_to_the_peak_and_falls_to_zero_as_a_cosine(step, share):
-    assert rate_at(step, learning_rate=0.02, warmup=0.1) == pytest.approx(0.02 * share, abs=1e-7)
+def test_an_optimizer_steps_as_its_paper_says(changes, expected):
+    assert weights_after(**changes) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-def test_without_warm_up_the_rate_starts_at_the_peak():
-    assert rate_at(0, learning_rate=0.02, warmup=0) == pytest.approx(0.02)
-    assert rate_at(50, learning_rate=0.02, warmup=0) == pytest.approx(0.01)
+@pytest.mark.parametrize("name", ["LAMB", "LazyAdam", "AdaBelief", "NovoGrad", "Yogi", "ProximalAdagrad"])
+def test_an_optimizer_of_addons_is_the_one_of_that_name_at_the_rate_of_the_schedule(name):
+    variable = tf.Variable(START, name="kernel")
+    own = addons_class(f"Addons>{name}")(learning_rate=RATE)
+    assert weights_after(optimizer=f"Addons>{name}") == pytest.approx(stepped(own, variable), abs=1e-6)
 
 
-def test_weight_decay_shrinks_kernels_and_spares_biases_and_normalisation():
-    convolution = keras.layers.Conv2D(2, 3, bias_initializer="ones")
-    normalization = keras.layers.BatchNormalization(beta_initializer="ones")
-    model = keras.Sequential([convolution, normalization])
-    model.build((None, 8, 8, 3))
-    before = [variable.numpy() for variable in model.trainable_variables]
-    optimizer = optimizer_for(model.trainable_variables, learning_rate=0.1, warmup=0, weight_decay=0.25)
-    optimizer.apply_gradients([(tf.zeros_like(variable), variable) for variable in model.trainable_variables])
-    kept = [convolution.bias, normalization.gamma, normalization.beta]
-    assert len(before) == 4 and all(np.all(variable.numpy() == 1) for variable in kept)
-    assert convolution.kernel.numpy() == pytest.approx(before[0] * (1 - 0.1 * 0.25), rel=1e-6)
+def test_lamb_adapts_kernels_by_the_ratio_of_norms_and_nothing_else():
+    def change(name):
+        variable, config = tf.Variable([3.0, 4.0], name=name), configured(optimizer="Addons>LAMB")
+        kernel = tf.Variable([[3.0, 4.0]], name="kernel")
+        optimizer = build_optimizer(config, Schedule(config, 100), [variable, kernel])
+        optimizer.apply_gradients([(tf.ones(2), variable), (tf.ones((1, 2)), kernel)])
+        return 3 - variable.numpy()[0], 3 - kernel.numpy()[0, 0]
+
+    # Adam's first direction is 1 in each place, of norm 1.414; the weights' norm is 5.
+    assert change("gamma") == pytest.approx((RATE, RATE * 5 / 2**0.5), rel=1e-4)
 
 
-def test_the_moving_average_starts_fast_and_ends_at_its_decay():
-    variable = tf.Variable([1.0, -2.0], name="kernel")
-    optimizer = optimizer_for([variable], ema=0.6, learning_rate=0.5, warmup=0)
-    average = variable.numpy().astype(float)
-    rng, decays = np.random.default_rng(5), []
-    for step in range(20):
-        optimizer.apply_gradients([(tf.constant(rng.normal(size=2), tf.float32), variable)])
-        decays.append(min(0.6, (1 + step) / (10 + step)))
-        average = decays[-1] * average + (1 - decays[-1]) * variable.numpy()
-    assert decays[0] == 0.1 and decays[-1] == 0.6
-    optimizer.swap_average([variable])
-    assert variable.numpy() == pytest.approx(average, rel=1e-5)
+def test_an_unknown_optimizer_of_addons_is_told_with_the_nearest(refusal):
+    assert "did you mean Addons>RectifiedAdam?" in refusal(addons_class, "Addons>RectifideAdam")
+    assert "it has AdaBelief, AdamW, " in refusal(addons_class, "Addons>Xyz")
 
 
-def adamw(weights, gradients, config, rate):
-    """Decoupled weight decay (Loshchilov & Hutter 2017, algorithm 2) after clipping by the global norm."""
-    first, second = [[np.zeros(w.shape) for w in weights] for _ in range(2)]
-    for step, gradient in enumerate(gradients, 1):
-        norm = math.sqrt(sum((g**2).sum() for g in gradient))
-        for k, g in enumerate(gradient):
-            g = g * min(1, config.clip_norm / norm)
-            first[k] = 0.9 * first[k] + 0.1 * g
-            second[k] = 0.999 * second[k] + 0.001 * g**2
-            direction = first[k] / (1 - 0.9**step) / (np.sqrt(second[k] / (1 - 0.999**step)) + 1e-7)
-            weights[k] = weights[k] - rate(step - 1) * (direction + config.weight_decay * weights[k])
-    return weights
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("SWA", "training.swa"), ("MovingAverage", "training.ema"), ("COCOB", "no learning rate")],
+)
+def test_an_optimizer_that_the_config_cannot_lead_is_refused(refusal, name, why):
+    assert why in refusal(addons_class, f"Addons>{name}")
 
 
-def test_steps_are_those_of_adamw_with_gradients_clipped_by_their_global_norm():
-    changes = {"learning_rate": 0.05, "warmup": 0, "weight_decay": 0.1, "clip_norm": 1.0}
-    rng = np.random.default_rng(6)
-    start = [rng.normal(size=shape) for shape in ((3, 2), (4,))]
-    # Norms from far below to far above the limit, for Adam alone does not care about a common factor.
-    gradients = [[scale * rng.normal(size=w.shape) for w in start] for scale in (30, 0.1, 3, 0.01, 0.3)]
-    variables = [tf.Variable(w, dtype=tf.float32, name=f"kernel{k}") for k, w in enumerate(start)]
-    optimizer = optimizer_for(variables, **changes)
-    for gradient in gradients:
-        optimizer.apply_gradients([(tf.constant(g, tf.float32), v) for g, v in zip(gradient, variables, strict=True)])
-    ends = adamw(start, gradients, configured(**changes), lambda step: 0.025 * (1 + math.cos(math.pi * step / STEPS)))
-    for variable, end in zip(variables, ends, strict=True):
-        assert variable.numpy() == pytest.approx(end, rel=1e-4, abs=1e-5)
+def test_without_addons_one_line_says_so(refusal, monkeypatch):
+    monkeypatch.setattr("gitseg_tf.addons.importlib.util.find_spec", lambda name: None)
+    assert "tensorflow-addons is not installed" in refusal(addons_class, "Addons>LAMB")
 
 
-def test_swapping_the_average_twice_changes_nothing():
-    variables = [tf.Variable([1.0, 2.0], name="kernel"), tf.Variable([[3.0]], name="bias")]
-    optimizer = optimizer_for(variables, learning_rate=0.5, warmup=0)
-    for _ in range(3):
-        optimizer.apply_gradients([(tf.ones_like(variable), variable) for variable in variables])
-    everything = [variable.numpy() for variable in (*variables, *optimizer.variables)]
-    optimizer.swap_average(variables)
-    assert not np.array_equal(variables[0], everything[0]) and not np.array_equal(variables[1], everything[1])
-    optimizer.swap_average(variables)
-    assert all(map(np.array_equal, [v.numpy() for v in (*variables, *optimizer.variables)], everything))
+def test_an_unknown_optimizer_is_refused_by_the_config(refusal):
+    assert "did you mean adamw?" in refusal(load_config, None, {"training.optimizer": "AdamW"})
+    assert "or Addons>NAME" in refusal(load_config, None, {"training.optimizer": "RectifiedAdam"})
 
 
-def test_without_a_moving_average_the_weights_stay_where_they_are():
-    variable = tf.Variable([1.0], name="kernel")
-    optimizer = optimizer_for([variable], ema=0, warmup=0)
-    optimizer.apply_gradients([(tf.ones(1), variable)])
-    value = variable.numpy()
-    optimizer.swap_average([variable])
-    assert variable.numpy() == value != 1
+def test_decay_is_for_the_kernels_of_a_network_alone():
+    model = build_model(load_config(None, {"data.size": [32, 32], "model.filters": 4}))
+    spared = [variable.name for variable in model.trainable_variables if not decays(variable)]
+    assert {name.split("/")[-1].split(":")[0] for name in spared} == {"bias", "gamma", "beta"}
+    assert {v.name.split("/")[-1].split(":")[0] for v in model.trainable_variables if decays(v)} == {"kernel"}
+
+
+def test_decay_spares_scales_and_shifts_of_every_normalisation_and_tables_of_biases():
+    for layer in (keras.layers.LayerNormalization(), keras.layers.GroupNormalization(2)):
+        layer.build((None, 4, 4, 4))
+        assert len(layer.trainable_variables) == 2 and not any(map(decays, layer.trainable_variables))
+    assert not decays(tf.Variable([1.0, 2.0], name="layer_scale"))
+    assert not decays(tf.Variable([[1.0, 2.0]], name="attention/relative_position_bias_table"))

@@ -24,8 +24,8 @@ from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
 from gitseg_tf.models import backbones
 from gitseg_tf.training import trainer
+from gitseg_tf.training.averages import WeightAverage, ema_share
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
-from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.trainer import load_model, load_run, train
 
 EPOCHS = 3
@@ -238,6 +238,49 @@ def test_a_run_interrupted_within_an_epoch_ends_like_an_undisturbed_one(
     assert_same_state(run, undisturbed.path)
 
 
+OPTIMISED = {
+    "training__optimizer": "Addons>Lookahead",
+    "training__schedule": "constant",
+    "training__accumulate": 2,
+    "training__encoder_rate": 0.5,
+    "training__ema": 0,
+    "training__swa": 2,
+    "training__early_stopping": 9,
+}
+
+
+def test_accumulation_swa_and_an_optimizer_of_addons_resume_as_if_undisturbed(drawn_dataset, tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    trained(drawn_dataset, whole, **OPTIMISED)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, epoch=2, batch=1)
+        trained(drawn_dataset, run, **OPTIMISED)
+    assert len(rows_of(run)) == 2
+    trained(drawn_dataset, run, resume=True, **OPTIMISED)
+    assert_same_history(rows_of(run), rows_of(whole))
+    assert_same_state(run, whole)
+    assert_same_weights(best_weights_path(run), best_weights_path(whole))
+
+
+def assert_same_weights(one, other):
+    with h5py.File(one) as first, h5py.File(other) as second:
+        names = []
+        first.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert len(names) > 20 and all(np.allclose(first[name], second[name], atol=1e-5) for name in names)
+
+
+def test_a_training_without_progress_ends_early_and_says_why(drawn_dataset, tmp_path):
+    run, said = tmp_path / "run", []
+    stopping = configured(training__early_stopping=1, training__learning_rate=1e-12)
+    train(stopping, drawn_dataset, run, say=said.append)
+    first, second = rows_of(run)
+    assert (first["epochs_without_gain"], second["epochs_without_gain"]) == (0, 1)
+    assert said[-1].startswith("stopped    after epoch 2: val_dice has not risen above the ")
+    before = (run / "history.csv").read_bytes()
+    train(stopping, drawn_dataset, run, resume=True, say=said.append)
+    assert (run / "history.csv").read_bytes() == before and said[-1].startswith("stopped    after epoch 2")
+
+
 KILLED = """
 import os, signal, sys
 from gitseg_tf.config import load_config
@@ -282,7 +325,7 @@ def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
 def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
     begun = []
 
-    def fit(model, config, dataset, run, manager, finished, steps):
+    def fit(model, config, dataset, run, manager, finished, steps, stopping):
         begun.append(run)
         best_weights_path(run).touch()
 
@@ -349,7 +392,7 @@ def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_pat
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
     run, fit = tmp_path / "run", trainer._fit
 
-    def save_at_once(model, config, dataset, run, manager, finished, steps):
+    def save_at_once(model, config, dataset, run, manager, finished, steps, stopping):
         best_weights_path(run).touch()
         manager.save()
 
@@ -365,6 +408,16 @@ def test_a_batch_that_the_replicas_cannot_share_is_refused(drawn_dataset, monkey
     monkeypatch.setattr(trainer, "choose_strategy", lambda name: (strategy, "three replicas"))
     said = refusal(trained, drawn_dataset, tmp_path / "run")
     assert "data.batch_size is 4" in said and "3 replicas" in said and not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_parts_of_a_step_cannot_share_is_refused(drawn_dataset, tmp_path, refusal):
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__accumulate=3)
+    assert "data.batch_size is 4" in said and "training.accumulate (3)" in said and not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_that_is_not_there_is_refused_before_anything_is_written(drawn_dataset, tmp_path, refusal):
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__optimizer="Addons>Lamb")
+    assert "did you mean Addons>LAMB?" in said and not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(drawn_dataset, tmp_path, refusal):
@@ -399,8 +452,9 @@ def recorded(tmp_path):
     """A recorder of a model with one weight, whose average lags behind."""
     (tmp_path / "checkpoints").mkdir()
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
-    model.compile(build_optimizer(configured(training__ema=0.5).training, 100), "mse")
-    model.optimizer.build(model.trainable_variables)
+    model.compile("sgd", "mse")
+    model.schedule = lambda step: 0.1
+    model.average = WeightAverage(model.trainable_variables, [], ema_share(0.5))
     manager = SimpleNamespace(save=lambda: None)
     recorder = RunRecorder(tmp_path, manager, tf.Variable(0, dtype=tf.int64))
     recorder.set_model(model)
@@ -409,7 +463,7 @@ def recorded(tmp_path):
 
 def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(recorded):
     model = recorded.model
-    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    (average,) = model.average.values
     for epoch, dice in enumerate([0.3, 0.6, 0.5, 0.6]):
         model.trainable_variables[0].assign([[10.0 + epoch]])
         average.assign([[20.0 + epoch]])
@@ -422,7 +476,7 @@ def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(record
 
 def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(recorded):
     model = recorded.model
-    (average,) = [variable for variable in model.optimizer.variables if "average" in variable.name]
+    (average,) = model.average.values
     model.trainable_variables[0].assign([[3.0]])
     average.assign([[5.0]])
     squared_error = model.evaluate(np.ones((1, 1)), np.zeros((1, 1)), verbose=0, callbacks=[AveragedValidation()])

@@ -1,0 +1,177 @@
+"""The training step, one for every network, optimizer, loss and strategy."""
+
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.config import Config
+from gitseg_tf.data.augment.accelerator import augment_batch
+from gitseg_tf.models.build import logits_of
+from gitseg_tf.training.averages import weight_average
+from gitseg_tf.training.losses import training_loss
+from gitseg_tf.training.metrics import StreamingDice
+from gitseg_tf.training.optimizers import build_optimizer, decays
+from gitseg_tf.training.rates import rate_shares
+from gitseg_tf.training.replicated import change_variables
+from gitseg_tf.training.schedules import Schedule
+
+
+class TrainingModel(keras.Model):
+    """A functional model whose training step does, one after the other:
+
+    random changes of the windows (augment.on: accelerator); forward and backward passes of `training.accumulate` parts
+    of the batch, whose gradients are averaged; clipping by the global norm over all replicas; decoupled weight decay
+    (Loshchilov & Hutter 2017, arXiv:1711.05101) on kernels; the optimizer's update, shortened for layers with a share
+    of the learning rate; the average of the weights.
+
+    Part j of k takes every k-th window from the j-th on, so that the parts of several replicas are together those of
+    one device. What a loss or a batch normalisation takes over a batch, it takes over a part.
+
+    Args:
+        inputs, outputs, name: as for keras.Model; outputs are logits, or a dict with "logits".
+        config: the experiment.
+        schedule: the learning rate of a step.
+        loss: function of (mask [N, ..., 3], outputs) to float32 [N].
+
+    Attributes:
+        schedule: as given.
+        average: a WeightAverage, followed in each step; set by `training_model`.
+    """
+
+    def __init__(self, *args, config: Config, schedule: Schedule, loss, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.schedule, self.average = schedule, None
+        self._settings, self._loss = config, loss
+        self._rate_shares = rate_shares(self, config.training)
+        self._mean_loss = keras.metrics.Mean(name="loss")
+        self._dice = StreamingDice(config.evaluation.threshold)
+        # By XLA whether or not the whole step is: as one operation a line this would take several times as long.
+        self._augment = tf.function(self._augment_share, jit_compile=True)
+        self._forward = None
+
+    def train_step(self, data):
+        image, mask = self._changed(*data)
+        step = tf.identity(self.optimizer.iterations)
+        variables, gradients = self._gradients(image, mask)
+        self._update(variables, gradients, step)
+        if self.average is not None:
+            self.average.follow(step)
+        return self.get_metrics_result()
+
+    def test_step(self, data):
+        image, mask, weight = keras.utils.unpack_x_y_sample_weight(data)
+        outputs = self(image, training=False)
+        self._measure(mask, outputs, self._loss(mask, outputs), weight)
+        return self.get_metrics_result()
+
+    def pass_forward(self, batch) -> None:
+        """Let batch normalisation take note of a batch from the strategy, as in training; nothing else changes."""
+
+        def forward(image, mask):
+            self(self._changed(image, mask)[0], training=True)
+
+        if self._forward is None:
+            self._forward = tf.function(lambda batch: self.distribute_strategy.run(forward, args=batch))
+        self._forward(batch)
+
+    def _changed(self, image, mask):
+        if self._settings.augment.on != "accelerator":
+            return image, mask
+        replica = tf.distribute.get_replica_context()
+        share = image.shape[0]
+        first = share * tf.cast(replica.replica_id_in_sync_group, tf.int32)
+        step = tf.cast(self.optimizer.iterations, tf.int64)
+        return self._augment(image, mask, step, first, share * replica.num_replicas_in_sync)
+
+    def _augment_share(self, image, mask, step, first, whole_batch: int):
+        # The draw of a step hangs on the seed and the step alone; each replica makes its share of it.
+        seed = tf.stack([tf.constant(self._settings.seed, tf.int64), step])
+        return augment_batch(image, mask, seed, self._settings.augment, first, whole_batch)
+
+    def _gradients(self, image, mask):
+        """The variables that the loss hangs on, and its gradients on this replica, summed over the parts."""
+        parts = self._settings.training.accumulate
+        totals = None
+        for part in range(parts):
+            # Only when the part before is done, so that no two parts are in memory at once.
+            with tf.control_dependencies([] if totals is None else [g for g in totals if g is not None]):
+                windows, masks = tf.identity(image[part::parts]), tf.identity(mask[part::parts])
+            gradients = self._gradients_of_part(windows, masks, parts)
+            if totals is None:
+                totals = gradients
+            else:
+                totals = [None if g is None else t + g for t, g in zip(totals, gradients, strict=True)]
+        if self._scales_loss():
+            totals = self.optimizer.get_unscaled_gradients(totals)
+        pairs = [(v, g) for v, g in zip(self.trainable_variables, totals, strict=True) if g is not None]
+        return zip(*pairs, strict=True)
+
+    def _gradients_of_part(self, image, mask, parts: int):
+        with tf.GradientTape() as tape:
+            outputs = self(image, training=True)
+            losses = self._loss(mask, outputs)
+            loss = tf.reduce_mean(losses) / (parts * self.distribute_strategy.num_replicas_in_sync)
+            if self._scales_loss():
+                loss = self.optimizer.get_scaled_loss(loss)
+        self._measure(mask, outputs, losses)
+        return tape.gradient(loss, self.trainable_variables)
+
+    def _update(self, variables, gradients, step) -> None:
+        training, rate = self._settings.training, self.schedule(step)
+        gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
+        norm = tf.linalg.global_norm(gradients)
+        gradients, _ = tf.clip_by_global_norm(gradients, training.clip_norm, use_norm=norm)
+        shares = {id(v): share for v, share in zip(self.trainable_variables, self._rate_shares, strict=True)}
+        slowed = [variable for variable in variables if shares[id(variable)] != 1.0]
+        before = [tf.identity(variable) for variable in slowed]
+        if training.weight_decay:
+            # Where loss scaling passes over a step for its gradients, the weights must not decay either.
+            lost = tf.where(tf.math.is_finite(norm), rate * training.weight_decay, 0.0)
+            decayed = [variable for variable in variables if decays(variable)]
+            change_variables(lambda v, lost: v.assign_sub(lost * v), decayed, [lost] * len(decayed))
+        pairs = zip(gradients, variables, strict=True)
+        self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+        if slowed:
+            change_variables(
+                lambda v, before, share: v.assign(before + share * (v - before)),
+                slowed,
+                before,
+                [tf.constant(shares[id(variable)]) for variable in slowed],
+            )
+
+    def _measure(self, mask, outputs, losses, weight=None) -> None:
+        self._mean_loss.update_state(losses, weight)
+        self._dice.update_state(mask, logits_of(outputs), weight)
+
+    def _scales_loss(self) -> bool:
+        return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
+
+
+def training_model(network: keras.Model, config: Config, steps_per_epoch: int) -> TrainingModel:
+    """A network, compiled and ready to be fitted; call it in the strategy's scope.
+
+    Args:
+        network: from `build_model`.
+        config: the experiment.
+        steps_per_epoch: training steps.
+
+    Returns:
+        The model, which shares the network's layers.
+
+    Raises:
+        InputError: the optimizer is not there.
+    """
+    training = config.training
+    schedule = Schedule(training, steps_per_epoch * training.epochs)
+    model = TrainingModel(
+        network.inputs,
+        network.output,
+        name=network.name,
+        config=config,
+        schedule=schedule,
+        loss=training_loss(training.loss),
+    )
+    scales_loss = network.dtype_policy.name == "mixed_float16"
+    optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss)
+    model.compile(optimizer, weighted_metrics=[], jit_compile=training.jit_compile)
+    model.average = weight_average(model, training, steps_per_epoch)
+    return model

@@ -1,0 +1,190 @@
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.config import load_config
+from gitseg_tf.models.build import build_model
+from gitseg_tf.training.averages import WeightAverage, ema_share
+from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.rates import rate_shares
+from gitseg_tf.training.schedules import Schedule
+from gitseg_tf.training.step import TrainingModel
+
+STEPS = 100
+SETTINGS = {"learning_rate": 0.05, "warmup": 0, "weight_decay": 0.1, "clip_norm": 1.0, "ema": 0.6}
+
+
+def configured(**changes):
+    return load_config(None, {f"training.{key}": value for key, value in (SETTINGS | changes).items()})
+
+
+def product(mask, outputs):
+    """A loss whose gradient is the mask."""
+    return tf.reduce_sum(tf.cast(mask, tf.float32) * outputs, axis=[1, 2, 3])
+
+
+def linear_model(jit_compile=False, scales_loss=False, loss=product, **changes):
+    """Pixels times the encoder's matrix, times another, plus a bias."""
+    config = configured(**changes)
+    inputs = keras.Input((1, 1, 3))
+    encoded = keras.layers.Conv2D(3, 1, use_bias=False, name="encoder")(inputs)
+    outputs = keras.layers.Conv2D(3, 1, name="logits")(encoded)
+    schedule = Schedule(config.training, STEPS)
+    model = TrainingModel(inputs, outputs, config=config, schedule=schedule, loss=loss)
+    rng = np.random.default_rng(1)
+    model.get_layer("encoder").set_weights([rng.normal(size=(1, 1, 3, 3))])
+    model.get_layer("logits").set_weights([rng.normal(size=(1, 1, 3, 3)), rng.normal(size=3)])
+    model.compile(
+        build_optimizer(config.training, schedule, model.trainable_variables, scales_loss), jit_compile=jit_compile
+    )
+    model.average = WeightAverage(model.trainable_variables, [], ema_share(config.training.ema))
+    return model
+
+
+def weights_of(model):
+    return [variable.numpy().astype(float) for variable in model.trainable_variables]
+
+
+# Norms from far below to far above the limit, for Adam alone does not care about a common factor.
+SCALES = (30, 0.1, 3, 0.01, 0.3)
+PIXELS = np.random.default_rng(2).normal(size=(len(SCALES), 4, 1, 1, 3)).astype(np.float32)
+MASKS = np.random.default_rng(3).normal(size=PIXELS.shape).astype(np.float32)
+MASKS *= np.reshape(SCALES, (-1, 1, 1, 1, 1))
+
+
+def gradients_of(weights, pixels, mask):
+    """Of the mean over the batch of sum(mask * (pixels @ encoder @ kernel + bias))."""
+    x, g = pixels.reshape(-1, 3), mask.reshape(-1, 3) / len(mask)
+    encoder, kernel = weights[0].reshape(3, 3), weights[1].reshape(3, 3)
+    return [
+        (x.T @ g @ kernel.T).reshape(weights[0].shape),
+        ((x @ encoder).T @ g).reshape(weights[1].shape),
+        g.sum(0),
+    ]
+
+
+def adamw(weights, config):
+    """Decoupled decay (Loshchilov & Hutter 2017, algorithm 2) of kernels, after clipping by the global norm."""
+    first, second = ([np.zeros_like(w) for w in weights] for _ in range(2))
+    average = list(weights)
+    for step, (pixels, mask) in enumerate(zip(PIXELS, MASKS, strict=True), 1):
+        rate = config.learning_rate / 2 * (1 + math.cos(math.pi * (step - 1) / STEPS))
+        gradients = gradients_of(weights, pixels, mask)
+        norm = math.sqrt(sum((g**2).sum() for g in gradients))
+        for k, g in enumerate(gradients):
+            g = g * min(1, config.clip_norm / norm)
+            first[k] = 0.9 * first[k] + 0.1 * g
+            second[k] = 0.999 * second[k] + 0.001 * g**2
+            # Kingma & Ba 2014 before section 2.1, with their epsilon hat.
+            direction = math.sqrt(1 - 0.999**step) / (1 - 0.9**step) * first[k] / (np.sqrt(second[k]) + 1e-7)
+            decay = config.weight_decay if weights[k].ndim > 1 else 0
+            weights[k] = weights[k] - rate * (direction + decay * weights[k])
+            kept = min(config.ema, step / (9 + step))
+            average[k] = kept * average[k] + (1 - kept) * weights[k]
+    return weights, average
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"jit_compile": True},
+        {"accumulate": 4},
+        {"scales_loss": True, "accumulate": 2, "jit_compile": True},
+    ],
+    ids=str,
+)
+def test_steps_are_those_of_adamw_with_clipped_gradients_however_they_are_made(changes):
+    model = linear_model(**changes)
+    expected, averages = adamw(weights_of(model), model._settings.training)
+    losses = [float(np.sum(m * model(p).numpy()) / 4) for p, m in zip(PIXELS[:1], MASKS[:1], strict=True)]
+    for k, (pixels, mask) in enumerate(zip(PIXELS, MASKS, strict=True)):
+        loss = model.train_on_batch(pixels, mask, reset_metrics=True)[0]
+        if k == 0:
+            assert loss == pytest.approx(losses[0], rel=1e-4)
+    for now, weight, average, mean in zip(weights_of(model), expected, model.average.values, averages, strict=True):
+        assert now == pytest.approx(weight, rel=1e-4, abs=1e-5)
+        assert average.numpy() == pytest.approx(mean, rel=1e-4, abs=1e-5)
+
+
+def test_a_step_whose_scaled_gradients_overflow_changes_no_weight():
+    model = linear_model(scales_loss=True)
+    before, scale = weights_of(model), float(model.optimizer.loss_scale)
+    model.train_on_batch(PIXELS[0], np.full_like(MASKS[0], 3e38))
+    assert all(map(np.array_equal, weights_of(model), before))
+    assert float(model.optimizer.loss_scale) == scale / 2 and int(model.optimizer.iterations) == 1
+    model.train_on_batch(PIXELS[0], MASKS[0])
+    assert not any(map(np.array_equal, weights_of(model), before))
+
+
+def test_the_outputs_of_a_network_may_be_a_dict():
+    inputs = keras.Input((8, 8, 3))
+    outputs = {"logits": keras.layers.Conv2D(3, 1)(inputs), "deep1": keras.layers.AveragePooling2D()(inputs)}
+    config = configured()
+    schedule = Schedule(config.training, STEPS)
+
+    def loss(mask, outputs):
+        return tf.reduce_mean(outputs["logits"] ** 2, axis=[1, 2, 3]) + outputs["deep1"].shape[1]
+
+    model = TrainingModel(inputs, outputs, config=config, schedule=schedule, loss=loss)
+    model.compile(build_optimizer(config.training, schedule, model.trainable_variables), weighted_metrics=[])
+    image = np.ones((2, 8, 8, 3), np.float32)
+    first, last = (model.train_on_batch(image, image, return_dict=True, reset_metrics=True) for _ in range(2))
+    assert 4 < last["loss"] < first["loss"] and {"dice", "dice_stomach"} <= last.keys()
+    logits = model(image)["logits"].numpy()
+    weighted = model.test_on_batch(image, image, np.array([1.0, 0.0]), return_dict=True, reset_metrics=True)
+    assert weighted["loss"] == pytest.approx(4 + (logits[0] ** 2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "Addons>RectifiedAdam"])
+def test_an_encoder_with_a_share_of_the_rate_goes_that_share_of_the_way(optimizer):
+    ways = []
+    for share in (1.0, 0.25, 0.0):
+        model = linear_model(encoder_rate=share, optimizer=optimizer)
+        before = weights_of(model)
+        model.train_on_batch(PIXELS[0], MASKS[0])
+        ways.append([b - a for a, b in zip(before, weights_of(model), strict=True)])
+    whole, quarter, none = ways
+    assert np.abs(whole[0]).min() > 1e-4 and not none[0].any()
+    assert quarter[0] == pytest.approx(0.25 * whole[0], rel=1e-3, abs=1e-6)
+    for behind in (1, 2):
+        assert quarter[behind] == pytest.approx(whole[behind], abs=1e-6)
+
+
+def test_the_rate_falls_from_the_lowest_stage_of_the_encoder_to_the_highest():
+    model = build_model(load_config(None, {"data.size": [32, 32], "model.filters": 4}))
+    shares = rate_shares(model, configured(encoder_rate=0.5, layer_decay=0.8).training)
+    by_layer = {v.name.split("_")[0].split("/")[0]: s for v, s in zip(model.trainable_variables, shares, strict=True)}
+    assert [by_layer[f"encoder{stage}"] for stage in range(5)] == pytest.approx(
+        [0.5 * 0.8 ** (4 - stage) for stage in range(5)]
+    )
+    assert {share for name, share in by_layer.items() if not name.startswith("encoder")} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scales_loss"), [("adamw", True), ("Addons>Lookahead", True), ("Addons>NovoGrad", False)]
+)
+def test_steps_go_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, optimizer, scales_loss):
+    def begun():
+        model = linear_model(optimizer=optimizer, scales_loss=scales_loss, accumulate=2)
+        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, average=model.average.values)
+        return model, state
+
+    def go_on(model, steps):
+        for k in steps:
+            model.train_on_batch(PIXELS[k], MASKS[k])
+
+    undisturbed, _ = begun()
+    go_on(undisturbed, range(5))
+    stopped, state = begun()
+    go_on(stopped, range(3))
+    path = state.save(str(tmp_path / "state"))
+    resumed, state = begun()
+    state.restore(path).assert_consumed()
+    go_on(resumed, range(3, 5))
+    assert all(map(np.array_equal, weights_of(resumed), weights_of(undisturbed)))
+    for average, expected in zip(resumed.average.values, undisturbed.average.values, strict=True):
+        assert np.array_equal(average, expected)
