@@ -32,7 +32,9 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
         rare = keras.initializers.Constant(-3.0)
         logits = keras.layers.Conv2D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name="logits")(decoded)
         model = keras.Model(inputs, logits, name=f"{config.model.architecture}_{config.model.backbone}")
-        return _with_synchronized_normalization(model) if synchronized else model
+        if synchronized:
+            _synchronize_normalization(model)
+        return model
 
 
 @contextmanager
@@ -45,13 +47,7 @@ def _dtype_policy(name: str):
         keras.mixed_precision.set_global_policy(before)
 
 
-def _with_synchronized_normalization(model: keras.Model) -> keras.Model:
-    def copy(layer):
-        settings = layer.get_config()
+def _synchronize_normalization(model: keras.Model) -> None:
+    for layer in model.submodules:
         if isinstance(layer, keras.layers.BatchNormalization):
-            settings["synchronized"] = True
-        return type(layer).from_config(settings)
-
-    copied = keras.models.clone_model(model, clone_function=copy)
-    copied.set_weights(model.get_weights())
-    return copied
+            layer.synchronized, layer.fused = True, False
