@@ -10,7 +10,7 @@ from gitseg_tf.models.layers import conv_block
 from gitseg_tf.sections.model import ModelConfig
 
 
-def plain(inputs, config: ModelConfig) -> dict:
+def plain(inputs, config: ModelConfig, output_stride: int = 32) -> dict:
     """The encoder of the original U-Net with batch normalisation (Ronneberger et al. 2015, arXiv:1505.04597).
 
     Args:
@@ -30,7 +30,7 @@ def plain(inputs, config: ModelConfig) -> dict:
     return features
 
 
-def resnet34(inputs, config: ModelConfig) -> dict:
+def resnet34(inputs, config: ModelConfig, output_stride: int = 32) -> dict:
     """ResNet-34 (He et al. 2015, arXiv:1512.03385) as keras-cv builds it, without pretrained weights.
 
     Args:
