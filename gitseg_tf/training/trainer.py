@@ -17,7 +17,7 @@ from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
-from gitseg_tf.models.build import build_model
+from gitseg_tf.models.build import build_model, logits_of
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
@@ -149,7 +149,8 @@ def load_model(run: Run) -> keras.Model:
         run: from `load_run` or `train`.
 
     Returns:
-        Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3].
+        Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3]; other heads, which serve the training
+        alone, are left out.
 
     Raises:
         InputError: the weights do not fit the config.
@@ -162,7 +163,7 @@ def load_model(run: Run) -> keras.Model:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             cause = f"does not fit the network of {run.path / 'config.yaml'}"
             raise InputError(f"{run.weights}: {cause} ({reason})") from None
-    return model
+    return keras.Model(model.input, logits_of(model.output), name=model.name)
 
 
 def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) -> None:

@@ -32,9 +32,7 @@ def _resnet(blocks: tuple[int, ...], bottleneck: bool, weights: Published | None
 
 
 def _resnet_weights(name: str, md5: str) -> Published:
-    return Published(
-        f"{_KERAS}/resnet/{name}_weights_tf_dim_ordering_tf_kernels_notop.h5", md5, convert=resnet_weights
-    )
+    return Published(f"{_KERAS}/resnet/{name}_weights_tf_dim_ordering_tf_kernels_notop.h5", md5, convert=resnet_weights)
 
 
 def _efficientnetv2(network: str, file: str, md5: str, last_blocks: str) -> Backbone:
@@ -46,9 +44,9 @@ def _efficientnetv2(network: str, file: str, md5: str, last_blocks: str) -> Back
     return Backbone(build, _EFFICIENTNETV2, "keras.applications", **scaling, published=weights)
 
 
-def _convnext(name: str, sha256: str, blocks: tuple[int, ...], drop_path: float) -> Backbone:
+def _convnext(name: str, sha256: str, blocks: tuple[int, ...]) -> Backbone:
     weights = Published(f"{_KERAS}/convnext/{name}_notop.h5", sha256, convert=convnext_weights)
-    build = partial(convnext, name=name, blocks=blocks, drop_path=drop_path)
+    build = partial(convnext, name=name, blocks=blocks)
     return Backbone(build, _CONVNEXT, "this package", **_STANDARDISED, published=weights, dilates=False)
 
 
@@ -78,26 +76,18 @@ BACKBONES = {
     "efficientnetv2_b3": _efficientnetv2(
         "EfficientNetV2B3", "b3", "f6abf7b5849ac99a89b50dd3fd532856", "1b 2c 3c 5g 6l"
     ),
-    "efficientnetv2_s": _efficientnetv2(
-        "EfficientNetV2S", "s", "af0682fb74e8c54910f2d4393339c070", "1b 2d 3d 5i 6o"
-    ),
-    "efficientnetv2_m": _efficientnetv2(
-        "EfficientNetV2M", "m", "1b8dc055df72dde80d614482840fe342", "1c 2e 3e 5n 7e"
-    ),
-    "efficientnetv2_l": _efficientnetv2(
-        "EfficientNetV2L", "l", "b0b66b5c863aef5b46e8608fe1711615", "1d 2g 3g 5s 7g"
-    ),
+    "efficientnetv2_s": _efficientnetv2("EfficientNetV2S", "s", "af0682fb74e8c54910f2d4393339c070", "1b 2d 3d 5i 6o"),
+    "efficientnetv2_m": _efficientnetv2("EfficientNetV2M", "m", "1b8dc055df72dde80d614482840fe342", "1c 2e 3e 5n 7e"),
+    "efficientnetv2_l": _efficientnetv2("EfficientNetV2L", "l", "b0b66b5c863aef5b46e8608fe1711615", "1d 2g 3g 5s 7g"),
     "convnext_tiny": _convnext(
         "convnext_tiny",
         "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
         (3, 3, 9, 3),
-        drop_path=0.1,
     ),
     "convnext_small": _convnext(
         "convnext_small",
         "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab",
         (3, 3, 27, 3),
-        drop_path=0.4,
     ),
     "mobilenetv3": Backbone(
         partial(

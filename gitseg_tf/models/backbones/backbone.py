@@ -54,14 +54,12 @@ class Backbone:
         Args:
             inputs: Keras tensor [N, H, W, K]; height and width are multiples of 32.
             config: the network's options.
-            output_stride: the largest stride of a feature: 32, or 16 where the backbone dilates. The feature of 16 is
-                then that of the last stage, from the same weights as at 32.
+            output_stride: the largest stride of a feature: 32, or 16. With 16 the last stage is dilated, and its
+                feature is that of stride 16, from the same weights as at 32. A backbone that does not dilate has a
+                feature of stride 32 all the same.
 
         Returns:
             Keras tensors by stride: 2 (where the network has one), 4, 8, 16, and 32.
-
-        Raises:
-            ValueError: output_stride is 16 and the backbone does not dilate.
         """
         if self.scale != 1 or self.offset:
             inputs = keras.layers.Rescaling(self.scale, self.offset, dtype="float32", name="encoder_scaling")(inputs)
@@ -79,20 +77,20 @@ class Backbone:
         Returns:
             Model named "encoder" from [N, H, W, K] to a list of the features by falling resolution.
         """
-        if output_stride < 32 and not self.dilates:
-            raise ValueError(f"a backbone that does not dilate has no output stride of {output_stride}")
         inputs = keras.Input(shape, name="scaled_windows")
         features = self.build(inputs, config)
         encoder = keras.Model(inputs, [features[stride] for stride in sorted(features)], name=ENCODER)
-        if output_stride < max(features):
+        if self.dilates and output_stride < max(features):
             finest = [stride for stride in sorted(features) if stride < output_stride]
             encoder = dilated(encoder, output_stride)
             outputs = [*encoder.outputs[: len(finest)], encoder.outputs[-1]]
             encoder = keras.Model(encoder.inputs, outputs, name=ENCODER)
         for layer in encoder.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                # The libraries have 0.9 to 0.999; at 0.999 a run of some hundred steps validates with its first statistics.
+                # The libraries have 0.9 to 0.999, with which a short run is validated by its first statistics.
                 layer.momentum = 0.9
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0  # of blocks; it draws from a state that no checkpoint holds to resume from
         return encoder
 
 

@@ -24,7 +24,7 @@ class LayerScale(keras.layers.Layer):
         return inputs * self.gamma
 
 
-def convnext(inputs, config: ModelConfig, name: str, blocks: tuple[int, ...], drop_path: float) -> dict:
+def convnext(inputs, config: ModelConfig, name: str, blocks: tuple[int, ...]) -> dict:
     """The four stages of a ConvNeXt with 96 to 768 channels, without its classifier.
 
     Args:
@@ -32,18 +32,16 @@ def convnext(inputs, config: ModelConfig, name: str, blocks: tuple[int, ...], dr
         config: not used.
         name: prefix of the layers' names, as in keras.applications.
         blocks: in each stage.
-        drop_path: probability that the last block of a window is left out in training; it rises from 0 at the first.
 
     Returns:
         Keras tensors by stride: 4 (96 channels), 8 (192), 16 (384), 32 (768).
     """
-    rates = iter(np.linspace(0.0, drop_path, sum(blocks)))
     features, x = {}, inputs
     for stage, count in enumerate(blocks):
         channels = 96 * 2**stage
         x = _downsampling(x, channels, name, stage)
         for i in range(count):
-            x = _block(x, channels, float(next(rates)), f"{name}_stage_{stage}_block_{i}")
+            x = _block(x, channels, f"{name}_stage_{stage}_block_{i}")
         features[4 * 2**stage] = x
     return features
 
@@ -60,17 +58,14 @@ def _downsampling(x, channels: int, name: str, stage: int):
     return convolution(normalization(x)) if stage else normalization(convolution(x))
 
 
-def _block(inputs, channels: int, drop_path: float, name: str):
+def _block(inputs, channels: int, name: str):
     layers = [
-        keras.layers.DepthwiseConv2D(
-            7, padding="same", depthwise_initializer=_normal(), name=f"{name}_depthwise_conv"
-        ),
+        keras.layers.DepthwiseConv2D(7, padding="same", depthwise_initializer=_normal(), name=f"{name}_depthwise_conv"),
         keras.layers.LayerNormalization(epsilon=1e-6, name=f"{name}_layernorm"),
         keras.layers.Dense(4 * channels, kernel_initializer=_normal(), name=f"{name}_pointwise_conv_1"),
         keras.layers.Activation("gelu", name=f"{name}_gelu"),
         keras.layers.Dense(channels, kernel_initializer=_normal(), name=f"{name}_pointwise_conv_2"),
         LayerScale(name=f"{name}_layer_scale"),
-        keras.layers.Dropout(drop_path, noise_shape=(None, 1, 1, 1), name=f"{name}_stochastic_depth"),
     ]
     x = inputs
     for layer in layers:

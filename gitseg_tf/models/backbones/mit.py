@@ -4,7 +4,6 @@ From keras's layers: keras-cv's MiTBackbone takes square windows only, and its s
 [H, W, C], which mixes places and channels; its weights belong to that network.
 """
 
-import numpy as np
 import tf_keras as keras
 
 from gitseg_tf.sections.model import ModelConfig
@@ -25,7 +24,6 @@ def mit(inputs, config: ModelConfig, widths: tuple[int, ...], blocks: tuple[int,
     Returns:
         Keras tensors by stride: 4, 8, 16 and 32, channels as in `widths`.
     """
-    rates = iter(np.linspace(0.0, 0.1, sum(blocks)))
     features, x = {}, inputs
     for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         name = f"stage{stage}"
@@ -33,7 +31,7 @@ def mit(inputs, config: ModelConfig, widths: tuple[int, ...], blocks: tuple[int,
         x = keras.layers.Conv2D(width, size, stride, padding="same", name=f"{name}_patch_conv")(x)
         x = _norm(x, f"{name}_patch_norm")
         for i in range(count):
-            x = _block(x, _HEADS[stage], _REDUCTIONS[stage], float(next(rates)), f"{name}_block{i}")
+            x = _block(x, _HEADS[stage], _REDUCTIONS[stage], f"{name}_block{i}")
         x = _norm(x, f"{name}_norm")
         features[4 * 2**stage] = x
     return features
@@ -43,13 +41,10 @@ def _norm(x, name: str):
     return keras.layers.LayerNormalization(epsilon=1e-6, name=name)(x)
 
 
-def _block(x, heads: int, reduction: int, drop_path: float, name: str):
-    def joined(x, branch, suffix):
-        branch = keras.layers.Dropout(drop_path, noise_shape=(None, 1, 1, 1), name=f"{name}_{suffix}_drop")(branch)
-        return keras.layers.Add(name=f"{name}_{suffix}_add")([x, branch])
-
-    x = joined(x, _attention(_norm(x, f"{name}_norm1"), heads, reduction, f"{name}_attention"), "attention")
-    return joined(x, _mix_ffn(_norm(x, f"{name}_norm2"), f"{name}_ffn"), "ffn")
+def _block(x, heads: int, reduction: int, name: str):
+    attended = _attention(_norm(x, f"{name}_norm1"), heads, reduction, f"{name}_attention")
+    x = keras.layers.Add(name=f"{name}_attention_add")([x, attended])
+    return keras.layers.Add(name=f"{name}_ffn_add")([x, _mix_ffn(_norm(x, f"{name}_norm2"), f"{name}_ffn")])
 
 
 def _attention(x, heads: int, reduction: int, name: str):
