@@ -1,5 +1,6 @@
 """Building blocks shared by the networks."""
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -19,19 +20,144 @@ class Upsample(keras.layers.Layer):
         return tf.reshape(tf.concat([pairs, pairs], -1), [-1, 2 * height, 2 * width, channels])
 
 
-def conv_block(x, filters: int, name: str):
-    """3x3 convolution, batch normalisation, ReLU.
+@keras.utils.register_keras_serializable("gitseg_tf")
+class BilinearUpsample(keras.layers.Layer):
+    """Bilinear upsampling by a whole factor, corners not aligned, as two matrix products.
+
+    The gradient of ResizeBilinear with half-pixel centres has no XLA kernel; that of a product has one everywhere.
+
+    Input [N, H, W, C], output [N, factor * H, factor * W, C], same dtype and the values of tf.image.resize.
+    """
+
+    def __init__(self, factor: int, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        _, height, width, channels = inputs.shape
+        rows = tf.constant(_bilinear_weights(height, self.factor), inputs.dtype)
+        columns = tf.constant(_bilinear_weights(width, self.factor), inputs.dtype)
+        tall = tf.matmul(rows, tf.reshape(inputs, [-1, height, width * channels]))
+        wide = tf.matmul(columns, tf.reshape(tall, [-1, width, channels]))
+        return tf.reshape(wide, [-1, self.factor * height, self.factor * width, channels])
+
+    def get_config(self):
+        return super().get_config() | {"factor": self.factor}
+
+
+def _bilinear_weights(size: int, factor: int) -> np.ndarray:
+    """float64 [factor * size, size]: how much of each pixel is in each finer one."""
+    place = np.clip((np.arange(factor * size) + 0.5) / factor - 0.5, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+
+
+@keras.utils.register_keras_serializable("gitseg_tf")
+class AtrousSeparableConv(keras.layers.Layer):
+    """A 3x3 depthwise convolution with holes, then a 1x1 convolution, without biases (Chen et al. 2018).
+
+    Where the rate reaches beyond the input, all taps but the central one see the padding alone: the depthwise part is
+    then a factor of each channel, which is multiplied into the 1x1 kernel instead of the input.
+
+    Input [N, H, W, C], output [N, H, W, filters], same dtype.
+
+    Args:
+        filters: channels of the output.
+        rate: distance of the depthwise kernel's taps in pixels.
+    """
+
+    def __init__(self, filters: int, rate: int, **kwargs):
+        super().__init__(**kwargs)
+        self.filters, self.rate = filters, rate
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        # The variance stays: one output of the depthwise part is a sum of 9 taps.
+        taps = keras.initializers.RandomNormal(stddev=1 / 3)
+        self.depthwise = self.add_weight("depthwise", [3, 3, channels, 1], initializer=taps)
+        self.pointwise = self.add_weight("pointwise", [1, 1, channels, self.filters], initializer="he_normal")
+        super().build(input_shape)
+
+    def call(self, inputs):
+        depthwise, pointwise = tf.convert_to_tensor(self.depthwise), tf.convert_to_tensor(self.pointwise)
+        _, height, width, _ = inputs.shape
+        if self.rate >= max(height, width):
+            return tf.nn.conv2d(inputs, depthwise[1, 1] * pointwise, 1, "SAME")
+        spread = tf.nn.depthwise_conv2d(inputs, depthwise, [1, 1, 1, 1], "SAME", dilations=[self.rate, self.rate])
+        return tf.nn.conv2d(spread, pointwise, 1, "SAME")
+
+    def get_config(self):
+        return super().get_config() | {"filters": self.filters, "rate": self.rate}
+
+
+@keras.utils.register_keras_serializable("gitseg_tf")
+class ReplayedDropout(keras.layers.Layer):
+    """Dropout whose draws hang on the seed, the number of training steps before and the replica alone.
+
+    keras's own draws from a state that no checkpoint holds: a resumed training would go on differently.
+
+    Args:
+        rate: share of the values that become 0 in training; the others grow, so that the mean stays.
+        seed: of the draws.
+    """
+
+    def __init__(self, rate: float, seed: int, **kwargs):
+        super().__init__(**kwargs)
+        self.rate, self.seed = rate, seed
+
+    def build(self, input_shape):
+        self.step = self.add_weight(
+            "step",
+            [],
+            tf.int64,
+            initializer="zeros",
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        if not training:
+            return inputs
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        draws = tf.random.experimental.stateless_fold_in(
+            tf.stack([tf.constant(self.seed, tf.int64), self.step]), replica
+        )
+        self.step.assign_add(1)
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, draws)
+
+    def get_config(self):
+        return super().get_config() | {"rate": self.rate, "seed": self.seed}
+
+
+def conv_block(x, filters: int, name: str, kernel: int = 3):
+    """Convolution, batch normalisation, ReLU.
 
     Args:
         x: Keras tensor [N, H, W, C].
         filters: channels of the output.
         name: prefix of the layers' names.
+        kernel: height and width of the convolution's kernel.
 
     Returns:
         Keras tensor [N, H, W, filters].
     """
     x = keras.layers.Conv2D(
-        filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        filters, kernel, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
     )(x)
+    return normalized(x, name)
+
+
+def separable_block(x, filters: int, name: str, rate: int = 1):
+    """`AtrousSeparableConv`, batch normalisation, ReLU; arguments and result as of `conv_block`."""
+    return normalized(AtrousSeparableConv(filters, rate, name=f"{name}_conv")(x), name)
+
+
+def normalized(x, name: str):
+    """Batch normalisation and ReLU; arguments and result as of `conv_block`."""
     x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
+
+
+def bilinear(x, factor: int, name: str):
+    """x at `factor` times its resolution by `BilinearUpsample`; x itself where the factor is 1."""
+    return x if factor == 1 else BilinearUpsample(factor, name=name)(x)

@@ -1,0 +1,132 @@
+"""Every network trains as one XLA program.
+
+By default one member of each family, with one block a stage where its builder takes a number of blocks: the kinds of
+its layers are those of the whole family. `pytest --whole-table` goes through all backbones and architectures as they are.
+"""
+
+import os
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.config import load_config
+from gitseg_tf.models.backbones import BACKBONES
+from gitseg_tf.models.backbones.convnext import convnext
+from gitseg_tf.models.backbones.mit import mit
+from gitseg_tf.models.backbones.resnet import resnet
+from gitseg_tf.models.build import DECODERS, build_model, logits_of
+
+# Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# At 32 x 32 the last normalisations see two values a channel, and tell rounding apart from a difference no more.
+SIZE, SLICES = 64, 5
+ONE_EACH = (1, 1, 1, 1)
+SHALLOW = {
+    "resnet18": partial(resnet, blocks=ONE_EACH, bottleneck=False),
+    "resnet50": partial(resnet, blocks=ONE_EACH, bottleneck=True),
+    "convnext_tiny": partial(convnext, name="convnext_tiny", blocks=ONE_EACH),
+    "mit_b0": partial(mit, widths=(32, 64, 160, 256), blocks=ONE_EACH),
+}
+FAMILIES = ("plain", "efficientnetv2_b0", "mobilenetv3", *SHALLOW)
+WHOLE_TABLE = [(decoder, encoder) for decoder in DECODERS for encoder in BACKBONES]
+
+
+def build(architecture, backbone, precision="float32"):
+    keras.utils.set_random_seed(0)
+    settings = {"model.architecture": architecture, "model.backbone": backbone, "model.filters": 4}
+    return build_model(load_config(None, settings | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+
+
+@cache
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.random((2, SIZE, SIZE, SLICES), np.float32)
+    return tf.constant(image), tf.constant(image[..., :3] > 0.7, tf.float32)
+
+
+def loss_of(model, image, mask):
+    logits = logits_of(model(image, training=True))
+    assert logits.dtype == tf.float32
+    bce = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits))
+    p = tf.sigmoid(logits)
+    return bce + 1.0 - (2.0 * tf.reduce_sum(p * mask) + 1.0) / (tf.reduce_sum(p + mask) + 1.0)
+
+
+def training_step(model, scaled=False):
+    """One whole step of AdamW, and the function that makes it: (image, mask) to (loss, are all gradients finite)."""
+    optimizer = keras.optimizers.AdamW(1e-3)
+    if scaled:
+        optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1024.0)
+    optimizer.build(model.trainable_variables)
+
+    def step(image, mask):
+        with tf.GradientTape() as tape:
+            loss = loss_of(model, image, mask)
+            target = optimizer.get_scaled_loss(loss) if scaled else loss
+        gradients = tape.gradient(target, model.trainable_variables)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss, finite
+
+    return step
+
+
+def lowered(architecture, backbone):
+    step = tf.function(training_step(build(architecture, backbone)), jit_compile=True, autograph=False)
+    return step.experimental_get_compiler_ir(*batch())(stage="hlo")
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    for name, builder in SHALLOW.items():
+        monkeypatch.setitem(BACKBONES, name, replace(BACKBONES[name], build=builder))
+
+
+@pytest.mark.parametrize("architecture", [name for name in DECODERS if name not in ("unet", "deeplabv3plus")])
+def test_a_training_step_of_each_architecture_is_lowered_to_xla(architecture, shallow):
+    assert "ENTRY" in lowered(architecture, "resnet18")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_training_step_of_each_whole_backbone_is_lowered_to_xla(backbone, whole_table):
+    assert "ENTRY" in lowered("unet", backbone)
+
+
+def check_compiled(architecture, backbone):
+    model = build(architecture, backbone)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    expected = loss_of(model, *batch()).numpy()
+    loss, finite = tf.function(training_step(model), jit_compile=True, autograph=False)(*batch())
+    assert loss.numpy() == pytest.approx(expected, abs=1e-3) and finite
+    after = [variable.numpy() for variable in model.trainable_variables]
+    assert all(np.isfinite(array).all() for array in after)
+    assert np.mean([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_a_compiled_step_has_the_loss_of_one_that_is_not(backbone, shallow):
+    check_compiled("unet", backbone)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3"])
+def test_dilated_convolutions_train_as_an_xla_program(backbone, shallow):
+    check_compiled("deeplabv3plus", backbone)
+
+
+@pytest.mark.parametrize(("architecture", "backbone"), WHOLE_TABLE)
+def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, backbone, whole_table):
+    check_compiled(architecture, backbone)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_a_step_in_16_bits_stays_finite(backbone, precision, shallow):
+    model = build("unet", backbone, precision)
+    loss, finite = training_step(model, scaled=precision == "mixed_float16")(*batch())
+    assert np.isfinite(loss) and finite
+    assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)
