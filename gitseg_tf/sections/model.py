@@ -8,13 +8,35 @@ from gitseg_tf.sections.base import Section
 
 ARCHITECTURES = ("unet", "unetplusplus", "attention_unet", "deeplabv3plus", "fpn", "segformer")
 DEEPLY_SUPERVISED = ("unetplusplus",)
+BACKBONES = (
+    "plain",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "efficientnetv2_b0",
+    "efficientnetv2_b1",
+    "efficientnetv2_b2",
+    "efficientnetv2_b3",
+    "efficientnetv2_s",
+    "efficientnetv2_m",
+    "efficientnetv2_l",
+    "convnext_tiny",
+    "convnext_small",
+    "mobilenetv3",
+    "mit_b0",
+    "mit_b1",
+    "mit_b2",
+    "mit_b3",
+)
 
 
 class ModelConfig(Section):
     """The network."""
 
     architecture: Literal[ARCHITECTURES] = Field("unet", description="the decoder")
-    backbone: Literal["plain", "resnet34"] = Field("plain", description="the encoder")
+    backbone: Literal[BACKBONES] = Field("plain", description="the encoder")
+    weights: str | None = Field(None, min_length=1, description="of the encoder at the start: imagenet, or a file")
     filters: int = Field(16, ge=4, le=512, description="channels at full resolution of the plain backbone")
     presence: bool = Field(False, description="a second head says which organs are in the window")
     deep_supervision: bool = Field(False, description="logits at lower resolutions too, for the loss")
