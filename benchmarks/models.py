@@ -124,22 +124,29 @@ class Side:
 
 def serve(architecture, backbone, precision):
     """Ours, as peers/models_torch.py does it: facts, then an answer to each line of the standard input."""
-    import tensorflow as tf
-
-    from gitseg_tf.config import load_config
-    from gitseg_tf.models.build import build_model
-
-    network = {"model.architecture": architecture, "model.backbone": backbone}
-    config = load_config(None, network | {"data.size": [SIZE, SIZE], "data.slices": SLICES})
-    model = build_model(config, precision)
-    image, mask = tf.random.uniform([BATCH, SIZE, SIZE, SLICES]), tf.round(tf.random.uniform([BATCH, SIZE, SIZE, 3]))
-    train = training_step(model, image, mask)
-    segment = tf.function(lambda windows: tf.sigmoid(model(windows, training=False)))
-    steps = {"train": train, "infer": lambda: segment(image).numpy()}
-    say({"parameters": sum(tf.size(v).numpy() for v in model.trainable_variables).item(), "gflops": gflops(model)})
+    model = network(architecture, backbone, precision)
+    parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
+    steps = steps_of(model)
+    say({"parameters": parameters, "gflops": gflops(model)})
     for line in sys.stdin:
         what, count = line.split()
         say(rate(steps[what], int(count)))
+
+
+def network(architecture, backbone, precision):
+    from gitseg_tf.config import load_config
+    from gitseg_tf.models.build import build_model
+
+    chosen = {"model.architecture": architecture, "model.backbone": backbone}
+    return build_model(load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+
+
+def steps_of(model):
+    import tensorflow as tf
+
+    image, mask = tf.random.uniform([BATCH, SIZE, SIZE, SLICES]), tf.round(tf.random.uniform([BATCH, SIZE, SIZE, 3]))
+    segment = tf.function(lambda windows: tf.sigmoid(model(windows, training=False)))
+    return {"train": training_step(model, image, mask), "infer": lambda: segment(image).numpy()}
 
 
 def training_step(model, image, mask):

@@ -42,8 +42,9 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
     settings = config.model
     with _dtype_policy(precision):
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
-        options = {"output_stride": 16} if settings.architecture in DILATING else {}
-        features = BACKBONES[settings.backbone](inputs, settings, **options)
+        backbone = BACKBONES[settings.backbone]
+        dilate = settings.architecture in DILATING and backbone.dilates
+        features = backbone(inputs, settings, output_stride=16 if dilate else 32)
         decoded = DECODERS[settings.architecture](features, settings)
         outputs = segmentation_logits(decoded, config.data.size, settings.dropout, config.seed)
         if settings.presence:
