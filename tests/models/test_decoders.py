@@ -1,5 +1,9 @@
+import json
 import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from gitseg_tf.models.attention_unet import attention_gate
 from gitseg_tf.models.build import DECODERS, build_model, logits_of
 from gitseg_tf.models.layers import AtrousSeparableConv, BilinearUpsample, ReplayedDropout, UpsampleConv
 from gitseg_tf.sections.model import ARCHITECTURES, ModelConfig
+from gitseg_tf.training.trainer import Run, load_model
 
 # Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -191,3 +196,20 @@ def test_names_tell_the_decoder_from_the_encoder():
     assert len(set(names)) == len(names)
     expected = ("windows", "encoder", "decoder", "logits")
     assert all(name.startswith(expected) for name in names)
+
+
+def test_of_a_trained_network_with_more_heads_the_logits_are_used(tmp_path):
+    config = configured("unetplusplus", deep_supervision=True, presence=True, dropout=0.5)
+    trained, windows = build_model(config), image(1, 32, 32, 3)
+    expected = trained(windows)["logits"]
+    for k, network in enumerate((trained, keras.Model(trained.inputs, trained.outputs))):
+        path = tmp_path / f"{k}.weights.h5"
+        network.save_weights(path)
+        assert np.allclose(load_model(Run(tmp_path, config, path))(windows), expected, atol=1e-5)
+
+
+def test_normalization_inside_of_other_layers_is_synchronized():
+    script = Path(__file__).with_name("synchronized.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    differs = json.loads(done.stdout.splitlines()[-1])
+    assert differs["synchronized"] < 1e-5 < 1e-2 < differs["alone"]
