@@ -18,6 +18,7 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model, logits_of
+from gitseg_tf.models.weights import read_backbone_weights, set_backbone_weights
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
@@ -77,6 +78,8 @@ def train(
         _check_accelerator_changes(config, replicas)
     _check_scans(config, dataset, say)
     steps = steps_per_epoch(dataset, config)
+    begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
+    weights = read_backbone_weights(config) if begins else None
     if strategy.extended.should_checkpoint:
         open_run(run, config, dataset, resume)
     keras.utils.set_random_seed(config.seed)
@@ -84,6 +87,8 @@ def train(
         tf.config.experimental.enable_op_determinism()
     with strategy.scope():
         model = build_model(config, precision, synchronized=replicas > 1)
+        if weights:
+            set_backbone_weights(model, weights)
         if config.augment.on == "accelerator":
             model = AugmentedModel(
                 model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
