@@ -124,10 +124,10 @@ class Side:
 
 def serve(architecture, backbone, precision):
     """Ours, as peers/models_torch.py does it: facts, then an answer to each line of the standard input."""
-    model = network(architecture, backbone, precision)
+    model, flops = network(architecture, backbone, precision)
     parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
     steps = steps_of(model)
-    say({"parameters": parameters, "gflops": gflops(model)})
+    say({"parameters": parameters, "gflops": flops / 1e9})
     for line in sys.stdin:
         what, count = line.split()
         say(rate(steps[what], int(count)))
@@ -136,9 +136,11 @@ def serve(architecture, backbone, precision):
 def network(architecture, backbone, precision):
     from gitseg_tf.config import load_config
     from gitseg_tf.models.build import build_model
+    from gitseg_tf.models.table import flops
 
     chosen = {"model.architecture": architecture, "model.backbone": backbone}
-    return build_model(load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+    model = build_model(load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+    return model, flops(model)
 
 
 def steps_of(model):
@@ -158,16 +160,6 @@ def training_step(model, image, mask):
     model.compile(keras.optimizers.AdamW(1e-3), keras.losses.BinaryCrossentropy(from_logits=True))
     step, batches = model.make_train_function(), itertools.repeat((image, mask))
     return lambda: step(batches)["loss"].numpy()
-
-
-def gflops(model):
-    """Of one window, two for each multiplication with addition."""
-    import tensorflow as tf
-
-    one = tf.TensorSpec([1, *model.input_shape[1:]])
-    graph = tf.function(lambda windows: model(windows, training=False)).get_concrete_function(one).graph
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-    return tf.compat.v1.profiler.profile(graph, options={**options, "output": "none"}).total_float_ops / 1e9
 
 
 def rate(step, steps):
