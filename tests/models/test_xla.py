@@ -1,4 +1,4 @@
-"""Every network trains as one XLA program. `pytest --whole-table` really compiles each architecture with each backbone."""
+"""Every network trains as one XLA program. `pytest --whole-table` compiles each architecture with each backbone."""
 
 import os
 from functools import cache
