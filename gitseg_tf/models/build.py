@@ -42,8 +42,9 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
     settings = config.model
     with _dtype_policy(precision):
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
-        options = {"output_stride": 16} if settings.architecture in DILATING else {}
-        features = BACKBONES[settings.backbone](inputs, settings, **options)
+        backbone = BACKBONES[settings.backbone]
+        dilate = settings.architecture in DILATING and backbone.dilates
+        features = backbone(inputs, settings, output_stride=16 if dilate else 32)
         decoded = DECODERS[settings.architecture](features, settings)
         outputs = segmentation_logits(decoded, config.data.size, settings.dropout, config.seed)
         if settings.presence:
@@ -51,7 +52,7 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
         name = f"{settings.architecture}_{settings.backbone}"
         model = keras.Model(inputs, outputs if len(outputs) > 1 else outputs["logits"], name=name)
     if synchronized:
-        _synchronize_normalization(model)
+        synchronize_normalization(model)
     return model
 
 
@@ -75,9 +76,12 @@ def _dtype_policy(name: str):
         keras.mixed_precision.set_global_policy(before)
 
 
-def _synchronize_normalization(model: keras.Model) -> None:
-    """Let each batch normalisation, also one inside of another layer, take its statistics over all replicas."""
-    # Layers are traced anew for each training step, and read these then.
+def synchronize_normalization(model: keras.Model) -> None:
+    """Let each batch normalisation, also one inside of another layer, take its statistics over all replicas.
+
+    Args:
+        model: built in the strategy's scope, not yet compiled: layers read what is set here when a step is traced.
+    """
     for layer in model.submodules:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized, layer.fused = True, False

@@ -34,10 +34,9 @@ def deeplabv3plus(features: dict, config: ModelConfig):
 
 
 def _pyramid_pooling(x, width: int, rates: list[int]):
-    height, width_of_image = x.shape[1:3]
     branches = [conv_block(x, width, "decoder_aspp1", kernel=1)]
     branches += [separable_block(x, width, f"decoder_aspp{rate}", rate) for rate in rates]
     pooled = keras.layers.GlobalAveragePooling2D(keepdims=True, name="decoder_aspp_pool")(x)
     pooled = conv_block(pooled, width, "decoder_aspp_image", kernel=1)
-    branches.append(keras.layers.UpSampling2D((height, width_of_image), name="decoder_aspp_spread")(pooled))
+    branches.append(BilinearUpsample(x.shape[1:3], name="decoder_aspp_spread")(pooled))
     return conv_block(keras.layers.Concatenate(name="decoder_aspp_join")(branches), width, "decoder_aspp", kernel=1)

@@ -1,8 +1,6 @@
 """The U-Net's decoder."""
 
-import tf_keras as keras
-
-from gitseg_tf.models.layers import Upsample, conv_block
+from gitseg_tf.models.layers import UpsampleConv, conv_block, normalized
 from gitseg_tf.sections.model import ModelConfig
 
 _WIDTHS = {16: 256, 8: 128, 4: 64, 2: 32, 1: 16}
@@ -45,9 +43,5 @@ def up_block(x, skips: list, filters: int, name: str):
     Returns:
         Keras tensor [N, 2H, 2W, filters].
     """
-    x = Upsample(name=f"{name}_up")(x)
-    if skips:
-        x = keras.layers.Concatenate(name=f"{name}_join")([x, *skips])
-    for i in (1, 2):
-        x = conv_block(x, filters, f"{name}_{i}")
-    return x
+    x = UpsampleConv(filters, name=f"{name}_1_conv")([x, *skips])
+    return conv_block(normalized(x, f"{name}_1"), filters, f"{name}_2")

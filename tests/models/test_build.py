@@ -36,7 +36,7 @@ def windows(slices=3, size=64, count=2):
 
 
 def normalizations(model):
-    return [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return [layer for layer in model.submodules if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
@@ -50,7 +50,9 @@ def test_logits_of_the_three_organs_are_float32_whatever_the_precision(backbone,
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_mixed_precision_multiplies_in_16_bits_and_keeps_the_weights_in_32(backbone):
     model = built(backbone, "mixed_bfloat16")
-    multiplying = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D) and layer.name != "logits"]
+    multiplying = [
+        layer for layer in model.submodules if isinstance(layer, keras.layers.Conv2D) and layer.name != "logits"
+    ]
     assert {layer.compute_dtype for layer in multiplying} == {"bfloat16"}
     assert {variable.dtype for variable in model.variables} == {tf.float32}
 
