@@ -28,8 +28,6 @@ class AveragedValidation(keras.callbacks.Callback):
 class RunRecorder(keras.callbacks.Callback):
     """Writes the best weights, history.csv and, last, the state to resume from, after each epoch.
 
-    A loss that is no number stops the training at once with an InputError; what the last epoch left stays as it is.
-
     Args:
         run: the run's folder.
         manager: of the checkpoint that holds model, optimizer and the number of finished epochs.
@@ -41,15 +39,10 @@ class RunRecorder(keras.callbacks.Callback):
         self.run, self.manager, self.finished = run, manager, finished
         self.rows = read_history(run)[: int(finished.numpy())]
         self.best = max((row["val_dice"] for row in self.rows), default=-math.inf)
-        self.epoch, self.started = 0, 0.0
+        self.started = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch + 1, time.monotonic()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            cure = "train anew with another --out and a lower training.learning_rate, or with --precision float32"
-            raise InputError(f"epoch {self.epoch}, step {batch + 1}: the loss is {logs['loss']}; {cure}")
+        self.started = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         optimizer = _inner(self.model.optimizer)

@@ -20,6 +20,8 @@ from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
+from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
+from gitseg_tf.training.divergence import StopsAtDivergence
 from gitseg_tf.training.losses import bce_dice_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
@@ -45,7 +47,7 @@ def train(
         config: the experiment.
         dataset: folds but config.data.fold are trained on, that fold is validated after each epoch.
         run: the folder; a new one, unless `resume`.
-        resume: go on after the last finished epoch of an interrupted run; a run that has not begun is begun.
+        resume: go on after the last saved step of an interrupted run; a run that has not begun is begun.
         say: takes lines for the user.
 
     Returns:
@@ -90,10 +92,12 @@ def train(
             )
         _compile(model, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
-        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
+    running = RunningEpoch()
+    state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished, running=running)
     if resume:
         _restore(state, finished, run)
-        say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
+        within = f" and {running.steps} steps" if running.steps else ""
+        say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
@@ -222,7 +226,7 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     bars = EpochBars(steps, batches, epochs)
     try:
         model.fit(
-            training_windows(dataset, config, first),
+            training_windows(dataset, config, first, manager.checkpoint.running.steps),
             validation_data=validation,
             epochs=epochs,
             initial_epoch=first,
@@ -231,6 +235,8 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
             verbose=0,
             callbacks=[
                 AveragedValidation(),
+                StopsAtDivergence(dataset, config),
+                WithinEpoch(manager, config.training.checkpoint_minutes, validation),
                 RunRecorder(run, manager, finished),
                 bars,
                 keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),

@@ -1,0 +1,100 @@
+"""The state within an epoch: saved every so many minutes, and gone on with at the very step."""
+
+import json
+import time
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.errors import InputError
+from gitseg_tf.files import os_errors
+from gitseg_tf.training.agreement import any_worker
+
+
+class RunningEpoch(tf.train.experimental.PythonState):
+    """How far the running epoch is; a part of the checkpoint. `steps` is 0 in what is saved between epochs.
+
+    Attributes:
+        steps: training steps of the epoch that are done.
+        measures: what the metrics have accumulated over them: the values of all their variables.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.clear()
+
+    def clear(self) -> None:
+        """Between epochs."""
+        self.steps, self.measures = 0, []
+
+    def serialize(self) -> str:
+        """As text, for the checkpoint."""
+        return json.dumps({"steps": self.steps, "measures": self.measures})
+
+    def deserialize(self, text) -> None:
+        """From the checkpoint."""
+        read = json.loads(text)
+        self.steps, self.measures = read["steps"], read["measures"]
+
+
+class WithinEpoch(keras.callbacks.Callback):
+    """Saves the state within epochs too, and lets a resumed run begin at the step after the saved one.
+
+    Args:
+        manager: of the checkpoint, whose part `running` is a RunningEpoch.
+        minutes: least time between two savings; 0 saves nothing within an epoch.
+        validation: the batches of the validation; one of them builds the metrics, before these get back their values.
+    """
+
+    def __init__(self, manager: tf.train.CheckpointManager, minutes: float, validation: tf.data.Dataset):
+        super().__init__()
+        self.manager, self.minutes, self.validation = manager, minutes, validation
+        self.running = manager.checkpoint.running
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, logs=None):
+        if self.running.steps:
+            self.model.evaluate(self.validation.take(1), verbose=0)
+        # What keras.callbacks.BackupAndRestore does too: fit asks this attribute for the epoch and step to begin at.
+        self.model._training_state = self
+
+    def maybe_load_initial_counters_from_ckpt(self, steps_per_epoch, initial_epoch, mode):
+        """The epoch and the step to begin at, asked for by keras.Model.fit."""
+        return initial_epoch, self.running.steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.running.steps:
+            _set_measures(self.model, self.running.measures)
+            self.running.clear()
+        self.saved = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.minutes or batch + 1 == self.params["steps"]:
+            return
+        if not any_worker(self.model.distribute_strategy, time.monotonic() - self.saved >= 60 * self.minutes):
+            return
+        self.running.steps, self.running.measures = batch + 1, _measures(self.model)
+        with os_errors(self.manager.directory):
+            self.manager.save()
+        self.running.clear()
+        self.saved = time.monotonic()
+
+    def on_train_end(self, logs=None):
+        self.model._training_state = None
+
+
+def _variables(model: keras.Model) -> list:
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def _measures(model: keras.Model) -> list:
+    return [variable.numpy().tolist() for variable in _variables(model)]
+
+
+def _set_measures(model: keras.Model, measures: list) -> None:
+    variables = _variables(model)
+    if [tuple(variable.shape) for variable in variables] != [np.shape(values) for values in measures]:
+        raise InputError("the checkpoint within the epoch is of other metrics; resume with the version that wrote it")
+    for variable, values in zip(variables, measures, strict=True):
+        variable.assign(np.asarray(values, variable.dtype.as_numpy_dtype))
