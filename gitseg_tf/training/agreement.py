@@ -1,12 +1,22 @@
 """What several workers must know of each other before and while they train together."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
 
-from gitseg_tf.errors import InputError
+from gitseg_tf.errors import InputError, first_line
+from gitseg_tf.files import AnyPath
 
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
 _EXACT_IN_FLOAT32 = 2**24
 
 
@@ -41,9 +51,23 @@ def check_agreement(strategy: tf.distribute.Strategy, facts: dict[str, str], cur
         if other.size:
             each = len(table) // workers_of(strategy)
             me = strategy.cluster_resolver.task_id or 0
-            raise InputError(
-                f"workers 0 and {other[0] // each} differ in {what} (here, on worker {me}: {value}); {cures[what]}"
-            )
+            seen = f" (worker {me}: {value})" if len(value) < 80 else ""
+            raise InputError(f"workers 0 and {other[0] // each} differ in {what}{seen}; {cures[what]}")
+
+
+@contextmanager
+def naming_lost_workers(strategy: tf.distribute.Strategy, run: AnyPath) -> Iterator[None]:
+    """Turn what TensorFlow says when another worker is gone into an InputError that says how to go on."""
+    try:
+        yield
+    except _LOST as error:
+        if workers_of(strategy) == 1:
+            raise
+        me = strategy.cluster_resolver.task_id or 0
+        raise InputError(
+            f"{run}: another worker than this one (number {me}) is gone or cannot be reached ({first_line(error)}); "
+            "start all of them again with --resume"
+        ) from None
 
 
 def _several(strategy: tf.distribute.Strategy) -> bool:

@@ -11,8 +11,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath, os_errors, write_atomically, written_locally
+from gitseg_tf.files import AnyPath, write_atomically, written_locally
 from gitseg_tf.progress import progress
+from gitseg_tf.training.checkpoints import save_state
 
 
 class AveragedValidation(keras.callbacks.Callback):
@@ -55,8 +56,7 @@ class RunRecorder(keras.callbacks.Callback):
             self._save_best()
         write_history(self.run, self.rows)
         self.finished.assign(epoch + 1)
-        with os_errors(self.run):
-            self.manager.save()
+        save_state(self.manager)
 
     def _save_best(self):
         # A model of its own, not compiled: the optimizer's variables would be saved too, at three times the weights.

@@ -7,8 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import os_errors
+from gitseg_tf.errors import InputError, first_line
 from gitseg_tf.training.agreement import any_worker
 
 
@@ -36,6 +35,19 @@ class RunningEpoch(tf.train.experimental.PythonState):
         """From the checkpoint."""
         read = json.loads(text)
         self.steps, self.measures = read["steps"], read["measures"]
+
+
+def save_state(manager: tf.train.CheckpointManager) -> None:
+    """Write a checkpoint; what was there before stays if that fails.
+
+    Raises:
+        InputError: it cannot be written, for example because the disk is full.
+    """
+    try:
+        manager.save()
+    except (tf.errors.OpError, OSError) as error:
+        cure = "the state saved before it is still there: make it writable or make space, and go on with --resume"
+        raise InputError(f"{manager.directory}: the state cannot be saved ({first_line(error)}); {cure}") from None
 
 
 class WithinEpoch(keras.callbacks.Callback):
@@ -75,8 +87,7 @@ class WithinEpoch(keras.callbacks.Callback):
         if not any_worker(self.model.distribute_strategy, time.monotonic() - self.saved >= 60 * self.minutes):
             return
         self.running.steps, self.running.measures = batch + 1, _measures(self.model)
-        with os_errors(self.manager.directory):
-            self.manager.save()
+        save_state(self.manager)
         self.running.clear()
         self.saved = time.monotonic()
 

@@ -18,6 +18,7 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
+from gitseg_tf.training.agreement import check_agreement, naming_lost_workers
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
@@ -98,10 +99,15 @@ def train(
         _restore(state, finished, run)
         within = f" and {running.steps} steps" if running.steps else ""
         say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
+    check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with naming_damaged_shards(dataset), using_service(config.data.service):
+        with (
+            naming_lost_workers(strategy, run),
+            naming_damaged_shards(dataset),
+            using_service(config.data.service),
+        ):
             _fit(model, config, dataset, folder, manager, finished, steps)
     return load_run(run) if strategy.extended.should_checkpoint else None
 
@@ -189,6 +195,22 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) ->
         raise InputError(
             f"{run / 'history.csv'}: has {epochs} epochs, the checkpoint {int(finished.numpy())}; restore it"
         )
+
+
+def _shared_facts(config: Config, dataset: Dataset, run: AnyPath, begun: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What all workers must see alike, and what to do where they do not."""
+    experiment = config.model_dump_json(exclude={"provenance": True, "data": {"path"}})
+    facts = {
+        "the experiment": experiment,
+        "the dataset": dataset.source["fingerprint"],
+        "the epochs and steps that are done": begun,
+    }
+    cures = (
+        "give all of them the same config",
+        f"give all of them the dataset of which {dataset.root} is a copy",
+        f"all of them must see the same {run}: put --out on a file system that they share",
+    )
+    return facts, dict(zip(facts, cures, strict=True))
 
 
 @contextmanager
