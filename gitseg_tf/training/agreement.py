@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from gitseg_tf.errors import InputError, first_line
+from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath
 
 _LOST = (
@@ -65,7 +65,7 @@ def naming_lost_workers(strategy: tf.distribute.Strategy, run: AnyPath) -> Itera
             raise
         me = strategy.cluster_resolver.task_id or 0
         raise InputError(
-            f"{run}: another worker than this one (number {me}) is gone or cannot be reached ({first_line(error)}); "
+            f"{run}: another worker than this one (number {me}) is gone or cannot be reached ({type(error).__name__}); "
             "start all of them again with --resume"
         ) from None
 

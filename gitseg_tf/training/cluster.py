@@ -9,7 +9,7 @@ from gitseg_tf.training.slurm import own_gpus, slurm_cluster, slurm_tasks
 
 def has_workers() -> bool:
     """True for one of several processes: TF_CONFIG is set, or SLURM started more than one task."""
-    return "TF_CONFIG" in os.environ or slurm_tasks() > 1
+    return bool(os.environ.get("TF_CONFIG")) or slurm_tasks() > 1
 
 
 def cluster_from_environment() -> list[str]:
@@ -23,7 +23,7 @@ def cluster_from_environment() -> list[str]:
     Raises:
         InputError: neither is there, or it makes no sense.
     """
-    if "TF_CONFIG" not in os.environ:
+    if not os.environ.get("TF_CONFIG"):
         if slurm_tasks() == 1:
             raise InputError(
                 "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set, and "

@@ -73,7 +73,7 @@ def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
 def _automatic() -> tuple[str, str]:
     if any(os.environ.get(name) for name in _TPU_MACHINE):
         return "tpu", " (auto: the environment names a TPU)"
-    if "TF_CONFIG" in os.environ:
+    if os.environ.get("TF_CONFIG"):
         return "multiworker", " (auto: TF_CONFIG is set)"
     if slurm_tasks() > 1:
         return "multiworker", f" (auto: {slurm_tasks()} tasks of SLURM)"

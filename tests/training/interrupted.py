@@ -30,7 +30,7 @@ SETTINGS = {
     "data.size": [32, 32],
     "data.slices": 1,
     "data.fold": 1,
-    "data.batch_size": 4,
+    "data.batch_size": 8,
     "model.filters": 4,
     "augment.dropout.p": 0.0,
     "training.epochs": 3,
@@ -103,7 +103,7 @@ def photographed(root, run, out: Path) -> int:
         finally:
             os._exit(0)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        time.sleep(draw.uniform(0, 0.1))
+        time.sleep(draw.uniform(0, 0.05))
         if (run / "checkpoints" / "state" / "checkpoint").is_file():
             os.kill(child, signal.SIGSTOP)
             shutil.copytree(run, out / f"photograph{taken}", dirs_exist_ok=True)
@@ -143,7 +143,7 @@ def die_at(step, place):
 
 def killed_within_a_checkpoint(root, run):
     """Its data are there, the file that names the newest checkpoint is the one of before."""
-    die_at(5, lambda: setattr(tf.train.CheckpointManager, "_record_state", lambda *_, **__: die()))
+    die_at(1, lambda: setattr(tf.train.CheckpointManager, "_record_state", lambda *_, **__: die()))
     train(root, run)
 
 
@@ -162,19 +162,14 @@ def killed_within_the_best_weights(root, run):
 
 
 def killed_before_the_history(root, run):
-    die_at(17, lambda: setattr(callbacks, "write_history", lambda run, rows: die()))
-    train(root, run)
-
-
-def killed_at_a_step(root, run):
-    die_at(22, die)
+    die_at(10, lambda: setattr(callbacks, "write_history", lambda run, rows: die()))
     train(root, run)
 
 
 def without_space(root, run):
     """From the second epoch on files cannot become larger than 2 kB, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    die_at(13, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY)))
+    die_at(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY)))
     train(root, run, training__checkpoint_minutes=0)
 
 
@@ -187,7 +182,6 @@ def main(root: Path, out: Path) -> dict:
         killed_within_the_validation,
         killed_within_the_best_weights,
         killed_before_the_history,
-        killed_at_a_step,
     ):
         ended[work.__name__] = in_a_process(work, root, run)
     ended["killed"] = in_a_process(train, root, run)

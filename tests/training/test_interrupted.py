@@ -13,7 +13,7 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import training_batch, training_windows
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
-STEPS, EPOCHS = 9, 3
+STEPS, EPOCHS = 4, 3
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def runs(drawn_dataset, tmp_path_factory):
     """What became of the trainings of interrupted.py, and the folder with their runs."""
     out = tmp_path_factory.mktemp("interrupted")
     command = [sys.executable, str(SCRIPT), str(drawn_dataset.root), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"out": out}
 
@@ -52,7 +52,7 @@ def test_the_same_seed_twice_gives_the_same_bytes(runs):
 
 def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(runs):
     kills = {name: status for name, (status, _) in runs["ended"].items() if name.startswith("killed_")}
-    assert len(kills) == 5 and set(kills.values()) == {-9}
+    assert len(kills) == 4 and set(kills.values()) == {-9}
     assert runs["ended"]["killed"] == [0, ""]
     assert_same_end(runs["out"] / "killed", runs["out"] / "undisturbed")
 
@@ -81,22 +81,22 @@ def test_a_full_disk_ends_the_run_with_one_line_and_costs_nothing_that_was_saved
     assert_same_end(runs["out"] / "full", runs["out"] / "undisturbed")
 
 
-SETTINGS = {"data.size": [32, 32], "data.slices": 1, "data.fold": 1, "data.batch_size": 4, "training.epochs": 2}
+SETTINGS = {"data.size": [32, 32], "data.slices": 1, "data.fold": 1, "data.batch_size": 8, "training.epochs": 2}
 
 
 @pytest.mark.parametrize("cache_mib", [0, 100])
 def test_the_batches_from_a_step_on_are_those_that_the_whole_training_has_there(drawn_dataset, cache_mib):
     config = load_config(None, SETTINGS | {"data.cache_mib": cache_mib})
     whole = list(training_windows(drawn_dataset, config).as_numpy_iterator())
-    rest = list(training_windows(drawn_dataset, config, 1, 4).as_numpy_iterator())
-    assert len(whole) == 2 * STEPS and len(rest) == STEPS - 4
-    for one, other in zip(whole[STEPS + 4 :], rest, strict=True):
+    rest = list(training_windows(drawn_dataset, config, 1, 2).as_numpy_iterator())
+    assert len(whole) == 2 * STEPS and len(rest) == STEPS - 2
+    for one, other in zip(whole[STEPS + 2 :], rest, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_batch_is_made_once_more_with_the_names_of_its_scans(drawn, drawn_dataset):
-    config = load_config(None, SETTINGS | {"data.size": [48, 64], "augment.on": "accelerator"})
-    *_, (image, mask) = training_windows(drawn_dataset, config).take(4).as_numpy_iterator()
-    scans, again, mask_again = training_batch(drawn_dataset, config, 0, 3)
+    config = load_config(None, SETTINGS | {"augment.on": "accelerator"})
+    *_, (image, mask) = training_windows(drawn_dataset, config).take(3).as_numpy_iterator()
+    scans, again, mask_again = training_batch(drawn_dataset, config, 0, 2)
     assert np.array_equal(again, image) and np.array_equal(mask_again, mask)
-    assert set(scans) <= {scan.id for scan in drawn.scans} and 1 <= len(scans) <= 4
+    assert set(scans) <= {scan.id for scan in drawn.scans} and 1 <= len(scans) <= 8
