@@ -21,7 +21,7 @@ def compared(drawn_dataset, tmp_path_factory):
     """The same training on one device and on two replicas that are parts of the processor."""
     out = tmp_path_factory.mktemp("compared")
     command = [sys.executable, str(SCRIPT), "compare", str(drawn_dataset.root), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -58,15 +58,16 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-def train_on_two_workers(dataset, run, dies=None):
-    """Exit status and stderr of two workers, of which number 1 may be one that dies after a step."""
+def train_on_two_workers(dataset, run, dies=None, elsewhere=None):
+    """Exit status and stderr of two workers; number 1 may die after a step, or have a run folder of its own."""
     workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = []
     for index in range(2):
         cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "TMPDIR": str(run.parent)}
         environment |= {"PYTHONDONTWRITEBYTECODE": "1"} | ({"DIE_AT": str(dies)} if dies and index == 1 else {})
-        command = [sys.executable, str(SCRIPT), "worker", str(dataset.root), str(run)]
+        folder = elsewhere if elsewhere and index == 1 else run
+        command = [sys.executable, str(SCRIPT), "worker", str(dataset.root), str(folder)]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
         said = [process.communicate(timeout=400)[1].decode() for process in started]
@@ -84,6 +85,11 @@ def test_two_workers_of_which_one_is_killed_write_one_run_and_end_like_one_devic
     assert "another worker" in last and "(number 0) is gone" in last and "--resume" in last
     for left in set(tmp_path.iterdir()) - {run}:
         shutil.rmtree(left)  # by the killed one, which had no time
+    status, said = train_on_two_workers(drawn_dataset, run, elsewhere=tmp_path / "elsewhere")
+    assert status == [1, 1], "\n".join(said)[-5000:]
+    for text in said:
+        assert "differ in the epochs and steps that are done" in text.strip().splitlines()[-1]
+    assert not (tmp_path / "elsewhere").exists()
     status, said = train_on_two_workers(drawn_dataset, run)
     assert status == [0, 0], "\n".join(said)[-5000:]
     with open(run / "history.csv", newline="") as file:
