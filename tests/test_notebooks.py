@@ -86,7 +86,7 @@ def test_the_cells_train_score_and_write_a_submission_for_the_phantom(tmp_path):
         "DATA": "nowhere",
         "TEST": "nowhere",
         "WORK": str(tmp_path),
-        "PHANTOM": "--cases 2 --days 1 --slices 8 --workers 1",
+        "PHANTOM": "--cases 2 --days 1 --slices 24 --workers 1",
         "FOLDS": 2,
         "TRAINING": TINY,
     }
@@ -97,5 +97,5 @@ def test_the_cells_train_score_and_write_a_submission_for_the_phantom(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     submission = pd.read_csv(tmp_path / "submission.csv", keep_default_na=False)
     assert list(submission.columns) == ["id", "class", "predicted"]
-    assert len(submission) == 2 * 8 * 3 and f"{len(submission)} rows" in done.stdout
+    assert len(submission) == 2 * 24 * 3 and f"{len(submission)} rows" in done.stdout
     assert "score" in done.stdout and (tmp_path / "run" / "report.html").is_file()
