@@ -76,13 +76,13 @@ class Dataset:
         """The scans of `shards_of`, in the order of the records, without those of the given ids."""
         return [scan for shard in self.shards_of(folds) for scan in shard.scans if scan.id not in exclude]
 
-    def training_folds(self, held_out: int) -> list[int]:
-        """All folds with contours but one.
+    def training_folds(self, held_out: int | None) -> list[int]:
+        """All folds with contours but the one that is held out; None holds none out.
 
         Raises:
             InputError: no such fold.
         """
-        self.check_fold(held_out)
+        self.check_fold(held_out or 0)
         return [fold for fold in range(self.folds) if fold != held_out]
 
     def check_fold(self, fold: int) -> None:

@@ -18,9 +18,9 @@ class Section(BaseModel):
     def _of_its_own_type(cls, value: Any, info: ValidationInfo) -> Any:
         # Pydantic would take true for 1, "3" for 3 and 1 for true. YAML reads 1e-3 as text: that is taken as a number.
         expected = cls.model_fields[info.field_name].annotation
-        if expected is int and isinstance(value, bool | str):
+        if expected in (int, int | None) and isinstance(value, bool | str):
             raise ValueError("must be a valid integer")
-        if expected is float and isinstance(value, bool):
+        if expected in (float, float | None) and isinstance(value, bool):
             raise ValueError("must be a valid number")
         if expected is bool and not isinstance(value, bool):
             raise ValueError("must be true or false")

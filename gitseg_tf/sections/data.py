@@ -12,7 +12,7 @@ class DataConfig(Section):
 
     path: str | None = Field(None, description="TFRecords made by `gitseg convert`, or a cohort; null is the phantom")
     folds: int = Field(5, ge=2, le=100, description="folds by patient, when a cohort is converted on the way")
-    fold: int = Field(0, ge=0, description="the fold that is held out")
+    fold: int | None = Field(0, ge=0, description="the fold that is held out; null holds none out")
     slices: int = Field(5, ge=1, le=31, description="slices in a window, odd; 1 is a 2-D model, more a 2.5-D model")
     stride: int = Field(1, ge=1, le=8, description="distance between the slices of a window, in slices")
     stride_mm: float | None = Field(None, gt=0, description="the same in mm, rounded to whole slices of the scan")

@@ -23,7 +23,7 @@ from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
 from gitseg_tf.training.divergence import StopsAtDivergence
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import training_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.run_folder import has_begun, open_run
@@ -228,7 +228,7 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
     training = config.training
     model.compile(
         optimizer=build_optimizer(training, steps * training.epochs),
-        loss=bce_dice_loss(training.bce_weight, training.dice_weight),
+        loss=training_loss(training.loss),
         weighted_metrics=[StreamingDice(config.evaluation.threshold)],
         jit_compile=training.jit_compile,
     )

@@ -1,0 +1,163 @@
+"""How good is a model after some minutes of training on two cores, against segmentation-models-pytorch after as many?
+
+    python benchmarks/accuracy.py --peer-python PATH [--data COHORT --train CASES --test CASES] [--quick]
+
+Neither side has pretrained weights. Ours is `gitseg train --config configs/accuracy.yaml` with no fold held out, for as
+many epochs as fit into the minutes; a run of two epochs, which is thrown away, tells how long they take. Minutes are
+training time on both sides: without start-up, conversion and prediction. Each side predicts the patients of --test, and
+both tables are scored alike, by the rules of the competition. Without --data the cohort is a phantom.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gitseg_tf.data.phantom import make_phantom
+from gitseg_tf.data.rle import rle_to_mask
+from gitseg_tf.data.scans import ORGANS, read_cohort, read_masks
+from gitseg_tf.evaluation.scores import score_scan, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN_PEER = ROOT / "benchmarks" / "peers" / "accuracy_torch.py"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="half a minute of training, one seed")
+    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a phantom, made on the way)")
+    parser.add_argument("--train", default="case1,case2,case3", help="patients to train on (%(default)s)")
+    parser.add_argument("--test", default="case4,case5", help="patients to score (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="of training, each side and seed (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "accuracy.yaml", help="our recipe (%(default)s)"
+    )
+    parser.add_argument("--peer-python", help="has torch, segmentation-models-pytorch and albumentations")
+    parser.add_argument("--peer", type=Path, default=OWN_PEER, help="the peer's script (%(default)s)")
+    parser.add_argument("--referee", type=Path, help="another script TRUTH PREDICTION DATA whose last line is JSON")
+    parser.add_argument("--out", type=Path, help="keep runs and tables in this folder")
+    options = parser.parse_args()
+    if options.quick:
+        options.minutes, options.seeds = 0.5, options.seeds[:1]
+    with tempfile.TemporaryDirectory() as place:
+        place = options.out or Path(place)
+        place.mkdir(parents=True, exist_ok=True)
+        options.data = options.data or make_phantom(place / "phantom", cases=5, days=2)
+        parts = {name: part_of(options.data, getattr(options, name), place / name) for name in ("train", "test")}
+        epochs = epochs_within(options, parts["train"], place)
+        results = {"ours": [], "peer": []}
+        for seed in options.seeds:
+            results["ours"].append(ours(options, parts, epochs, seed, place))
+            if options.peer_python:
+                results["peer"].append(peer(options, seed, place))
+    report(options, results)
+
+
+def part_of(cohort, cases, folder):
+    """A cohort of links to some patients, with their rows of the table."""
+    cases = cases.split(",")
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        link = folder / "train" / case
+        if not link.is_symlink():
+            link.symlink_to((cohort / "train" / case).resolve(strict=True))
+    with open(cohort / "train.csv", newline="") as whole, open(folder / "train.csv", "w", newline="") as part:
+        rows = csv.reader(whole)
+        csv.writer(part).writerows([next(rows), *(row for row in rows if row[0].split("_")[0] in cases)])
+    return folder
+
+
+def run(command, log):
+    """Standard output and error go to the log; returns the seconds it took."""
+    start = time.monotonic()
+    with open(log, "w") as file:
+        done = subprocess.run([*map(str, command)], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{log.read_text()[-2000:]}")
+    return time.monotonic() - start
+
+
+def train(options, cohort, epochs, seed, out):
+    """Train ours; returns the seconds of each epoch."""
+    records = out.parent / "records"
+    if not records.exists():
+        run([sys.executable, "-m", "gitseg_tf", "convert", cohort, records, "--folds", 2], out.parent / "convert.log")
+    what = ["--config", options.config, "--data", records, "--fold", "none", "--set", f"seed={seed}"]
+    run([sys.executable, "train.py", *what, "--epochs", epochs, "--out", out], out.with_suffix(".log"))
+    return pd.read_csv(out / "history.csv").seconds.tolist()
+
+
+def epochs_within(options, cohort, place):
+    first, second = train(options, cohort, 2, options.seeds[0], place / "pilot")
+    epochs = 1 + int((0.99 * 60 * options.minutes - first) / second)
+    print(f"ours: {first:.1f} s for the first epoch, {second:.1f} s for the next: {epochs} epochs", flush=True)
+    return max(epochs, 1)
+
+
+def ours(options, parts, epochs, seed, place):
+    folder = place / f"ours-{seed}"
+    seconds = sum(train(options, parts["train"], epochs, seed, folder))
+    run([sys.executable, "-m", "gitseg_tf", "predict", folder, parts["test"], folder / "out"], place / "predict.log")
+    return scored(options, "ours", seed, parts["test"], folder / "out" / "submission.csv", seconds)
+
+
+def peer(options, seed, place):
+    table = place / f"peer-{seed}.csv"
+    what = ["--train", options.train, "--test", options.test, "--minutes", options.minutes, "--seed", seed]
+    run([options.peer_python, options.peer, options.data, table, *what], table.with_suffix(".log"))
+    return scored(options, "peer", seed, place / "test", table, 60 * options.minutes)
+
+
+def scored(options, side, seed, cohort, table, seconds):
+    if options.referee:
+        command = [sys.executable, options.referee, cohort / "train.csv", table, cohort]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+        means = json.loads(done.stdout.splitlines()[-1])
+    else:
+        means = scores(cohort, table)
+    result = {key: float(means[key]) for key in ("score", "dice", "hausdorff")} | {"minutes": seconds / 60}
+    print(f"{side} seed {seed}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()), flush=True)
+    return result
+
+
+def scores(cohort, table):
+    predicted = pd.read_csv(table, keep_default_na=False)
+    runs = dict(zip(zip(predicted["id"], predicted["class"], strict=True), predicted.iloc[:, 2], strict=True))
+    rows = []
+    for scan in read_cohort(cohort).scans:
+        masks = np.zeros((len(ORGANS), *scan.shape), bool)
+        for z, number in enumerate(scan.numbers):
+            for k, organ in enumerate(ORGANS):
+                masks[k, z] = rle_to_mask(runs[f"{scan.id}_slice_{number:04d}", organ], scan.shape[1:])
+        rows += score_scan(scan.id, read_masks(scan), masks, scan.spacing, 3.0)
+    return summarise(pd.DataFrame(rows))
+
+
+def report(options, results):
+    print(f"\n{'':6}{'seed':>5}{'score':>9}{'Dice':>9}{'Hausdorff':>11}{'minutes':>9}")
+    for side, rounds in results.items():
+        for seed, one in zip(options.seeds, rounds, strict=False):
+            print(f"{side:6}{seed:5}{one['score']:9.4f}{one['dice']:9.4f}{one['hausdorff']:11.4f}{one['minutes']:9.1f}")
+    if not options.peer_python:
+        print("no --peer-python: the peer is not measured")
+    means = {
+        side: statistics.mean(one["score"] for one in rounds) if rounds else None for side, rounds in results.items()
+    }
+    ratio = round(means["ours"] / means["peer"], 3) if means["peer"] else None
+    claim = {
+        "claim": f"competition score after {options.minutes:g} minutes of training, mean of {len(options.seeds)} seeds"
+    }
+    print(json.dumps(claim | means | {"unit": "score", "ratio": ratio}))
+
+
+if __name__ == "__main__":
+    main()
