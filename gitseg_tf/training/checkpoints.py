@@ -86,6 +86,8 @@ class WithinEpoch(keras.callbacks.Callback):
             return
         if not any_worker(self.model.distribute_strategy, time.monotonic() - self.saved >= 60 * self.minutes):
             return
+        if not _finite(self.model.trainable_variables):
+            return  # The gradient overflowed: the next step stops the run, which must keep what was saved before.
         self.running.steps, self.running.measures = batch + 1, _measures(self.model)
         save_state(self.manager)
         self.running.clear()
@@ -93,6 +95,10 @@ class WithinEpoch(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.model._training_state = None
+
+
+def _finite(variables: list) -> bool:
+    return all(bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(variable)))) for variable in variables)
 
 
 def _variables(model: keras.Model) -> list:

@@ -37,9 +37,9 @@ class StopsAtDivergence(keras.callbacks.Callback):
             self._stop(f"epoch {self.epoch + 1}, step {batch + 1}: the loss is {logs['loss']}", batch)
 
     def on_epoch_end(self, epoch, logs=None):
-        if not math.isfinite(logs["val_loss"]):
-            last = self.params["steps"] - 1
-            self._stop(f"epoch {epoch + 1}: the validation loss is {logs['val_loss']}", last)
+        loss = logs.get("val_loss", logs["loss"])  # without a fold that is held out there is none
+        if not math.isfinite(loss):
+            self._stop(f"epoch {epoch + 1}: the validation loss is {loss}", self.params["steps"] - 1)
 
     def _stop(self, what: str, step: int):
         rate = float(getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer).learning_rate.numpy())

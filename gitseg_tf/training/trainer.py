@@ -232,6 +232,8 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
         weighted_metrics=[StreamingDice(config.evaluation.threshold)],
         jit_compile=training.jit_compile,
     )
+    # Metrics are over all replicas already: keras would add up the workers' in what callbacks see of a step.
+    model.distribute_reduction_method = "first"
     model.optimizer.build(model.trainable_variables)
 
 
