@@ -1,6 +1,7 @@
 """What test_distributed runs in processes of its own, for TensorFlow's devices are chosen once a process.
 
 `replicas.py compare DATASET OUT` prints JSON: histories, losses and gradients on one device and on two replicas.
+`replicas.py eight DATASET OUT` prints the histories on one device and on eight replicas.
 `replicas.py worker DATASET OUT` trains as one of the workers that TF_CONFIG names, or goes on with OUT; DIE_AT=STEP in
 the environment has it kill itself after that step.
 """
@@ -133,6 +134,17 @@ def compare(dataset, out: Path) -> dict:
     }
 
 
+def eight(dataset, out: Path) -> dict:
+    """An epoch on one device and on eight replicas, of one level of the encoder."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
+    )
+    two_levels = backbones.BACKBONES["plain"]
+    backbones.BACKBONES["plain"] = lambda inputs, config: {s: f for s, f in two_levels(inputs, config).items() if s < 2}
+    history = {name: trained(dataset, out / name, name, 1) for name in ("one_device", "mirrored")}
+    return {"replicas": choose_strategy("mirrored")[0].num_replicas_in_sync, "history": history}
+
+
 def work(dataset, out: Path) -> None:
     def end(self, batch, logs=None):
         if self.model.optimizer.iterations.numpy() == int(os.environ.get("DIE_AT", -1)):
@@ -147,7 +159,7 @@ def work(dataset, out: Path) -> None:
 
 if __name__ == "__main__":
     role, root, out = sys.argv[1], *map(Path, sys.argv[2:])
-    if role == "compare":
-        print(json.dumps(compare(load_dataset(root), out)))
+    if role in ("compare", "eight"):
+        print(json.dumps({"compare": compare, "eight": eight}[role](load_dataset(root), out)))
     else:
         work(load_dataset(root), out)
