@@ -4,12 +4,18 @@ import os
 import sys
 import tempfile
 
+from gitseg_tf.versions import check_versions
+
 
 def import_tensorflow() -> None:
     """Import TensorFlow and tf_keras with stderr held back; what was held back is printed if the import fails.
 
     Some notices are written before TensorFlow reads TF_CPP_MIN_LOG_LEVEL. A user who sets that variable gets them all.
+
+    Raises:
+        InputError: TensorFlow and tf-keras are of different versions.
     """
+    check_versions()
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

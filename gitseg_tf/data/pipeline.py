@@ -3,6 +3,7 @@
 import math
 
 import cv2
+import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
@@ -23,7 +24,7 @@ _SLICES_AT_ONCE = 16
 _MOST_REPEATS = 10
 
 
-def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> tf.data.Dataset:
+def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, first_step: int = 0) -> tf.data.Dataset:
     """Shuffled batches, one epoch after the other; augmented, unless augment.on leaves that to the accelerator.
 
     What comes out depends on config.seed, the epoch and on whether the scans fit in data.cache_mib alone, so that a
@@ -34,6 +35,7 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
         dataset: all folds but config.data.fold are used, without data.exclude_scans.
         config: the experiment.
         first_epoch: epochs before it are left out.
+        first_step: as many batches of the first epoch are left out.
 
     Returns:
         Dataset of (image float32 [B, H, W, K] in [0, 1], mask float32 [B, H, W, 3]), B always the same:
@@ -42,44 +44,27 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0) -> 
     Raises:
         InputError: no such fold, or no window to train on.
     """
-    data, folds = config.data, dataset.training_folds(config.data.fold)
-    steps = steps_per_epoch(dataset, config)
-    files = tf.data.Dataset.from_tensor_slices(dataset.paths_of(folds))
-    # A worker of a service would fill its cache anew in each epoch.
-    fits = data.service is None and _fits_in_memory(dataset, folds, config)
-    in_memory = _prepared_scans(files, config).cache() if fits else None
-    used = dataset.scans_of(folds, data.exclude_scans)
-    repeats = _organ_repeats(used, data.balance_organs)
-    # As often as a batch needs; not without end, for tf.data would begin to read again before an epoch is over.
-    rounds = math.ceil(steps * data.batch_size / _windows_in_epoch(used, data))
-
-    def one_epoch(epoch):
-        # The seed of this function's graph alone: the order of the data must not hang on the process's global seed.
-        tf.random.set_seed(config.seed + 1)
-        seed = config.seed + 7919 * (epoch + 1)
-        if fits:
-            scans = in_memory.shuffle(len(dataset.scans_of(folds)), seed=seed, reshuffle_each_iteration=False)
-        else:
-            shuffled_files = files.shuffle(len(files), seed=seed, reshuffle_each_iteration=False)
-            scans = _prepared_scans(shuffled_files, config)
-            scans = scans.shuffle(_SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
-        windows = scans.interleave(
-            lambda scan: _windows_at(scan, _random_order(scan, seed, data.empty_slices, repeats), data, seed),
-            cycle_length=_SCANS_AT_ONCE,
-            num_parallel_calls=2,
-            deterministic=True,
-        )
-        windows = windows.shuffle(data.shuffle_windows, seed=seed, reshuffle_each_iteration=False)
-        if data.service is not None:
-            # Without end: the windows that a lost worker took along are made up for.
-            return distribute(windows, data.service).repeat().take(steps * data.batch_size)
-        return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
-
-    windows = tf.data.Dataset.range(first_epoch, config.training.epochs).flat_map(one_epoch)
-    batches = windows.batch(data.batch_size, drop_remainder=True).enumerate(start=first_epoch * steps)
+    batches = _numbered_batches(dataset, config, first_epoch, first_step)
     on_host = config.augment.on == "host"
-    finish = _finish(data, config.augment if on_host else None, config.seed)
+    finish = _finish(config.data, config.augment if on_host else None, config.seed)
     return _with_options(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
+
+
+def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """One batch of the training once more, with the scans that it shows; not with data.service.
+
+    Args:
+        dataset, config: as for `training_windows`.
+        epoch, step: counted from 0.
+
+    Returns:
+        The ids of its scans, sorted, each once; image and mask as `training_windows` gave them.
+    """
+    batches = _numbered_batches(dataset, config, epoch, step, named=True).take(1)
+    finish = _finish(config.data, config.augment if config.augment.on == "host" else None, config.seed)
+    (made,) = batches.map(lambda number, windows: (windows["id"], *finish(number, windows))).as_numpy_iterator()
+    ids, image, mask = made
+    return sorted({name.decode() for name in ids}), image, mask
 
 
 def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
@@ -145,6 +130,49 @@ def validation_steps(dataset: Dataset, config: Config) -> int:
     dataset.check_fold(config.data.fold)
     slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
     return math.ceil(slices / config.data.batch_size)
+
+
+def _numbered_batches(
+    dataset: Dataset, config: Config, first_epoch: int, first_step: int, named: bool = False
+) -> tf.data.Dataset:
+    """Batches of unfinished windows with their number in the whole training; `named` adds the scans' ids."""
+    data, folds = config.data, dataset.training_folds(config.data.fold)
+    steps = steps_per_epoch(dataset, config)
+    files = tf.data.Dataset.from_tensor_slices(dataset.paths_of(folds))
+    # A worker of a service would fill its cache anew in each epoch.
+    fits = data.service is None and _fits_in_memory(dataset, folds, config)
+    in_memory = _prepared_scans(files, config).cache() if fits else None
+    used = dataset.scans_of(folds, data.exclude_scans)
+    repeats = _organ_repeats(used, data.balance_organs)
+    # As often as a batch needs; not without end, for tf.data would begin to read again before an epoch is over.
+    rounds = math.ceil(steps * data.batch_size / _windows_in_epoch(used, data))
+
+    def one_epoch(epoch):
+        # The seed of this function's graph alone: the order of the data must not hang on the process's global seed.
+        tf.random.set_seed(config.seed + 1)
+        seed = config.seed + 7919 * (epoch + 1)
+        if fits:
+            scans = in_memory.shuffle(len(dataset.scans_of(folds)), seed=seed, reshuffle_each_iteration=False)
+        else:
+            shuffled_files = files.shuffle(len(files), seed=seed, reshuffle_each_iteration=False)
+            scans = _prepared_scans(shuffled_files, config)
+            scans = scans.shuffle(_SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
+        windows = scans.interleave(
+            lambda scan: _windows_at(scan, _random_order(scan, seed, data.empty_slices, repeats), data, seed, named),
+            cycle_length=_SCANS_AT_ONCE,
+            num_parallel_calls=2,
+            deterministic=True,
+        )
+        windows = windows.shuffle(data.shuffle_windows, seed=seed, reshuffle_each_iteration=False)
+        if data.service is not None:
+            # Without end: the windows that a lost worker took along are made up for.
+            return distribute(windows, data.service).repeat().take(steps * data.batch_size)
+        return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
+
+    windows = tf.data.Dataset.range(first_epoch, config.training.epochs).flat_map(one_epoch)
+    # Windows are left out before they are finished, which takes most of the time.
+    batches = windows.skip(first_step * data.batch_size).batch(data.batch_size, drop_remainder=True)
+    return batches.enumerate(start=first_epoch * steps + first_step)
 
 
 def _prepared_scans(files: tf.data.Dataset, config: Config) -> tf.data.Dataset:
@@ -248,10 +276,13 @@ def _random_order(scan: dict, seed, empty_share: float, repeats: list[float]):
     return tf.cast(order, tf.int32)
 
 
-def _windows_at(scan: dict, order, data: DataConfig, seed) -> tf.data.Dataset:
+def _windows_at(scan: dict, order, data: DataConfig, seed, named: bool = False) -> tf.data.Dataset:
     """Windows as planes, uint16 [K, H, W], with the organ bits of the middle slice, uint8 [1, H, W], or of all."""
 
     def window(z):
+        return cut(z) | ({"id": scan["id"]} if named else {})
+
+    def cut(z):
         slices = scan["windows"][z]
         if data.patch is None:
             return {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}

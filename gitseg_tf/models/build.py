@@ -57,11 +57,6 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
 
 
 def logits_of(outputs):
-    """The logits [N, H, W, 3] among a model's outputs, be they these alone or a dict."""
-    return outputs["logits"] if isinstance(outputs, dict) else outputs
-
-
-def logits_of(outputs):
     """The logits among a network's outputs, which are logits alone or a dict of them and others."""
     return outputs["logits"] if isinstance(outputs, dict) else outputs
 

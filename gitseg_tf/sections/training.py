@@ -40,6 +40,7 @@ class TrainingConfig(Section):
     precision: Precision = "auto"
     jit_compile: bool = Field(False, description="compile the training step with XLA; always on for TPUs")
     deterministic: bool = Field(False, description="the same bits from the same seed on a GPU too, slower")
+    checkpoint_minutes: float = Field(0.0, ge=0, description="between savings within an epoch; 0: at its end alone")
 
     @field_validator("optimizer")
     @classmethod

@@ -12,9 +12,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath, os_errors, write_atomically, written_locally
+from gitseg_tf.files import AnyPath, write_atomically, written_locally
 from gitseg_tf.progress import progress
 from gitseg_tf.training.averages import recompute_statistics
+from gitseg_tf.training.checkpoints import save_state
 
 
 class AveragedValidation(keras.callbacks.Callback):
@@ -51,8 +52,6 @@ class AveragedValidation(keras.callbacks.Callback):
 class RunRecorder(keras.callbacks.Callback):
     """Writes the best weights, history.csv and, last, the state to resume from, after each epoch.
 
-    A loss that is no number stops the training at once with an InputError; what the last epoch left stays as it is.
-
     Args:
         run: the run's folder.
         manager: of the checkpoint that holds model, optimizer and the number of finished epochs.
@@ -64,15 +63,10 @@ class RunRecorder(keras.callbacks.Callback):
         self.run, self.manager, self.finished = run, manager, finished
         self.rows = read_history(run)[: int(finished.numpy())]
         self.best = max((row["val_dice"] for row in self.rows), default=-math.inf)
-        self.epoch, self.started = 0, 0.0
+        self.started = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.started = epoch + 1, time.monotonic()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            cure = "train anew with another --out and a lower training.learning_rate, or with --precision float32"
-            raise InputError(f"epoch {self.epoch}, step {batch + 1}: the loss is {logs['loss']}; {cure}")
+        self.started = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         rate = float(self.model.schedule(self.model.optimizer.iterations - 1))
@@ -84,8 +78,7 @@ class RunRecorder(keras.callbacks.Callback):
             self._save_best()
         write_history(self.run, self.rows)
         self.finished.assign(epoch + 1)
-        with os_errors(self.run):
-            self.manager.save()
+        save_state(self.manager)
 
     def _save_best(self):
         # A model of its own, not compiled: the optimizer's variables would be saved too, at three times the weights.

@@ -7,15 +7,17 @@ import tensorflow as tf
 
 from gitseg_tf import __version__
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
+from gitseg_tf.versions import TENSORFLOWS
 
-_PACKAGES = ("tensorflow", "tf-keras", "keras", "keras-cv", "tensorflow-addons", "numpy", "pandas")
+_PACKAGES = ("tf-keras", "keras", "keras-cv", "tensorflow-addons", "numpy", "pandas")
 
 
 def doctor() -> str:
     """Describe versions, devices, strategy and precision, a line each."""
     lines = [f"{'gitseg-tf':<20}{__version__}", f"{'python':<20}{platform.python_version()}"]
     installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
-    lines += [f"{name:<20}{installed.get(name, 'not installed')}" for name in _PACKAGES]
+    kind = next((name for name in TENSORFLOWS if name in installed), "tensorflow")
+    lines += [f"{name:<20}{installed.get(name, 'not installed')}" for name in (kind, *_PACKAGES)]
     opencv = next((name for name in ("opencv-python-headless", "opencv-python") if name in installed), None)
     lines.append(f"{'opencv':<20}{f'{installed[opencv]} ({opencv})' if opencv else 'not installed'}")
     strategy, line = choose_strategy()

@@ -1,6 +1,5 @@
 """The folder of a run: which one it is, what may be there already, and how a run goes on in it."""
 
-import os
 import platform
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from gitseg_tf.config import Config, load_config, save_config
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
+from gitseg_tf.training.cluster import has_workers
 
 
 def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> AnyPath:
@@ -28,7 +28,7 @@ def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> An
     """
     run = as_path(out) if out else _numbered(name, resume)
     # Of several workers the chief may have made the folder a moment ago: it checks by itself, in `open_run`.
-    if "TF_CONFIG" not in os.environ:
+    if not has_workers():
         check_run_folder(run, resume)
     return run
 
@@ -81,7 +81,10 @@ def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> No
     before = load_config(run / "config.yaml")
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
         raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-    free = {"data": {"path", "service"}, "training": {"epochs", "strategy", "early_stopping"}}
+    free = {
+        "data": {"path", "service"},
+        "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes"},
+    }
     for section in ("data", "augment", "model", "training"):
         was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
         for key in was:

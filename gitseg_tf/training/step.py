@@ -173,5 +173,7 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int) -
     scales_loss = network.dtype_policy.name == "mixed_float16"
     optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss)
     model.compile(optimizer, weighted_metrics=[], jit_compile=training.jit_compile)
+    # Metrics are over all replicas already: keras would add up the workers' in what callbacks see of a step.
+    model.distribute_reduction_method = "first"
     model.average = weight_average(model, training, steps_per_epoch)
     return model

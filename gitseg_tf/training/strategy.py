@@ -1,25 +1,33 @@
 """Which devices train, and in which precision."""
 
 import os
+import socket
 from pathlib import Path
 
 import tensorflow as tf
 
-from gitseg_tf.errors import InputError
+from gitseg_tf.errors import InputError, first_line
+from gitseg_tf.training.cluster import cluster_from_environment
+from gitseg_tf.training.slurm import slurm_tasks
+
+# What Colab, Kaggle and Cloud TPU machines set; other machines of Colab have some of them, and leave them empty.
+_TPU_MACHINE = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE")
+_NAMED_TPU = ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
+_TPU_SECONDS = 10
 
 
 def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
     """Make the distribution strategy.
 
     Args:
-        name: auto, one_device, mirrored (all GPUs of this machine, or its logical CPUs), multiworker (TF_CONFIG says
-            which machines) or tpu.
+        name: auto, one_device, mirrored (all GPUs of this machine, or its logical CPUs), multiworker (TF_CONFIG or
+            SLURM says which machines) or tpu.
 
     Returns:
         The strategy, and one line that says what was chosen and why.
 
     Raises:
-        InputError: no TPU answers; TF_CONFIG is missing or wrong, or comes after TensorFlow has taken the devices.
+        InputError: no TPU answers; the workers are not named or wrongly, or after TensorFlow has taken the devices.
     """
     why = ""
     if name == "auto":
@@ -63,10 +71,12 @@ def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
 
 
 def _automatic() -> tuple[str, str]:
-    if any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID")):
+    if any(os.environ.get(name) for name in _TPU_MACHINE):
         return "tpu", " (auto: the environment names a TPU)"
-    if "TF_CONFIG" in os.environ:
+    if os.environ.get("TF_CONFIG"):
         return "multiworker", " (auto: TF_CONFIG is set)"
+    if slurm_tasks() > 1:
+        return "multiworker", f" (auto: {slurm_tasks()} tasks of SLURM)"
     gpus = len(tf.config.list_logical_devices("GPU"))
     if gpus > 1:
         return "mirrored", f" (auto: {gpus} GPUs)"
@@ -83,33 +93,48 @@ def _mirrored() -> tf.distribute.Strategy:
 
 
 def _multiworker() -> tf.distribute.Strategy:
-    if "TF_CONFIG" not in os.environ:
-        raise InputError(
-            "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set"
-        )
+    workers = cluster_from_environment()
     try:
         # Before any device is listed or used: the workers' servers start together with the devices.
         return tf.distribute.MultiWorkerMirroredStrategy()
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"--strategy multiworker: TF_CONFIG cannot be followed ({_first_line(error)})") from None
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        cause = f"the workers {', '.join(workers)} do not come together ({first_line(error)})"
+        raise InputError(f"--strategy multiworker: {cause}; start all of them, each with its own TF_CONFIG") from None
 
 
 def _tpu() -> tf.distribute.Strategy:
-    # A TPU machine names no TPU: its own is "local". None lets TensorFlow look where TPU_NAME and the like point.
-    address = os.environ.get("COLAB_TPU_ADDR")
-    named = any(name in os.environ for name in ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS"))
-    tpu = None if named else f"grpc://{address}" if address else "local"
+    address = _tpu_address()
+    if address and address.startswith("grpc://"):
+        _check_reachable(address)
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(tpu)
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect(address)
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise InputError(
-            f"--strategy tpu: no TPU answers ({_first_line(error)}); run on a TPU machine with tensorflow-tpu"
+            f"--strategy tpu: no TPU answers ({first_line(error)}); run on a TPU machine with tensorflow-tpu"
         ) from None
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _tpu_address() -> str | None:
+    """Where the TPU is: "local" on a TPU machine (Colab, Kaggle, Cloud TPU VM). None: let TensorFlow ask the cloud."""
+    address, name = os.environ.get("COLAB_TPU_ADDR"), os.environ.get("TPU_NAME")
+    if address:
+        return f"grpc://{address}"
+    if name == "local" or (name and name.startswith("grpc://")):
+        return name
+    return None if any(os.environ.get(other) for other in _NAMED_TPU) else "local"
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens: TensorFlow would try for minutes."""
+    host, _, port = address.removeprefix("grpc://").split(",")[0].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_TPU_SECONDS).close()
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"--strategy tpu: no TPU answers at {address} ({first_line(error)}); correct TPU_NAME (grpc://host:port), "
+            "or unset it on a machine with a TPU of its own"
+        ) from None
 
 
 def _cpu_flags() -> set[str]:

@@ -21,7 +21,10 @@ from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model, logits_of
 from gitseg_tf.models.weights import read_backbone_weights, set_backbone_weights
 from gitseg_tf.sections.training import ADDONS
+from gitseg_tf.training.agreement import check_agreement, naming_lost_workers
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
+from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
+from gitseg_tf.training.divergence import StopsAtDivergence
 from gitseg_tf.training.early_stopping import EarlyStopping
 from gitseg_tf.training.optimizers import addons_class
 from gitseg_tf.training.run_folder import has_begun, open_run
@@ -47,7 +50,7 @@ def train(
         config: the experiment.
         dataset: folds but config.data.fold are trained on, that fold is validated after each epoch.
         run: the folder; a new one, unless `resume`.
-        resume: go on after the last finished epoch of an interrupted run; a run that has not begun is begun.
+        resume: go on after the last saved step of an interrupted run; a run that has not begun is begun.
         say: takes lines for the user.
 
     Returns:
@@ -90,20 +93,28 @@ def train(
         model = training_model(network, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         stopping = EarlyStopping(config.training.early_stopping)
-        state = tf.train.Checkpoint(
-            model=model,
-            optimizer=model.optimizer,
-            average=model.average.values,
-            finished=finished,
-            progress=stopping.progress,
-        )
+    running = RunningEpoch()
+    state = tf.train.Checkpoint(
+        model=model,
+        optimizer=model.optimizer,
+        average=model.average.values,
+        finished=finished,
+        progress=stopping.progress,
+        running=running,
+    )
     if resume:
         _restore(state, finished, run)
-        say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
+        within = f" and {running.steps} steps" if running.steps else ""
+        say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
+    check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with naming_damaged_shards(dataset), using_service(config.data.service):
+        with (
+            naming_lost_workers(strategy, run),
+            naming_damaged_shards(dataset),
+            using_service(config.data.service),
+        ):
             _fit(model, config, dataset, folder, manager, finished, steps, stopping)
     if stopping.ends(int(finished.numpy())):
         say(stopping.reason(int(finished.numpy())))
@@ -205,6 +216,22 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) ->
         )
 
 
+def _shared_facts(config: Config, dataset: Dataset, run: AnyPath, begun: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What all workers must see alike, and what to do where they do not."""
+    experiment = config.model_dump_json(exclude={"provenance": True, "data": {"path"}})
+    facts = {
+        "the experiment": experiment,
+        "the dataset": dataset.source["fingerprint"],
+        "the epochs and steps that are done": begun,
+    }
+    cures = (
+        "give all of them the same config",
+        f"give all of them the dataset of which {dataset.root} is a copy",
+        f"all of them must see the same {run}: put --out on a file system that they share",
+    )
+    return facts, dict(zip(facts, cures, strict=True))
+
+
 @contextmanager
 def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyPath]:
     """The run, if this process is the chief. Every worker takes part in saving, but what the others save is dropped."""
@@ -224,7 +251,7 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     bars = EpochBars(steps, batches, epochs)
     try:
         model.fit(
-            training_windows(dataset, config, first),
+            training_windows(dataset, config, first, manager.checkpoint.running.steps),
             validation_data=validation_windows(dataset, config),
             epochs=epochs,
             initial_epoch=first,
@@ -233,7 +260,9 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
             verbose=0,
             callbacks=[
                 AveragedValidation(partial(training_windows, dataset, config) if swa else None, epochs - swa, steps),
+                StopsAtDivergence(dataset, config),
                 stopping,
+                WithinEpoch(manager, config.training.checkpoint_minutes),
                 RunRecorder(run, manager, finished),
                 bars,
                 keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),

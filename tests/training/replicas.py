@@ -1,10 +1,14 @@
 """What test_distributed runs in processes of its own, for TensorFlow's devices are chosen once a process.
 
 `replicas.py compare DATASET OUT` prints JSON: histories, losses and gradients on one device and on two replicas.
-`replicas.py worker DATASET OUT` trains as one of the workers that TF_CONFIG names.
+`replicas.py eight DATASET OUT` prints the histories on one device and on eight replicas.
+`replicas.py worker DATASET OUT` trains as one of the workers that TF_CONFIG names, or goes on with OUT; DIE_AT=STEP in
+the environment has it kill itself after that step.
 """
 
 import json
+import os
+import signal
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,11 +19,12 @@ import tf_keras as keras
 
 from gitseg_tf.config import load_config
 from gitseg_tf.data.dataset import load_dataset
+from gitseg_tf.errors import InputError
 from gitseg_tf.models import backbones
 from gitseg_tf.models.build import build_model
 from gitseg_tf.sections.loss import LossConfig
 from gitseg_tf.training import trainer
-from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.callbacks import EpochBars, read_history
 from gitseg_tf.training.losses import build_loss, training_loss
 from gitseg_tf.training.losses.build import PIXEL_TERMS, REGION_TERMS
 from gitseg_tf.training.strategy import choose_strategy
@@ -63,7 +68,7 @@ choose_strategy = trainer.choose_strategy = cache(choose_strategy)
 
 def trained(dataset, out: Path, strategy: str, epochs: int = 2, **more) -> list[dict]:
     config = load_config(None, SETTINGS | {"training.strategy": strategy, "training.epochs": epochs} | more)
-    trainer.train(config, dataset, out, say=lambda line: None)
+    trainer.train(config, dataset, out, resume=True, say=lambda line: None)
     return read_history(out)
 
 
@@ -140,9 +145,32 @@ def compare(dataset, out: Path) -> dict:
     }
 
 
+def eight(dataset, out: Path) -> dict:
+    """An epoch on one device and on eight replicas, of one level of the encoder."""
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
+    )
+    two_levels = backbones.BACKBONES["plain"]
+    backbones.BACKBONES["plain"] = lambda inputs, config: {s: f for s, f in two_levels(inputs, config).items() if s < 2}
+    history = {name: trained(dataset, out / name, name, 1) for name in ("one_device", "mirrored")}
+    return {"replicas": choose_strategy("mirrored")[0].num_replicas_in_sync, "history": history}
+
+
+def work(dataset, out: Path) -> None:
+    def end(self, batch, logs=None):
+        if self.model.optimizer.iterations.numpy() == int(os.environ.get("DIE_AT", -1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    EpochBars.on_train_batch_end = end
+    try:
+        trained(dataset, out, "auto", **{"training.checkpoint_minutes": 1e-6})
+    except InputError as error:
+        sys.exit(str(error))
+
+
 if __name__ == "__main__":
     role, root, out = sys.argv[1], *map(Path, sys.argv[2:])
-    if role == "compare":
-        print(json.dumps(compare(load_dataset(root), out)))
+    if role in ("compare", "eight"):
+        print(json.dumps({"compare": compare, "eight": eight}[role](load_dataset(root), out)))
     else:
-        trained(load_dataset(root), out, "auto", epochs=1)
+        work(load_dataset(root), out)

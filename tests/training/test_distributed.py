@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).with_name("replicas.py")
+STEPS = 4  # of an epoch
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +21,7 @@ def compared(drawn_dataset, tmp_path_factory):
     """The same training on one device and on two replicas that are parts of the processor."""
     out = tmp_path_factory.mktemp("compared")
     command = [sys.executable, str(SCRIPT), "compare", str(drawn_dataset.root), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -62,6 +65,17 @@ def test_two_replicas_have_each_loss_and_its_gradient_of_one_device(compared):
         assert two[name][1] == pytest.approx(gradient, abs=1e-6) and np.abs(gradient).max() > 1e-5, name
 
 
+def test_eight_replicas_have_the_steps_the_rate_and_the_loss_of_one_device(drawn_dataset, tmp_path):
+    command = [sys.executable, str(SCRIPT), "eight", str(drawn_dataset.root), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    (one,), (many,) = (seen["history"][name] for name in ("one_device", "mirrored"))
+    assert seen["replicas"] == 8
+    assert [many["loss"], many["val_loss"]] == pytest.approx([one["loss"], one["val_loss"]], abs=1e-4)
+    assert many["learning_rate"] == one["learning_rate"]  # of the last step: as many steps, and the same schedule
+
+
 def free_ports(count):
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
@@ -70,23 +84,43 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-def test_two_workers_write_one_run_and_have_the_loss_of_one_device(compared, drawn_dataset, tmp_path):
-    run, workers = tmp_path / "run", [f"127.0.0.1:{port}" for port in free_ports(2)]
-    command = [sys.executable, str(SCRIPT), "worker", str(drawn_dataset.root), str(run)]
+def train_on_two_workers(dataset, run, dies=None, elsewhere=None):
+    """Exit status and stderr of two workers; number 1 may die after a step, or have a run folder of its own."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = []
     for index in range(2):
         cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "TMPDIR": str(tmp_path)}
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "TMPDIR": str(run.parent)}
+        environment |= {"PYTHONDONTWRITEBYTECODE": "1"} | ({"DIE_AT": str(dies)} if dies and index == 1 else {})
+        folder = elsewhere if elsewhere and index == 1 else run
+        command = [sys.executable, str(SCRIPT), "worker", str(dataset.root), str(folder)]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     try:
-        said = [process.communicate(timeout=300)[1].decode() for process in started]
+        said = [process.communicate(timeout=400)[1].decode() for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-5000:]
+    return [process.returncode for process in started], said
+
+
+def test_two_workers_of_which_one_is_killed_write_one_run_and_end_like_one_device(compared, drawn_dataset, tmp_path):
+    run = tmp_path / "run"
+    (alive, dead), said = train_on_two_workers(drawn_dataset, run, dies=STEPS + 2)
+    assert (alive, dead) == (1, -signal.SIGKILL), "\n".join(said)[-5000:]
+    last = said[0].strip().splitlines()[-1]
+    assert "another worker" in last and "(number 0) is gone" in last and "--resume" in last
+    for left in set(tmp_path.iterdir()) - {run}:
+        shutil.rmtree(left) if left.is_dir() else left.unlink()  # of the killed one, which had no time
+    status, said = train_on_two_workers(drawn_dataset, run, elsewhere=tmp_path / "elsewhere")
+    assert status == [1, 1], "\n".join(said)[-5000:]
+    for text in said:
+        assert "differ in the epochs and steps that are done" in text.strip().splitlines()[-1]
+    assert not (tmp_path / "elsewhere").exists()
+    status, said = train_on_two_workers(drawn_dataset, run)
+    assert status == [0, 0], "\n".join(said)[-5000:]
     with open(run / "history.csv", newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert float(row["loss"]) == pytest.approx(compared["history"]["one_device"][0]["loss"], abs=1e-3)
+        losses = [[float(row[name]) for name in ("loss", "val_loss")] for row in csv.DictReader(file)]
+    alone = [[row[name] for name in ("loss", "val_loss")] for row in compared["history"]["one_device"]]
+    assert np.allclose(losses, alone, rtol=0, atol=1e-4)
     assert {path.name for path in run.iterdir()} == {"config.yaml", "history.csv", "checkpoints", "logs"}
     assert list(tmp_path.iterdir()) == [run]

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 import time
 from types import SimpleNamespace
 
@@ -8,7 +10,17 @@ import tensorflow as tf
 from gitseg_tf.training import strategy
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
 
-NAMES = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS", "TF_CONFIG")
+NAMES = (
+    "TPU_NAME",
+    "COLAB_TPU_ADDR",
+    "TPU_WORKER_ID",
+    "TPU_ACCELERATOR_TYPE",
+    "TPU_CONFIG",
+    "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS",
+    "TF_CONFIG",
+    "SLURM_STEP_NUM_TASKS",
+)
+CLUSTER = json.dumps({"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}})
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +91,7 @@ def test_auto_takes_all_gpus(gpus, stand_ins, count, line, made):
 
 def test_auto_is_multiworker_where_tf_config_is_set(monkeypatch, stand_ins, gpus):
     gpus(2)
-    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setenv("TF_CONFIG", CLUSTER)
     chosen, line = choose_strategy()
     assert chosen.made == "MultiWorkerMirroredStrategy" and "multiworker" in line and "auto: TF_CONFIG is set" in line
 
@@ -87,7 +99,7 @@ def test_auto_is_multiworker_where_tf_config_is_set(monkeypatch, stand_ins, gpus
 def test_the_workers_servers_start_before_any_device_is_listed(monkeypatch, stand_ins):
     calls = []
     made = tf.distribute.MultiWorkerMirroredStrategy
-    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setenv("TF_CONFIG", CLUSTER)
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: calls.append("strategy") or made())
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: calls.append(kind) or [])
     choose_strategy()
@@ -98,16 +110,51 @@ def test_the_workers_servers_start_before_any_device_is_listed(monkeypatch, stan
     ("variable", "value", "address"),
     [
         ("TPU_NAME", "my-tpu", None),
+        ("TPU_NAME", "local", "local"),
         ("TPU_WORKER_ID", "0", "local"),
-        ("COLAB_TPU_ADDR", "10.0.0.2:8470", "grpc://10.0.0.2:8470"),
+        ("TPU_ACCELERATOR_TYPE", "v5e-1", "local"),
     ],
 )
 def test_auto_is_tpu_where_the_environment_names_one(monkeypatch, stand_ins, variable, value, address):
     monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setenv("TF_CONFIG", CLUSTER)
     chosen, line = choose_strategy()
     assert (chosen.made, chosen.devices) == ("TPUStrategy", f"TPU {address}")
     assert line == "tpu, 1 TPU replica (auto: the environment names a TPU)"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"), [("COLAB_TPU_ADDR", "127.0.0.1:{port}"), ("TPU_NAME", "grpc://127.0.0.1:{port}")]
+)
+def test_a_tpu_with_an_address_is_taken_if_somebody_listens_there(monkeypatch, stand_ins, refusal, variable, text):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv(variable, text.format(port=port))
+        assert choose_strategy()[0].devices == f"TPU grpc://127.0.0.1:{port}"
+    said = refusal(choose_strategy)
+    assert f"no TPU answers at grpc://127.0.0.1:{port}" in said and "TPU_NAME" in said
+
+
+@pytest.mark.parametrize("address", ["grpc://nowhere", "grpc://host:port", "grpc://"])
+def test_an_address_that_is_none_is_refused(monkeypatch, stand_ins, refusal, address):
+    monkeypatch.setenv("TPU_NAME", address)
+    assert "no TPU answers" in refusal(choose_strategy)
+
+
+def test_variables_that_a_machine_without_tpu_leaves_empty_mean_nothing(monkeypatch):
+    for name in ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "COLAB_TPU_ADDR", "TF_CONFIG"):
+        monkeypatch.setenv(name, "")
+    assert choose_strategy()[1].startswith("one_device")
+
+
+def test_auto_is_multiworker_where_slurm_started_several_tasks(monkeypatch, stand_ins):
+    step = {"STEP_NUM_TASKS": 2, "STEP_NODELIST": "n[1-2]", "STEP_TASKS_PER_NODE": "1(x2)", "PROCID": 1, "LOCALID": 0}
+    for name, value in (step | {"JOB_ID": 7}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    chosen, line = choose_strategy()
+    assert chosen.made == "MultiWorkerMirroredStrategy" and "auto: 2 tasks of SLURM" in line
+    assert json.loads(os.environ["TF_CONFIG"])["task"]["index"] == 1
 
 
 def test_multiworker_without_workers_is_refused(refusal):
