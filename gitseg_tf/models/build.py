@@ -10,6 +10,8 @@ from gitseg_tf.models.backbones import BACKBONES
 from gitseg_tf.models.unet import unet
 
 DECODERS = {"unet": unet}
+# Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
+INITIAL_LOGIT = -3.0
 
 
 def build_model(config: Config, precision: str = "float32", synchronized: bool = False) -> keras.Model:
@@ -28,8 +30,7 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
         features = BACKBONES[config.model.backbone](inputs, config.model)
         decoded = DECODERS[config.model.architecture](features, config.model)
-        # Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
-        rare = keras.initializers.Constant(-3.0)
+        rare = keras.initializers.Constant(INITIAL_LOGIT)
         logits = keras.layers.Conv2D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name="logits")(decoded)
         model = keras.Model(inputs, logits, name=f"{config.model.architecture}_{config.model.backbone}")
         return _with_synchronized_normalization(model) if synchronized else model

@@ -25,3 +25,4 @@ class TrainingConfig(Section):
     precision: Precision = "auto"
     jit_compile: bool = Field(False, description="compile the training step with XLA; always on for TPUs")
     deterministic: bool = Field(False, description="the same bits from the same seed on a GPU too, slower")
+    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases that gets the curves too")

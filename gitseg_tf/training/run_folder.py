@@ -81,7 +81,7 @@ def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> No
     before = load_config(run / "config.yaml")
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
         raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-    free = {"data": {"path", "service"}, "training": {"epochs", "strategy"}}
+    free = {"data": {"path", "service"}, "training": {"epochs", "strategy", "wandb"}}
     for section in ("data", "augment", "model", "training"):
         was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
         for key in was:

@@ -20,11 +20,15 @@ from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
+from gitseg_tf.training.initial_loss import InitialLoss
 from gitseg_tf.training.losses import bce_dice_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
+from gitseg_tf.training.overlays import Overlays
 from gitseg_tf.training.run_folder import has_begun, open_run
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
+from gitseg_tf.training.tensorboard import EpochLog, open_loggers
+from gitseg_tf.training.wandb_log import import_wandb
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,41 @@ def train(
             fit the config.
     """
     run = as_path(run)
+    strategy, precision = set_up(config, dataset, say)
+    steps = steps_per_epoch(dataset, config)
+    if strategy.extended.should_checkpoint:
+        open_run(run, config, dataset, resume)
+    model = compiled_model(config, strategy, precision, steps)
+    with strategy.scope():
+        finished = tf.Variable(0, dtype=tf.int64, trainable=False)
+        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
+    if resume:
+        _restore(state, finished, run)
+        say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
+    say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
+    with _own_folder(run, strategy) as folder:
+        manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
+        with naming_damaged_shards(dataset), using_service(config.data.service):
+            _fit(model, config, dataset, folder, manager, finished, steps, say)
+    return load_run(run) if strategy.extended.should_checkpoint else None
+
+
+def set_up(
+    config: Config, dataset: Dataset, say: Callable[[str], None] = print
+) -> tuple[tf.distribute.Strategy, str]:
+    """Choose devices and precision, say which, and refuse what they and the data do not fit.
+
+    Args:
+        config: the experiment.
+        dataset: what it is to be trained on.
+        say: takes lines for the user.
+
+    Returns:
+        The strategy, and keras's dtype policy.
+
+    Raises:
+        InputError: no such devices, or the config fits neither them nor the data.
+    """
     strategy, strategy_line = choose_strategy(config.training.strategy)
     precision, precision_line = choose_precision(
         config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy)
@@ -75,31 +114,34 @@ def train(
         raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
     if config.augment.on == "accelerator":
         _check_accelerator_changes(config, replicas)
+    if config.training.wandb is not None:
+        import_wandb()
     _check_scans(config, dataset, say)
-    steps = steps_per_epoch(dataset, config)
-    if strategy.extended.should_checkpoint:
-        open_run(run, config, dataset, resume)
+    return strategy, precision
+
+
+def compiled_model(config: Config, strategy: tf.distribute.Strategy, precision: str, steps: int) -> keras.Model:
+    """Build the network and its optimizer with fresh weights, ready for `fit`.
+
+    Args:
+        config: the experiment; everything random is seeded by config.seed.
+        strategy, precision: from `set_up`.
+        steps: training steps in an epoch, for the schedule of the learning rate.
+
+    Returns:
+        The compiled model, its variables placed by the strategy.
+    """
     keras.utils.set_random_seed(config.seed)
     if config.training.deterministic:
         tf.config.experimental.enable_op_determinism()
     with strategy.scope():
-        model = build_model(config, precision, synchronized=replicas > 1)
+        model = build_model(config, precision, synchronized=strategy.num_replicas_in_sync > 1)
         if config.augment.on == "accelerator":
             model = AugmentedModel(
                 model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
             )
         _compile(model, config, steps)
-        finished = tf.Variable(0, dtype=tf.int64, trainable=False)
-        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, finished=finished)
-    if resume:
-        _restore(state, finished, run)
-        say(f"resuming   {run} after epoch {int(finished.numpy())} of {config.training.epochs}")
-    say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
-    with _own_folder(run, strategy) as folder:
-        manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with naming_damaged_shards(dataset), using_service(config.data.service):
-            _fit(model, config, dataset, folder, manager, finished, steps)
-    return load_run(run) if strategy.extended.should_checkpoint else None
+    return model
 
 
 def _check_accelerator_changes(config: Config, replicas: int) -> None:
@@ -209,7 +251,7 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
     model.optimizer.build(model.trainable_variables)
 
 
-def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int) -> None:
+def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, say) -> None:
     epochs, first = config.training.epochs, int(finished.numpy())
     if first >= epochs:
         return
@@ -219,22 +261,25 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
     share = batches * config.data.batch_size / slices
     validation = validation.map(lambda image, mask, weight: (image, mask, weight * share))
-    bars = EpochBars(steps, batches, epochs)
+    windows = training_windows(dataset, config, first)
+    initial = None if first else InitialLoss(model.loss, say)
+    if initial:
+        windows = initial.watching(windows)
+    recorder, bars = RunRecorder(run, manager, finished), EpochBars(steps, batches, epochs)
     try:
-        model.fit(
-            training_windows(dataset, config, first),
-            validation_data=validation,
-            epochs=epochs,
-            initial_epoch=first,
-            steps_per_epoch=steps,
-            validation_steps=batches,
-            verbose=0,
-            callbacks=[
-                AveragedValidation(),
-                RunRecorder(run, manager, finished),
-                bars,
-                keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),
-            ],
-        )
+        with open_loggers(run, config, model.distribute_strategy) as loggers:
+            overlays = Overlays(dataset, config) if loggers else None
+            # Overlays come before AveragedValidation: what is drawn is what is validated, the averaged weights.
+            callbacks = [initial, overlays, AveragedValidation(), recorder, bars]
+            model.fit(
+                windows,
+                validation_data=validation,
+                epochs=epochs,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                validation_steps=batches,
+                verbose=0,
+                callbacks=[c for c in callbacks if c] + [EpochLog(loggers, recorder, overlays, config.data.batch_size)],
+            )
     finally:
         bars.close()

@@ -282,7 +282,7 @@ def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
 def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
     begun = []
 
-    def fit(model, config, dataset, run, manager, finished, steps):
+    def fit(model, config, dataset, run, manager, finished, *rest):
         begun.append(run)
         best_weights_path(run).touch()
 
@@ -349,7 +349,7 @@ def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_pat
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
     run, fit = tmp_path / "run", trainer._fit
 
-    def save_at_once(model, config, dataset, run, manager, finished, steps):
+    def save_at_once(model, config, dataset, run, manager, finished, *rest):
         best_weights_path(run).touch()
         manager.save()
 
