@@ -70,6 +70,6 @@ def initial_loss_line(loss: float, expected: float) -> str:
     if math.isfinite(loss) and abs(loss - expected) <= TOLERANCE * abs(expected):
         return f"initial    loss {loss:.3f} of the untrained network, {expected:.3f} was expected"
     return (
-        f"warning    loss of the untrained network is {loss:.3g}, {expected:.3g} was expected: look at the scale of the "
-        "inputs, the initial weights and the bias of the last layer"
+        f"warning    loss of the untrained network is {loss:.3g}, {expected:.3g} was expected: look at the scale of "
+        "the inputs, the initial weights and the bias of the last layer"
     )

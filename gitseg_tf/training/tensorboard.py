@@ -40,9 +40,7 @@ class TensorBoardLogger:
     """
 
     def __init__(self, folder: AnyPath):
-        self._writers = {
-            part: tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")
-        }
+        self._writers = {part: tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")}
 
     def write(self, epoch: int, scalars: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
         """See `Logger`."""

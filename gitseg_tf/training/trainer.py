@@ -80,9 +80,7 @@ def train(
     return load_run(run) if strategy.extended.should_checkpoint else None
 
 
-def set_up(
-    config: Config, dataset: Dataset, say: Callable[[str], None] = print
-) -> tuple[tf.distribute.Strategy, str]:
+def set_up(config: Config, dataset: Dataset, say: Callable[[str], None] = print) -> tuple[tf.distribute.Strategy, str]:
     """Choose devices and precision, say which, and refuse what they and the data do not fit.
 
     Args:
