@@ -19,6 +19,7 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.progress import progress
+from gitseg_tf.training.callbacks import inner_optimizer
 from gitseg_tf.training.trainer import compiled_model, set_up
 
 _MEMORY = 0.9
@@ -119,9 +120,10 @@ def range_test(model: keras.Model, windows: tf.data.Dataset, lowest: float, high
     Returns:
         What was tried.
     """
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     # A schedule is part of the compiled step: it needs no callback, whatever the strategy.
-    optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(lowest, steps - 1, highest / lowest)
+    inner_optimizer(model.optimizer).learning_rate = keras.optimizers.schedules.ExponentialDecay(
+        lowest, steps - 1, highest / lowest
+    )
     watch = _Watch(lowest, highest, steps)
     model.fit(windows, steps_per_epoch=steps, verbose=0, callbacks=[watch])
     return RangeTest(np.array(watch.rates), np.array(watch.losses), watch.diverged)
@@ -186,11 +188,11 @@ def draw_range_test(path: AnyPath, test: RangeTest, suggestion: Suggestion) -> N
     axes.axvline(
         suggestion.steepest, color="#d55e00", linestyle=":", label=f"steepest descent: {suggestion.steepest:.2g}"
     )
-    low, high = np.nanmin(suggestion.smoothed), suggestion.smoothed[: max(len(test.rates) // 10, 1)].mean()
+    low, high = np.nanmin(test.losses), suggestion.smoothed[: max(len(test.rates) // 10, 1)].mean()
     axes.set_ylim(low - 0.1 * (high - low), high + 0.5 * (high - low))
     axes.set(xlabel="learning rate", ylabel="loss")
     axes.grid(alpha=0.2)
-    axes.legend(frameon=False)
+    axes.legend(loc="lower left")
     with written_locally(path) as file:
         figure.savefig(file)
 

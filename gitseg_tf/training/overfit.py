@@ -19,10 +19,11 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.augment import AugmentConfig
+from gitseg_tf.training.callbacks import inner_optimizer
 from gitseg_tf.training.initial_loss import expected_initial_loss
 from gitseg_tf.training.trainer import compiled_model, set_up
 
-STEPS = 400
+STEPS = 500
 DICE = 0.95
 LOSS_SHARE = 0.1
 CRITERION = f"a loss below {LOSS_SHARE:.0%} of the untrained network's and a Dice above {DICE}"
@@ -68,7 +69,10 @@ class Verdict:
             got = f"{got}, but loss {self.used_loss:.3g} and Dice {self.used_dice:.3f} when it is used"
             cure = "batch normalisation, whose moving statistics differ from the batches', and dropout"
         elif self.loss > 0.9 * self.initial:
-            cure = "the learning rate (gitseg lr-find), whether the weights are trained at all, and the loss"
+            cure = (
+                "the learning rate (gitseg lr-find), whether the weights are trained at all, and whether the masks "
+                "belong to the images"
+            )
         else:
             cure = (
                 "whether the masks belong to the images (gitseg augment draws them), the size of the network, "
@@ -87,9 +91,9 @@ def overfit(
 ) -> Verdict:
     """Train on a few fixed batches over and over, as plainly as can be: the loss has to go to near zero.
 
-    There is no random change, no weight decay and no average of the weights. It ends as soon as the criterion is met,
-    by the training step's own loss and Dice, and by the network as it is used afterwards. (Karpathy, "A Recipe for
-    Training Neural Networks", 2019: "overfit one batch".)
+    There is no random change, no weight decay, no average of the weights, and the learning rate stays at its peak. It
+    ends as soon as the criterion is met, by the training step's own loss and Dice, and by the network as it is used
+    afterwards. (Karpathy, "A Recipe for Training Neural Networks", 2019: "overfit one batch".)
 
     Args:
         config: the experiment.
@@ -97,7 +101,7 @@ def overfit(
         out: a new folder; gets overfit.yaml (the config), overfit.csv and overfit.png (the curves), and nothing else:
             it is no run.
         batches: how many, at least 1.
-        passes: over the batches at most; None is as many as 400 steps need.
+        passes: over the batches at most; None is as many as 500 steps need.
         say: takes lines for the user.
 
     Returns:
@@ -112,6 +116,8 @@ def overfit(
     config = without_regularisation(config, passes)
     strategy, precision = set_up(config, dataset, say)
     model = compiled_model(config, strategy, precision, batches)
+    rate = config.training.learning_rate
+    inner_optimizer(model.optimizer).learning_rate = keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)
     chief = strategy.extended.should_checkpoint
     if chief:
         out.mkdir(parents=True, exist_ok=True)
@@ -163,8 +169,7 @@ def learn_by_heart(
         The verdict, and for each pass {"pass", "loss", "dice"}.
     """
     watch = _Watch(windows, batches, passes, initial)
-    with np.errstate(invalid="ignore"):
-        model.fit(windows.repeat(), epochs=passes, steps_per_epoch=batches, verbose=0, callbacks=[watch])
+    model.fit(windows.repeat(), epochs=passes, steps_per_epoch=batches, verbose=0, callbacks=[watch])
     last = watch.curve[-1]
     used = watch.used if watch.used and watch.at == last["pass"] else _use(model, windows, batches)
     return Verdict(last["pass"], last["loss"], last["dice"], used["loss"], used["dice"], initial), watch.curve
