@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
         except InputError as error:
             told = ", ".join(f"{key}={value}" for key, value in values.items())
             raise InputError(f"{path}: {told}: {error}") from None
+        values = {key: _value(config, key) for key in values}
         name = _name(values)
         if name in trials:
             raise InputError(f"{path}: two runs would be named {name}; use shorter values, or two grids")
@@ -88,6 +90,8 @@ def run_grid(trials: list[Trial], out: str | AnyPath, say: Callable[[str], None]
     Raises:
         InputError: a run of that name with another config is there, or another grid is running in the folder.
     """
+    if "TF_CONFIG" in os.environ:
+        raise InputError("gitseg grid: runs on one machine; unset TF_CONFIG, or train run after run with train.py")
     out = Path(out)
     names = {"config.yaml", "history.csv"} & {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names:
@@ -222,6 +226,14 @@ def _check_same(run: AnyPath, trial: Trial) -> None:
     for section, before in was.items():
         if before != wanted[section]:
             raise InputError(f"{run}: was trained with another {section}; choose another --out")
+
+
+def _value(config: Config, key: str) -> Any:
+    """A key's value as the config reads it: YAML takes 1e-3 for text."""
+    value: Any = config.model_dump(mode="json")
+    for name in key.split("."):
+        value = value[name]
+    return value
 
 
 def _name(values: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ def overfitted(drawn_dataset, tmp_path, monkeypatch):
 
 
 def test_the_command_passes_a_network_that_learns(overfitted, tmp_path, capsys):
-    assert overfitted("1", "--set", "training.learning_rate=0.02", "--precision", "float32") == 0
+    assert overfitted("1", "--set", "training.learning_rate=0.05", "--precision", "float32") == 0
     assert "overfit    yes" in capsys.readouterr().out
     out = tmp_path / "runs" / "default-overfit"
     assert {path.name for path in out.iterdir()} == {"overfit.yaml", "overfit.csv", "overfit.png"}
