@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_the_real_package_logs_without_a_network(tmp_path, monkeypatch):
     with WandbLogger(tmp_path, CONFIG) as logger:
         logger.write(0, {"val_dice": 0.5}, {"case1": PICTURE})
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    until = time.monotonic() + 20
+    while b"val_dice" not in written.read_bytes() and time.monotonic() < until:  # wandb's own process writes the file
+        time.sleep(0.1)
     assert b"overlays/case1" in written.read_bytes() and b"val_dice" in written.read_bytes()
     assert len(list(written.parent.glob("files/media/images/overlays/case1_*.png"))) == 1
     assert (tmp_path / "wandb-id.txt").read_text().strip() in written.name
