@@ -52,7 +52,7 @@ class RunRecorder(keras.callbacks.Callback):
             raise InputError(f"epoch {self.epoch}, step {batch + 1}: the loss is {logs['loss']}; {cure}")
 
     def on_epoch_end(self, epoch, logs=None):
-        optimizer = inner_optimizer(self.model.optimizer)
+        optimizer = _inner(self.model.optimizer)
         rate = float(optimizer.learning_rate.numpy())
         seconds = round(time.monotonic() - self.started, 2)
         row = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": rate, "seconds": seconds}
@@ -140,10 +140,9 @@ def write_history(run: AnyPath, rows: list[dict]) -> None:
     write_atomically(run / "history.csv", text.getvalue().encode())
 
 
-def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """The optimizer itself, without the scaling of the loss that float16 puts around it."""
+def _inner(optimizer):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _swap_average(model: keras.Model) -> None:
-    inner_optimizer(model.optimizer).swap_average(model.trainable_variables)
+    _inner(model.optimizer).swap_average(model.trainable_variables)

@@ -54,15 +54,22 @@ class InitialLoss(keras.callbacks.Callback):
 
 
 def expected_initial_loss(loss: Callable, mask: np.ndarray, outputs) -> float:
-    """The loss of a network that says INITIAL_LOGIT for every pixel and organ.
+    """The loss of a network that says INITIAL_LOGIT for every pixel and organ, and 0 for an organ's presence.
 
     Args:
         loss: function of (mask [N, ..., 3], outputs) to the loss [N].
         mask: float32 [N, ..., 3].
         outputs: the model's, one Keras tensor or a dict of them.
     """
-    constant = tf.nest.map_structure(lambda output: tf.fill([len(mask), *output.shape[1:]], INITIAL_LOGIT), outputs)
-    return float(tf.reduce_mean(loss(tf.constant(mask), constant)))
+
+    def constant(output, logit=INITIAL_LOGIT):
+        return tf.fill([len(mask), *output.shape[1:]], logit)
+
+    if isinstance(outputs, dict):
+        said = {name: constant(o, 0.0 if name == "presence" else INITIAL_LOGIT) for name, o in outputs.items()}
+    else:
+        said = constant(outputs)
+    return float(tf.reduce_mean(loss(tf.constant(mask), said)))
 
 
 def initial_loss_line(loss: float, expected: float) -> str:

@@ -19,7 +19,6 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.progress import progress
-from gitseg_tf.training.callbacks import inner_optimizer
 from gitseg_tf.training.trainer import compiled_model, set_up
 
 _MEMORY = 0.9
@@ -93,10 +92,10 @@ def lr_find(
     out = as_path(out)
     config = _long_enough(config, dataset, steps)
     strategy, precision = set_up(config, dataset, say)
-    model = compiled_model(config, strategy, precision, steps)
+    model = compiled_model(config, strategy, precision, steps, rising(lowest, highest, steps))
     say(f"testing    {model.name}, rates from {lowest:g} to {highest:g} in {steps} steps")
     with naming_damaged_shards(dataset), using_service(config.data.service):
-        test = range_test(model, training_windows(dataset, config), lowest, highest, steps)
+        test = range_test(model, training_windows(dataset, config), rising(lowest, highest, steps), steps)
     chief = strategy.extended.should_checkpoint
     if chief:
         out.mkdir(parents=True, exist_ok=True)
@@ -109,22 +108,24 @@ def lr_find(
     return suggestion
 
 
-def range_test(model: keras.Model, windows: tf.data.Dataset, lowest: float, highest: float, steps: int) -> RangeTest:
-    """Train a compiled model with a rate that rises exponentially.
+def rising(lowest: float, highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Rates that rise exponentially from the lowest to the highest; as a schedule, for every optimizer and strategy."""
+    return keras.optimizers.schedules.ExponentialDecay(lowest, steps - 1, highest / lowest)
+
+
+def range_test(model: keras.Model, windows: tf.data.Dataset, schedule, steps: int) -> RangeTest:
+    """Train a compiled model with a rate that rises, until the loss blows up.
 
     Args:
-        model: compiled; its weights are worth nothing afterwards.
+        model: compiled with the schedule; its weights are worth nothing afterwards.
         windows: at least `steps` batches.
-        lowest, highest, steps: as for `lr_find`.
+        schedule: from `rising`.
+        steps: at most.
 
     Returns:
         What was tried.
     """
-    # A schedule is part of the compiled step: it needs no callback, whatever the strategy.
-    inner_optimizer(model.optimizer).learning_rate = keras.optimizers.schedules.ExponentialDecay(
-        lowest, steps - 1, highest / lowest
-    )
-    watch = _Watch(lowest, highest, steps)
+    watch = _Watch(schedule, steps)
     model.fit(windows, steps_per_epoch=steps, verbose=0, callbacks=[watch])
     return RangeTest(np.array(watch.rates), np.array(watch.losses), watch.diverged)
 
@@ -200,9 +201,9 @@ def draw_range_test(path: AnyPath, test: RangeTest, suggestion: Suggestion) -> N
 class _Watch(keras.callbacks.Callback):
     """Keeps the loss of each step and the rate that it was made with."""
 
-    def __init__(self, lowest: float, highest: float, steps: int):
+    def __init__(self, schedule, steps: int):
         super().__init__()
-        self.lowest, self.ratio, self.steps = lowest, highest / lowest, steps
+        self.schedule = schedule
         self.rates, self.losses, self.diverged = [], [], False
         self.best, self.average = math.inf, 0.0
         self.bar = progress(range(steps), "lr-find", steps, "step")
@@ -211,8 +212,7 @@ class _Watch(keras.callbacks.Callback):
         # Keras reports the mean since the last reset: a step of its own is wanted.
         self.model.reset_metrics()
         # Not the number of the batch: float16 leaves out steps whose gradient overflows.
-        step = int(self.model.optimizer.iterations.numpy())
-        self.rates.append(self.lowest * self.ratio ** (step / (self.steps - 1)))
+        self.rates.append(float(self.schedule(self.model.optimizer.iterations)))
 
     def on_train_batch_end(self, batch, logs=None):
         loss = logs["loss"]

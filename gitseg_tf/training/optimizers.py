@@ -41,18 +41,19 @@ class AveragingAdamW(keras.optimizers.AdamW):
             average.assign(value)
 
 
-def build_optimizer(config: TrainingConfig, total_steps: int) -> AveragingAdamW:
+def build_optimizer(config: TrainingConfig, total_steps: int, schedule=None) -> AveragingAdamW:
     """AdamW with linear warm-up, cosine decay to zero, clipping by global norm and a moving average of the weights.
 
     Args:
         config: rates and factors; no weight decay is put on biases and normalisation.
         total_steps: of the whole training.
+        schedule: a keras LearningRateSchedule instead of that one.
 
     Returns:
         The optimizer, not yet built.
     """
     warmup = round(config.warmup * total_steps)
-    schedule = keras.optimizers.schedules.CosineDecay(
+    schedule = schedule or keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else config.learning_rate,
         decay_steps=max(total_steps - warmup, 1),
         warmup_target=config.learning_rate if warmup else None,

@@ -19,7 +19,6 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.augment import AugmentConfig
-from gitseg_tf.training.callbacks import inner_optimizer
 from gitseg_tf.training.initial_loss import expected_initial_loss
 from gitseg_tf.training.trainer import compiled_model, set_up
 
@@ -115,9 +114,8 @@ def overfit(
     out, passes = as_path(out), passes or math.ceil(STEPS / batches)
     config = without_regularisation(config, passes)
     strategy, precision = set_up(config, dataset, say)
-    model = compiled_model(config, strategy, precision, batches)
-    rate = config.training.learning_rate
-    inner_optimizer(model.optimizer).learning_rate = keras.optimizers.schedules.ExponentialDecay(rate, 1, 1.0)
+    constant = keras.optimizers.schedules.ExponentialDecay(config.training.learning_rate, 1, 1.0)
+    model = compiled_model(config, strategy, precision, batches, constant)
     chief = strategy.extended.should_checkpoint
     if chief:
         out.mkdir(parents=True, exist_ok=True)

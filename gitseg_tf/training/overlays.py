@@ -4,6 +4,7 @@ import math
 
 import cv2
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import Config
@@ -64,22 +65,14 @@ def overlay_slices(dataset: Dataset, config: Config, count: int = SLICES) -> dic
     fold, excluded = config.data.fold, config.data.exclude_scans
     scans = dataset.scans_of([fold], excluded)
     chosen = {scan.id for scan in _most_organs_first(scans)[:count]}
-    others = tuple(scan.id for scan in scans if scan.id not in chosen)
-    data = config.data.model_copy(update={"exclude_scans": (*excluded, *others)})
-    batches = validation_windows(dataset, config.model_copy(update={"data": data}))
-    # validation_windows gives every slice of one scan after the other, and fills up its last batch.
-    windows = ((i, m) for image, mask, _ in batches.as_numpy_iterator() for i, m in zip(image, mask, strict=True))
-    best = {}
-    for scan in (scan for scan in scans if scan.id in chosen):
-        most = None
-        for z in range(scan.shape[0]):
-            image, mask = next(windows)
-            areas = (_middle(mask) > 0).sum((0, 1))
-            if most is None or (np.count_nonzero(areas), areas.sum()) > most:
-                most = np.count_nonzero(areas), areas.sum()
-                shown = f"{scan.id}, slice {z + 1} of {scan.shape[0]}", (image, mask)
-        best |= [shown]
-    return best
+    what = "slice" if config.data.patch is None else "patch"
+    shown = {}
+    for name in sorted(chosen):
+        others = tuple(scan.id for scan in scans if scan.id != name)
+        data = config.data.model_copy(update={"exclude_scans": (*excluded, *others)})
+        number, count, window = _most_shown(validation_windows(dataset, config.model_copy(update={"data": data})))
+        shown[f"{name}, {what} {number} of {count}"] = window
+    return shown
 
 
 def overlay_picture(plane: np.ndarray, reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -113,6 +106,20 @@ def _most_organs_first(scans: list[ScanEntry]) -> list[ScanEntry]:
     by_rank = sorted(scans, key=rank)
     first = {scan.case: scan for scan in reversed(by_rank)}
     return sorted(by_rank, key=lambda scan: scan is not first[scan.case])
+
+
+def _most_shown(batches: tf.data.Dataset) -> tuple[int, int, tuple[np.ndarray, np.ndarray]]:
+    """Of one scan's windows the one with most of the organs in its middle slice: its number, theirs, and itself."""
+    best, most, count = None, (-1, -1), 0
+    for batch in batches.as_numpy_iterator():
+        for image, mask, weight in zip(*batch, strict=True):
+            if not weight:  # what fills up the last batch
+                continue
+            count += 1
+            areas = (_middle(mask) > 0).sum((0, 1))
+            if (np.count_nonzero(areas), areas.sum()) > most:
+                best, most = (count, (image.copy(), mask.copy())), (np.count_nonzero(areas), areas.sum())
+    return best[0], count, best[1]
 
 
 def _middle(volume: np.ndarray) -> np.ndarray:

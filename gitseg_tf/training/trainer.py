@@ -118,13 +118,16 @@ def set_up(config: Config, dataset: Dataset, say: Callable[[str], None] = print)
     return strategy, precision
 
 
-def compiled_model(config: Config, strategy: tf.distribute.Strategy, precision: str, steps: int) -> keras.Model:
+def compiled_model(
+    config: Config, strategy: tf.distribute.Strategy, precision: str, steps: int, schedule=None
+) -> keras.Model:
     """Build the network and its optimizer with fresh weights, ready for `fit`.
 
     Args:
         config: the experiment; everything random is seeded by config.seed.
         strategy, precision: from `set_up`.
         steps: training steps in an epoch, for the schedule of the learning rate.
+        schedule: a keras LearningRateSchedule instead of the config's.
 
     Returns:
         The compiled model, its variables placed by the strategy.
@@ -138,7 +141,7 @@ def compiled_model(config: Config, strategy: tf.distribute.Strategy, precision: 
             model = AugmentedModel(
                 model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
             )
-        _compile(model, config, steps)
+        _compile(model, config, steps, schedule)
     return model
 
 
@@ -238,10 +241,10 @@ def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyP
         yield Path(folder)
 
 
-def _compile(model: keras.Model, config: Config, steps: int) -> None:
+def _compile(model: keras.Model, config: Config, steps: int, schedule) -> None:
     training = config.training
     model.compile(
-        optimizer=build_optimizer(training, steps * training.epochs),
+        optimizer=build_optimizer(training, steps * training.epochs, schedule),
         loss=bce_dice_loss(training.bce_weight, training.dice_weight),
         weighted_metrics=[StreamingDice(config.evaluation.threshold)],
         jit_compile=training.jit_compile,

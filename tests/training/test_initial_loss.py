@@ -45,6 +45,20 @@ def test_the_expected_loss_is_that_of_the_organs_fractions(batches):
         assert expected == pytest.approx(by_hand(mask), rel=1e-5)
 
 
+def test_a_presence_head_starts_undecided_and_deep_outputs_like_the_logits(batches):
+    outputs = {
+        name: keras.Input(shape) for name, shape in (("logits", [4, 4, 3]), ("deep1", [2, 2, 3]), ("presence", 3))
+    }
+    said = {}
+
+    def loss(mask, outputs):
+        said.update({name: np.unique(output).tolist() for name, output in outputs.items()})
+        return tf.zeros([len(mask)])
+
+    expected_initial_loss(loss, batches[1][0], outputs)
+    assert said == {"logits": [-3.0], "deep1": [-3.0], "presence": [0.0]}
+
+
 def test_an_ordinary_network_is_told_with_the_first_batchs_expected_loss(batches):
     line = line_of(batches[0])
     assert line.startswith("initial    loss") and f"{by_hand(batches[1][0]):.3f} was expected" in line
