@@ -1,10 +1,11 @@
 """Pictures of the same held-out slices in each epoch: the reference's outlines beside the network's."""
 
 import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import cv2
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import Config
@@ -65,13 +66,17 @@ def overlay_slices(dataset: Dataset, config: Config, count: int = SLICES) -> dic
     fold, excluded = config.data.fold, config.data.exclude_scans
     scans = dataset.scans_of([fold], excluded)
     chosen = {scan.id for scan in _most_organs_first(scans)[:count]}
-    what = "slice" if config.data.patch is None else "patch"
     shown = {}
+    if config.data.patch is None:
+        # One pass over all of them: validation_windows gives every slice of one scan after the other.
+        windows = _windows(dataset, config, chosen)
+        for scan in (scan for scan in scans if scan.id in chosen):
+            number, window = _most_shown(islice(windows, scan.shape[0]))
+            shown[f"{scan.id}, slice {number} of {scan.shape[0]}"] = window
+        return shown
     for name in sorted(chosen):
-        others = tuple(scan.id for scan in scans if scan.id != name)
-        data = config.data.model_copy(update={"exclude_scans": (*excluded, *others)})
-        number, count, window = _most_shown(validation_windows(dataset, config.model_copy(update={"data": data})))
-        shown[f"{name}, {what} {number} of {count}"] = window
+        number, window = _most_shown(_windows(dataset, config, {name}))
+        shown[f"{name}, patch {number}"] = window
     return shown
 
 
@@ -108,18 +113,24 @@ def _most_organs_first(scans: list[ScanEntry]) -> list[ScanEntry]:
     return sorted(by_rank, key=lambda scan: scan is not first[scan.case])
 
 
-def _most_shown(batches: tf.data.Dataset) -> tuple[int, int, tuple[np.ndarray, np.ndarray]]:
-    """Of one scan's windows the one with most of the organs in its middle slice: its number, theirs, and itself."""
-    best, most, count = None, (-1, -1), 0
-    for batch in batches.as_numpy_iterator():
+def _windows(dataset: Dataset, config: Config, names: set[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows of some held-out scans, without what fills up the last batch."""
+    others = [scan.id for scan in dataset.scans_of([config.data.fold]) if scan.id not in names]
+    data = config.data.model_copy(update={"exclude_scans": tuple(others)})
+    for batch in validation_windows(dataset, config.model_copy(update={"data": data})).as_numpy_iterator():
         for image, mask, weight in zip(*batch, strict=True):
-            if not weight:  # what fills up the last batch
-                continue
-            count += 1
-            areas = (_middle(mask) > 0).sum((0, 1))
-            if (np.count_nonzero(areas), areas.sum()) > most:
-                best, most = (count, (image.copy(), mask.copy())), (np.count_nonzero(areas), areas.sum())
-    return best[0], count, best[1]
+            if weight:
+                yield image, mask
+
+
+def _most_shown(windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
+    """The window with most of the organs in its middle slice, and its number, counted from 1."""
+    best, most = None, (-1, -1)
+    for number, (image, mask) in enumerate(windows, 1):
+        areas = (_middle(mask) > 0).sum((0, 1))
+        if (np.count_nonzero(areas), areas.sum()) > most:
+            best, most = (number, (image.copy(), mask.copy())), (np.count_nonzero(areas), areas.sum())
+    return best
 
 
 def _middle(volume: np.ndarray) -> np.ndarray:
