@@ -1,6 +1,7 @@
 """The command line: `gitseg COMMAND`. Arguments in, one call, exit status out."""
 
 import argparse
+import shlex
 import sys
 from functools import partial
 
@@ -79,19 +80,29 @@ def _parser() -> argparse.ArgumentParser:
     augment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
 
     train = _command(commands, "train", _train, "train, score and export a model")
-    train.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
-    train.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
-    train.add_argument("--strategy", help="auto, one_device, mirrored, multiworker or tpu")
-    train.add_argument("--precision", help="auto, float32, mixed_float16 or mixed_bfloat16")
-    train.add_argument("--fold", type=int, help="the fold that is held out")
-    train.add_argument("--epochs", type=int)
-    train.add_argument("--batch-size", type=int, help="over all replicas")
-    train.add_argument("--data-service", metavar="grpc://HOST:PORT", help="a data service prepares the training data")
     train.add_argument("--out", help="the run's folder (runs/NAME, numbered)")
     train.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, or the newest of the config's name"
     )
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
+    train.add_argument(
+        "--overfit-batches",
+        type=int,
+        metavar="N",
+        help="only check that the network can learn N fixed batches by heart; --epochs are passes over them",
+    )
+    train.set_defaults(wrong_usage=train.error)
+
+    lr_find = _command(commands, "lr-find", _lr_find, "find a learning rate by a range test")
+    lr_find.add_argument("--out", help="the test's folder (runs/NAME-lr-find, numbered)")
+    lr_find.add_argument("--lowest", type=float, default=1e-6, help="the first rate (%(default)s)")
+    lr_find.add_argument("--highest", type=float, default=1.0, help="the last rate (%(default)s)")
+    lr_find.add_argument("--steps", type=int, default=100, help="between them (%(default)s)")
+
+    grid = _command(commands, "grid", _grid, "train all combinations of some values, and compare them")
+    grid.add_argument("grid", metavar="GRID.yaml", help="lists by key: training.learning_rate: [0.001, 0.003]")
+    grid.add_argument("--out", help="the grid's folder; what is finished there is not run again (runs/GRID)")
+    for command in (train, lr_find, grid):
+        _experiment_arguments(command)
 
     evaluate = _command(commands, "evaluate", _evaluate, "score a run and write its report")
     evaluate.add_argument("run_folder", metavar="run")
@@ -136,6 +147,34 @@ def _command(commands, name: str, run, purpose: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=purpose, description=purpose)
     parser.set_defaults(run=run)
     return parser
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
+    parser.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
+    parser.add_argument("--strategy", help="auto, one_device, mirrored, multiworker or tpu")
+    parser.add_argument("--precision", help="auto, float32, mixed_float16 or mixed_bfloat16")
+    parser.add_argument("--fold", type=int, help="the fold that is held out")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch-size", type=int, help="over all replicas")
+    parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="a data service prepares the training data")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any config key, dotted")
+
+
+def _overrides(options) -> dict:
+    """The config keys that the arguments of `_experiment_arguments` set."""
+    from gitseg_tf.config import parse_assignment
+
+    flags = {
+        "data.path": options.data,
+        "data.fold": options.fold,
+        "data.batch_size": options.batch_size,
+        "data.service": options.data_service,
+        "training.strategy": options.strategy,
+        "training.precision": options.precision,
+        "training.epochs": options.epochs,
+    }
+    return dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
 
 
 def _phantom(options) -> None:
@@ -228,19 +267,12 @@ def _augment(options) -> None:
 
 
 def _train(options) -> None:
-    from gitseg_tf.config import load_config, parse_assignment
+    from gitseg_tf.config import load_config
     from gitseg_tf.training.run_folder import choose_run, has_begun
 
-    flags = {
-        "data.path": options.data,
-        "data.fold": options.fold,
-        "data.batch_size": options.batch_size,
-        "data.service": options.data_service,
-        "training.strategy": options.strategy,
-        "training.precision": options.precision,
-        "training.epochs": options.epochs,
-    }
-    overrides = dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
+    if options.overfit_batches is not None:
+        return _overfit(options)
+    overrides = _overrides(options)
     out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
     resumed = options.resume and has_begun(out)
     if options.resume and not resumed:
@@ -261,6 +293,72 @@ def _train(options) -> None:
     print("exporting  the SavedModel", flush=True)
     exported = export(run)
     print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
+
+
+def _overfit(options) -> None:
+    from gitseg_tf.config import load_config
+    from gitseg_tf.training.run_folder import choose_run
+
+    if options.resume:
+        options.wrong_usage("--overfit-batches makes no run that could be resumed")
+    config = load_config(options.config, _overrides(options))
+    out = choose_run(options.out, f"{config.name}-overfit")
+    quiet.import_tensorflow()
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.training.overfit import overfit
+
+    dataset = open_dataset(config.data.path, config.data.folds)
+    verdict = overfit(config, dataset, out, options.overfit_batches, options.epochs)
+    if not verdict.passed:
+        raise InputError(verdict.lines())
+    print(verdict.lines())
+
+
+def _lr_find(options) -> None:
+    from gitseg_tf.config import load_config
+    from gitseg_tf.training.run_folder import choose_run
+
+    config = load_config(options.config, _overrides(options))
+    out = choose_run(options.out, f"{config.name}-lr-find")
+    quiet.import_tensorflow()
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.training.lr_find import lr_find
+
+    dataset = open_dataset(config.data.path, config.data.folds)
+    found = lr_find(config, dataset, out, options.lowest, options.highest, options.steps)
+    print(f"minimum    at {found.minimum:.2g}; the steepest descent is at {found.steepest:.2g}")
+    print(f"suggested  {found.rate:.2g}, a tenth of the rate at the minimum of the smoothed loss")
+    print(f"picture    {out / 'lr_find.png'}")
+    print(f"train with python train.py {_again(options)}--set training.learning_rate={found.rate:.2g}")
+
+
+def _again(options) -> str:
+    """The arguments of `_experiment_arguments` as they were given."""
+    flags = ("config", "data", "strategy", "precision", "fold", "epochs", "batch_size", "data_service")
+    given = [(name.replace("_", "-"), getattr(options, name)) for name in flags]
+    given = [(name, value) for name, value in given if value is not None] + [("set", value) for value in options.set]
+    return "".join(f"--{name} {shlex.quote(str(value))} " for name, value in given)
+
+
+def _grid(options) -> None:
+    from pathlib import Path
+
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.training.grid import failures, read_grid, run_grid, table_lines
+
+    overrides = _overrides(options)
+    trials = read_grid(options.grid, options.config, overrides)
+    out = Path(options.out or Path("runs", Path(options.grid).stem))
+    # Here, so that what is wrong with the data is said once, and a cohort is converted once.
+    data = trials[0].config.data
+    if "://" in str(data.path):
+        quiet.import_tensorflow()
+    open_dataset(data.path, data.folds)
+    table = run_grid(trials, out, partial(print, flush=True))
+    print(f"{table_lines(table)}\ntable      {out / 'grid.csv'}\npicture    {out / 'grid.png'}")
+    failed = failures(table)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(table)} runs failed: {', '.join(failed)}; see their .log in {out}")
 
 
 def _evaluate(options) -> None:

@@ -63,7 +63,7 @@ def load_config(path: str | AnyPath | None = None, overrides: dict[str, Any] | N
     Raises:
         InputError: no such file, no YAML, an unknown key, a wrong type, a value out of range. One line names the field.
     """
-    tree = _read_yaml(as_path(path)) if path is not None else {}
+    tree = read_yaml(as_path(path)) if path is not None else {}
     for key, value in (overrides or {}).items():
         _set_dotted(tree, key, value)
     try:
@@ -97,7 +97,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise InputError(f"--set {text}: the value is no YAML") from None
 
 
-def _read_yaml(path: AnyPath) -> dict:
+def read_yaml(path: AnyPath) -> dict:
+    """Read a YAML file of keys and values, {} from an empty one.
+
+    Raises:
+        InputError: no such file, no YAML, or something else than a mapping.
+    """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:

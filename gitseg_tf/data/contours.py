@@ -1,7 +1,10 @@
-"""Closed contours to masks."""
+"""Closed contours to masks, and masks to contours in a picture."""
 
+import cv2
 import numpy as np
 from matplotlib.path import Path
+
+from gitseg_tf.data.scans import ORGAN_COLORS
 
 
 def contours_to_mask(contours: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
@@ -26,3 +29,17 @@ def contours_to_mask(contours: list[np.ndarray], shape: tuple[int, int]) -> np.n
             inside = Path(contour, closed=False).contains_points(np.column_stack([columns.ravel(), rows.ravel()]))
             mask[top:bottom, left:right] ^= inside.reshape(columns.shape)
     return mask
+
+
+def draw_outlines(picture: np.ndarray, masks: np.ndarray) -> None:
+    """Draw the organs' outlines into a picture, in the colours of ORGAN_COLORS, one pixel wide.
+
+    Args:
+        picture: uint8 [H, W, 3] RGB, a whole multiple of the masks' size; changed in place.
+        masks: bool [3, h, w].
+    """
+    scale = picture.shape[0] // masks.shape[1]
+    for colour, mask in zip(ORGAN_COLORS.values(), masks, strict=True):
+        enlarged = mask.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+        outlines, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour, 1)

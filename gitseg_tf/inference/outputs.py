@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from gitseg_tf.data.contours import draw_outlines
 from gitseg_tf.data.rle import mask_to_rle
-from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS, Scan
+from gitseg_tf.data.scans import ORGANS, Scan
 from gitseg_tf.files import AnyPath, as_path, write_atomically
 
 
@@ -60,10 +61,7 @@ def write_overlays(folder: str | AnyPath, scan: Scan, image: np.ndarray, masks: 
     folder.mkdir(parents=True, exist_ok=True)
     grey = to_grey(image)
     for z, slice_id in enumerate(scan.slice_ids):
-        picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2BGR)
-        for organ, mask in zip(ORGANS, masks[:, z], strict=True):
-            doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
-            contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, contours, -1, ORGAN_COLORS[organ][::-1], 1)
-        _, png = cv2.imencode(".png", picture)
+        picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2RGB)
+        draw_outlines(picture, masks[:, z])
+        _, png = cv2.imencode(".png", picture[..., ::-1])
         write_atomically(folder / f"{slice_id}.png", png.tobytes())

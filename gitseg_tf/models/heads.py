@@ -5,6 +5,9 @@ import tf_keras as keras
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.models.layers import ReplayedDropout, bilinear
 
+# Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
+INITIAL_LOGIT = -3.0
+
 
 def segmentation_logits(decoded, size: tuple[int, int], dropout: float, seed: int):
     """Logits of each organ, float32 whatever the policy.
@@ -43,6 +46,5 @@ def presence_logits(features: dict):
 def _logits(x, dropout: float, seed: int, name: str):
     if dropout:
         x = ReplayedDropout(dropout, seed, name=f"{name}_dropout")(x)
-    # Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
-    rare = keras.initializers.Constant(-3.0)
+    rare = keras.initializers.Constant(INITIAL_LOGIT)
     return keras.layers.Conv2D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name=name)(x)

@@ -64,3 +64,5 @@ class TrainingConfig(Section):
         if value and info.data.get("swa"):
             raise ValueError("must be 0 with training.swa: the weights have one average")
         return value
+
+    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases that gets the curves too")

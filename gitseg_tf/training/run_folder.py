@@ -83,7 +83,7 @@ def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> No
         raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
     free = {
         "data": {"path", "service"},
-        "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes"},
+        "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes", "wandb"},
     }
     for section in ("data", "augment", "model", "training"):
         was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))

@@ -34,13 +34,14 @@ class TrainingModel(keras.Model):
 
     Attributes:
         schedule: as given.
+        loss_of: the loss, as given.
         average: a WeightAverage, followed in each step; set by `training_model`.
     """
 
     def __init__(self, *args, config: Config, schedule: Schedule, loss, **kwargs):
         super().__init__(*args, **kwargs)
         self.schedule, self.average = schedule, None
-        self._settings, self._loss = config, loss
+        self._settings, self.loss_of = config, loss
         self._rate_shares = rate_shares(self, config.training)
         self._mean_loss = keras.metrics.Mean(name="loss")
         self._dice = StreamingDice(config.evaluation.threshold)
@@ -60,7 +61,7 @@ class TrainingModel(keras.Model):
     def test_step(self, data):
         image, mask, weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = self(image, training=False)
-        self._measure(mask, outputs, self._loss(mask, outputs), weight)
+        self._measure(mask, outputs, self.loss_of(mask, outputs), weight)
         return self.get_metrics_result()
 
     def pass_forward(self, batch) -> None:
@@ -108,7 +109,7 @@ class TrainingModel(keras.Model):
     def _gradients_of_part(self, image, mask, parts: int):
         with tf.GradientTape() as tape:
             outputs = self(image, training=True)
-            losses = self._loss(mask, outputs)
+            losses = self.loss_of(mask, outputs)
             loss = tf.reduce_mean(losses) / (parts * self.distribute_strategy.num_replicas_in_sync)
             if self._scales_loss():
                 loss = self.optimizer.get_scaled_loss(loss)
@@ -146,13 +147,14 @@ class TrainingModel(keras.Model):
         return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
 
 
-def training_model(network: keras.Model, config: Config, steps_per_epoch: int) -> TrainingModel:
+def training_model(network: keras.Model, config: Config, steps_per_epoch: int, schedule=None) -> TrainingModel:
     """A network, compiled and ready to be fitted; call it in the strategy's scope.
 
     Args:
         network: from `build_model`.
         config: the experiment.
         steps_per_epoch: training steps.
+        schedule: a keras LearningRateSchedule instead of the config's.
 
     Returns:
         The model, which shares the network's layers.
@@ -161,7 +163,7 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int) -
         InputError: the optimizer is not there.
     """
     training = config.training
-    schedule = Schedule(training, steps_per_epoch * training.epochs)
+    schedule = schedule or Schedule(training, steps_per_epoch * training.epochs)
     model = TrainingModel(
         network.inputs,
         network.output,

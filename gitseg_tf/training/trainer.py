@@ -10,7 +10,6 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.addons import import_addons
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
@@ -19,17 +18,17 @@ from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
 from gitseg_tf.models.build import build_model, logits_of
-from gitseg_tf.models.weights import read_backbone_weights, set_backbone_weights
-from gitseg_tf.sections.training import ADDONS
+from gitseg_tf.models.weights import read_backbone_weights
 from gitseg_tf.training.agreement import check_agreement, naming_lost_workers
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
 from gitseg_tf.training.divergence import StopsAtDivergence
 from gitseg_tf.training.early_stopping import EarlyStopping
-from gitseg_tf.training.optimizers import addons_class
+from gitseg_tf.training.initial_loss import InitialLoss
+from gitseg_tf.training.overlays import Overlays
 from gitseg_tf.training.run_folder import has_begun, open_run
-from gitseg_tf.training.step import training_model
-from gitseg_tf.training.strategy import choose_precision, choose_strategy
+from gitseg_tf.training.setup import compiled_model, set_up
+from gitseg_tf.training.tensorboard import EpochLog, open_loggers
 
 
 @dataclass(frozen=True)
@@ -62,35 +61,14 @@ def train(
             fit the config.
     """
     run = as_path(run)
-    strategy, strategy_line = choose_strategy(config.training.strategy)
-    precision, precision_line = choose_precision(
-        config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy)
-    )
-    say(f"strategy   {strategy_line}\nprecision  {precision_line}")
-    replicas = strategy.num_replicas_in_sync
-    _check_optimisation(config, replicas)
-    if config.data.patch is not None:
-        raise InputError(
-            f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
-        )
-    if config.data.service and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
-    if config.augment.on == "accelerator":
-        _check_accelerator_changes(config, replicas)
-    _check_scans(config, dataset, say)
+    strategy, precision = set_up(config, dataset, say)
     steps = steps_per_epoch(dataset, config)
     begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
     weights = read_backbone_weights(config) if begins else None
     if strategy.extended.should_checkpoint:
         open_run(run, config, dataset, resume)
-    keras.utils.set_random_seed(config.seed)
-    if config.training.deterministic:
-        tf.config.experimental.enable_op_determinism()
+    model = compiled_model(config, strategy, precision, steps, weights)
     with strategy.scope():
-        network = build_model(config, precision, synchronized=replicas > 1)
-        if weights:
-            set_backbone_weights(network, weights)
-        model = training_model(network, config, steps)
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         stopping = EarlyStopping(config.training.early_stopping)
     running = RunningEpoch()
@@ -115,38 +93,10 @@ def train(
             naming_damaged_shards(dataset),
             using_service(config.data.service),
         ):
-            _fit(model, config, dataset, folder, manager, finished, steps, stopping)
+            _fit(model, config, dataset, folder, manager, finished, steps, stopping, say)
     if stopping.ends(int(finished.numpy())):
         say(stopping.reason(int(finished.numpy())))
     return load_run(run) if strategy.extended.should_checkpoint else None
-
-
-def _check_optimisation(config: Config, replicas: int) -> None:
-    parts, batch = config.training.accumulate, config.data.batch_size
-    if batch % (replicas * parts):
-        which = f"the {replicas} replicas" + (f" times training.accumulate ({parts})" if parts > 1 else "")
-        raise InputError(f"data.batch_size is {batch}: it must be a multiple of {which}")
-    if config.training.optimizer.startswith(ADDONS):
-        addons_class(config.training.optimizer)
-
-
-def _check_accelerator_changes(config: Config, replicas: int) -> None:
-    if config.augment.accelerator_warp == "addons":
-        import_addons()
-    if config.data.batch_size == replicas and (config.augment.mixup.p or config.augment.cutmix.p):
-        raise InputError("augment.mixup and augment.cutmix need two windows a replica; enlarge data.batch_size")
-
-
-def _check_scans(config: Config, dataset: Dataset, say: Callable[[str], None]) -> None:
-    fold, excluded = config.data.fold, config.data.exclude_scans
-    training = dataset.training_folds(fold)
-    absent = sorted(set(excluded) - {scan.id for scan in dataset.scans_of(range(dataset.folds))})
-    if absent:
-        say(f"excluded   {len(excluded) - len(absent)} scans; not in this dataset: {', '.join(absent)}")
-    for what, folds in ((f"fold {fold}", [fold]), ("the other folds", training)):
-        if not dataset.scans_of(folds, excluded):
-            cause = "data.exclude_scans names all scans of" if dataset.scans_of(folds) else "there is no scan in"
-            raise InputError(f"{dataset.root}: {cause} {what}; choose another --fold")
 
 
 def load_run(path: str | AnyPath) -> Run:
@@ -243,30 +193,40 @@ def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyP
         yield Path(folder)
 
 
-def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, stopping) -> None:
-    epochs, first = config.training.epochs, int(finished.numpy())
+def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, stopping, say) -> None:
+    epochs, first, first_step = config.training.epochs, int(finished.numpy()), manager.checkpoint.running.steps
     if first >= epochs or stopping.ends(first):
         return
-    batches, swa = validation_steps(dataset, config), config.training.swa
-    bars = EpochBars(steps, batches, epochs)
+    held_out, swa = config.data.fold is not None, config.training.swa
+    batches = validation_steps(dataset, config) if held_out else None
+    windows = training_windows(dataset, config, first, first_step)
+    initial = None if first or first_step else InitialLoss(model.loss_of, say)
+    if initial:
+        windows = initial.watching(windows)
+    recorder, bars = RunRecorder(run, manager, finished), EpochBars(steps, batches, epochs)
     try:
-        model.fit(
-            training_windows(dataset, config, first, manager.checkpoint.running.steps),
-            validation_data=validation_windows(dataset, config),
-            epochs=epochs,
-            initial_epoch=first,
-            steps_per_epoch=steps,
-            validation_steps=batches,
-            verbose=0,
-            callbacks=[
+        with open_loggers(run, config, model.distribute_strategy) as loggers:
+            overlays = Overlays(dataset, config) if loggers and held_out else None
+            callbacks = [
+                initial,
+                overlays,  # before the averages leave again: what is drawn is what is validated
                 AveragedValidation(partial(training_windows, dataset, config) if swa else None, epochs - swa, steps),
                 StopsAtDivergence(dataset, config),
                 stopping,
                 WithinEpoch(manager, config.training.checkpoint_minutes),
-                RunRecorder(run, manager, finished),
+                recorder,
                 bars,
-                keras.callbacks.TensorBoard(str(run / "logs"), write_graph=False),
-            ],
-        )
+                EpochLog(loggers, recorder, overlays, config.data.batch_size),
+            ]
+            model.fit(
+                windows,
+                validation_data=validation_windows(dataset, config) if held_out else None,
+                epochs=epochs,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                validation_steps=batches,
+                verbose=0,
+                callbacks=[callback for callback in callbacks if callback],
+            )
     finally:
         bars.close()

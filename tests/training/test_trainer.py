@@ -42,6 +42,7 @@ SETTINGS = {
     "training.precision": "float32",
     "evaluation.threshold": 0.2,
 }
+undisturbed_lines = []
 MEASURES = ("loss", "dice", "dice_large_bowel", "dice_small_bowel", "dice_stomach")
 
 
@@ -49,8 +50,8 @@ def configured(**changes):
     return load_config(None, SETTINGS | {key.replace("__", "."): value for key, value in changes.items()})
 
 
-def trained(dataset, run, resume=False, **changes):
-    return train(configured(**changes), dataset, run, resume, say=lambda line: None)
+def trained(dataset, run, resume=False, say=lambda line: None, **changes):
+    return train(configured(**changes), dataset, run, resume, say=say)
 
 
 def rows_of(run):
@@ -95,7 +96,7 @@ def shallow():
 @pytest.fixture(scope="module")
 def undisturbed(drawn_dataset, tmp_path_factory):
     """A run of three epochs. Read it, leave it as it is."""
-    return trained(drawn_dataset, tmp_path_factory.mktemp("runs") / "undisturbed")
+    return trained(drawn_dataset, tmp_path_factory.mktemp("runs") / "undisturbed", say=undisturbed_lines.append)
 
 
 @pytest.fixture
@@ -156,6 +157,22 @@ def test_tensorboard_shows_loss_and_dice_of_each_epoch(undisturbed, folder, pref
         assert shown == pytest.approx([row[prefix + name] for row in rows_of(undisturbed.path)], abs=1e-5)
 
 
+def test_tensorboard_shows_the_learning_rate_the_throughput_and_the_same_slices_in_each_epoch(undisturbed):
+    train, validation = (EventAccumulator(str(undisturbed.path / "logs" / part)) for part in ("train", "validation"))
+    train.Reload()
+    validation.Reload()
+    rates = [float(make_ndarray(event.tensor_proto)) for event in train.Tensors("epoch_learning_rate")]
+    assert rates == pytest.approx([row["learning_rate"] for row in rows_of(undisturbed.path)], rel=1e-5)
+    assert all(make_ndarray(event.tensor_proto) > 0 for event in train.Tensors("windows_per_second"))
+    shown = [tag for tag in validation.Tags()["tensors"] if tag.startswith("overlays/")]
+    assert shown and all([event.step for event in validation.Tensors(tag)] == [0, 1, 2] for tag in shown)
+
+
+def test_the_loss_of_the_untrained_network_is_told_and_was_expected(undisturbed):
+    (line,) = [line for line in undisturbed_lines if line.startswith(("initial", "warning"))]
+    assert line.startswith("initial    loss")
+
+
 def test_the_run_folder_holds_what_it_should_and_no_leftovers(undisturbed):
     assert {path.name for path in undisturbed.path.iterdir()} == {"config.yaml", "history.csv", "checkpoints", "logs"}
     assert {path.name for path in (undisturbed.path / "checkpoints").iterdir()} == {"best.weights.h5", "state"}
@@ -188,6 +205,14 @@ def test_the_validation_loss_is_the_mean_over_the_held_out_slices(undisturbed, v
         costs += (bce + dice)[weight == 1].tolist()
     assert any((weight == 0).any() for _, _, weight in validated)
     assert best_row(undisturbed.path)["val_loss"] == pytest.approx(np.mean(costs), abs=1e-4)
+
+
+def newest_overlays(run):
+    """The PNGs of the last epoch, by what they show."""
+    events = EventAccumulator(str(run / "logs" / "validation"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("overlays/")]
+    return {tag: make_ndarray(max(events.Tensors(tag), key=lambda e: e.step).tensor_proto)[2] for tag in tags}
 
 
 def interrupt(patch, epoch, batch):
@@ -237,6 +262,7 @@ def test_a_run_interrupted_within_an_epoch_ends_like_an_undisturbed_one(
     trained(drawn_dataset, run, resume=True)
     assert_same_history(rows_of(run), rows_of(undisturbed.path))
     assert_same_state(run, undisturbed.path)
+    assert newest_overlays(run) == newest_overlays(undisturbed.path)
 
 
 OPTIMISED = {
@@ -326,7 +352,7 @@ def test_resuming_a_finished_run_trains_nothing(copied, drawn_dataset):
 def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monkeypatch, tmp_path):
     begun = []
 
-    def fit(model, config, dataset, run, manager, finished, steps, stopping):
+    def fit(model, config, dataset, run, manager, finished, *rest):
         begun.append(run)
         best_weights_path(run).touch()
 
@@ -393,7 +419,7 @@ def test_a_dataset_that_moved_may_be_resumed_with(copied, drawn_dataset, tmp_pat
 def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypatch, tmp_path, refusal):
     run, fit = tmp_path / "run", trainer._fit
 
-    def save_at_once(model, config, dataset, run, manager, finished, steps, stopping):
+    def save_at_once(model, config, dataset, run, manager, finished, *rest):
         best_weights_path(run).touch()
         manager.save()
 

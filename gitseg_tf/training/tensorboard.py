@@ -1,0 +1,123 @@
+"""Curves and pictures of each epoch, to TensorBoard and whoever else logs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.config import Config
+from gitseg_tf.files import AnyPath
+from gitseg_tf.training.callbacks import RunRecorder
+from gitseg_tf.training.overlays import Overlays
+from gitseg_tf.training.wandb_log import WandbLogger
+
+
+class Logger(Protocol):
+    """Where an epoch's curves and pictures go."""
+
+    def write(self, epoch: int, scalars: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+        """Log an epoch.
+
+        Args:
+            epoch: counted from 0.
+            scalars: loss, dice, dice_ORGAN, val_..., learning_rate, windows_per_second.
+            pictures: {title: uint8 [H, W, 3] RGB}.
+        """
+
+
+class TensorBoardLogger:
+    """Event files in logs/train and logs/validation, so that TensorBoard draws both curves in one chart.
+
+    Tags are epoch_loss, epoch_dice, ..., epoch_learning_rate and windows_per_second; pictures are overlays/TITLE. The
+    step is the epoch, from 0. A resumed run goes on in files of its own beside those that are there.
+
+    Args:
+        folder: logs/ of the run.
+    """
+
+    def __init__(self, folder: AnyPath):
+        self._writers = {part: tf.summary.create_file_writer(str(folder / part)) for part in ("train", "validation")}
+
+    def write(self, epoch: int, scalars: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+        """See `Logger`."""
+        for name, value in scalars.items():
+            of_validation = name.startswith("val_")
+            tag = name if name == "windows_per_second" else f"epoch_{name.removeprefix('val_')}"
+            with self._writers["validation" if of_validation else "train"].as_default(epoch):
+                tf.summary.scalar(tag, value)
+        with self._writers["validation"].as_default(epoch):
+            for title, picture in pictures.items():
+                tf.summary.image(f"overlays/{title}", picture[None])
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+@contextmanager
+def open_loggers(run: AnyPath, config: Config, strategy: tf.distribute.Strategy) -> Iterator[list[Logger]]:
+    """The loggers of a run, closed in the end; none on a worker that is not the chief.
+
+    Args:
+        run: the run's folder.
+        config: training.wandb adds Weights & Biases.
+        strategy: tells the chief.
+
+    Raises:
+        InputError: Weights & Biases does not answer or is not installed.
+    """
+    with ExitStack() as stack:
+        loggers = []
+        if strategy.extended.should_checkpoint:
+            loggers.append(TensorBoardLogger(run / "logs"))
+            stack.callback(loggers[-1].close)
+            if config.training.wandb is not None:
+                loggers.append(WandbLogger(run, config))
+                stack.push(loggers[-1])
+        yield loggers
+
+
+class EpochLog(keras.callbacks.Callback):
+    """Gives each epoch's row of the history, the throughput and the overlays to the loggers.
+
+    Args:
+        loggers: none does nothing.
+        recorder: whose newest row is logged; its `on_epoch_end` comes first.
+        overlays: whose pictures are logged.
+        batch_size: windows in a step.
+    """
+
+    def __init__(self, loggers: list[Logger], recorder: RunRecorder, overlays: Overlays | None, batch_size: int):
+        super().__init__()
+        self._loggers, self._recorder, self._overlays, self._batch_size = loggers, recorder, overlays, batch_size
+        self._began, self._steps, self._now = 0.0, 0, 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began, self._steps = time.perf_counter(), 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._now = time.perf_counter()
+        if batch == 0:
+            # The first step of all compiles, and the first of an epoch waits for the data: they are not counted.
+            self._first = self._now
+        self._steps = batch + 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self._loggers:
+            return
+        row = {name: value for name, value in self._recorder.rows[-1].items() if name not in ("epoch", "seconds")}
+        row["windows_per_second"] = self._throughput()
+        for logger in self._loggers:
+            logger.write(epoch, row, self._overlays.pictures)
+
+    def _throughput(self) -> float:
+        if self._steps > 1:
+            return (self._steps - 1) * self._batch_size / (self._now - self._first)
+        return self._batch_size / (self._now - self._began)

@@ -1,0 +1,122 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.cli import main
+from gitseg_tf.models import backbones
+from gitseg_tf.training.lr_find import RangeTest, draw_range_test, range_test, rising, smooth, suggest
+
+CURVATURES = np.array([1.0, 4.0, 20.0, 100.0], np.float32)
+STABLE = 2 / CURVATURES.max()
+
+
+def quadratic(wrapped=lambda optimizer: optimizer, steps=200):
+    """A range test on 0.5 sum(h w^2), which gradient descent lowers at any rate below 2 / max(h) and at no other."""
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(4, use_bias=False, kernel_initializer="ones")])
+    schedule = rising(1e-5, 10.0, steps)
+    model.compile(
+        wrapped(keras.optimizers.SGD(schedule)),
+        lambda _, w: 0.5 * tf.reduce_sum(CURVATURES * tf.cast(w, tf.float32) ** 2, -1),
+    )
+    ones = tf.data.Dataset.from_tensors((tf.ones([1, 1]), tf.ones([1, 1]))).repeat()
+    return range_test(model, ones, schedule, steps)
+
+
+@pytest.fixture(scope="module")
+def descended():
+    return quadratic()
+
+
+def test_the_rates_rise_exponentially_from_the_lowest(descended):
+    steps = len(descended.rates)
+    assert descended.rates == pytest.approx(1e-5 * 1e6 ** (np.arange(steps) / 199), rel=1e-6)
+    assert len(descended.losses) == steps
+
+
+def test_the_losses_are_those_of_gradient_descent_at_these_rates(descended):
+    w, expected = np.ones(4), []
+    for rate in descended.rates:
+        expected.append(0.5 * (CURVATURES * w**2).sum())
+        w = w - rate * CURVATURES * w
+    assert descended.losses == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_test_ends_soon_after_the_stable_rate(descended):
+    assert descended.diverged and STABLE < descended.rates[-1] < 8 * STABLE < 1
+
+
+def test_the_suggestion_is_below_the_stable_rate_and_not_far_below(descended):
+    found = suggest(descended)
+    # Beyond the stable rate the loss takes some steps to come back from next to nothing.
+    assert STABLE < found.minimum < 5 * STABLE
+    assert STABLE / 10 < found.rate < STABLE and found.rate == found.minimum / 10 and found.steepest < STABLE
+
+
+def test_an_optimizer_that_scales_its_losses_is_tested_alike(descended):
+    scaled = quadratic(keras.mixed_precision.LossScaleOptimizer)
+    assert scaled.losses == pytest.approx(descended.losses, rel=1e-3)
+
+
+def curve(losses):
+    return RangeTest(np.geomspace(1e-6, 1, len(losses)), np.asarray(losses, float), False)
+
+
+def test_the_steepest_descent_is_where_the_loss_falls_most_for_a_tenfold_rate():
+    exponents = np.linspace(-6, 0, 200)
+    falling = 1 / (1 + np.exp(4 * (exponents + 3))) + np.where(exponents > -1, 2 * (exponents + 1), 0)
+    found = suggest(curve(falling))
+    assert np.log10(found.steepest) == pytest.approx(-3, abs=0.1)
+    assert np.log10(found.minimum) == pytest.approx(-1.1, abs=0.3)
+
+
+@pytest.mark.parametrize("losses", [np.ones(50), np.linspace(1, 9, 50), [1.0] * 30 + [np.nan], [np.nan] * 20])
+def test_a_loss_that_falls_nowhere_gives_no_suggestion(losses, refusal):
+    assert "the loss fell at no rate" in refusal(suggest, curve(losses))
+
+
+def test_smoothing_has_no_delay_and_leaves_out_what_is_no_number():
+    losses = np.r_[np.zeros(40), 1, np.zeros(40), np.nan]
+    smoothed = smooth(losses)
+    assert np.allclose(smoothed[:81], smoothed[:81][::-1]) and np.nanargmax(smoothed) == 40
+    assert smoothed[:81].sum() == pytest.approx(1) and np.isnan(smoothed[81])
+
+
+def test_the_picture_can_be_drawn_with_a_last_loss_that_is_no_number(tmp_path):
+    test = curve([*np.linspace(2, 1, 60), np.inf])
+    draw_range_test(tmp_path / "lr_find.png", test, suggest(test))
+    assert (tmp_path / "lr_find.png").read_bytes().startswith(b"\x89PNG")
+
+
+ARGUMENTS = ["--fold", "1", "--batch-size", "4", "--set", "data.size=[32, 32]", "--set", "model.filters=4"]
+
+
+def test_the_command_suggests_a_rate_under_a_strategy_and_in_float16(drawn_dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    levels = backbones.plain
+    monkeypatch.setitem(
+        backbones.BACKBONES,
+        "plain",
+        lambda inputs, config: {s: f for s, f in levels(inputs, config).items() if s < 4},
+    )
+    more = ["--strategy", "mirrored", "--precision", "mixed_float16", "--steps", "30", "--lowest", "1e-4"]
+    assert main(["lr-find", "--data", str(drawn_dataset.root), *ARGUMENTS, *more]) == 0
+    out = tmp_path / "runs" / "default-lr-find"
+    assert {path.name for path in out.iterdir()} == {"lr_find.csv", "lr_find.png", "lr_find.yaml"}
+    table = pd.read_csv(out / "lr_find.csv")
+    assert table["learning_rate"].iloc[0] == pytest.approx(1e-4) and table["loss"].iloc[0] > table["loss"].min()
+    printed = capsys.readouterr().out
+    rate = table["learning_rate"][table["smoothed"].idxmin()] / 10
+    assert f"--set training.learning_rate={rate:.2g}" in printed.splitlines()[-1]
+    assert "--strategy mirrored --precision mixed_float16 --fold 1" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--lowest", "1", "--highest", "0.1"], "--lowest 1 and --highest 0.1"), (["--steps", "3"], "--steps 3")],
+)
+def test_a_range_that_is_none_is_refused(drawn_dataset, more, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["lr-find", "--data", str(drawn_dataset.root), *more]) == 1
+    assert says in capsys.readouterr().err and not any(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.cli import main
+from gitseg_tf.models import backbones
+from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.metrics import StreamingDice
+from gitseg_tf.training.overfit import Verdict, learn_by_heart
+
+INITIAL = 1.1
+
+
+class AlsoWhenUsed(keras.layers.Layer):
+    """Does in training what it should, and something else when the network is used."""
+
+    def call(self, inputs, training=False):
+        return inputs if training else inputs * 0.0 - 3.0
+
+
+@pytest.fixture(scope="module")
+def bright():
+    """A batch whose organs are where the image is bright."""
+    image = np.random.default_rng(0).choice([-3.0, -1.0, 1.0, 3.0], (4, 16, 16, 1)).astype(np.float32)
+    return image, (image > [-2, 0, 2]).astype(np.float32)
+
+
+def verdict(batch, passes=100, rate=0.3, after=None, trainable=True):
+    convolution = keras.layers.Conv2D(3, 1, kernel_initializer="zeros", trainable=trainable)
+    model = keras.Sequential([keras.Input([16, 16, 1]), convolution, *([after] if after else [])])
+    model.compile(keras.optimizers.Adam(rate), bce_dice_loss(), weighted_metrics=[StreamingDice()])
+    return learn_by_heart(model, tf.data.Dataset.from_tensors(batch), 1, passes, INITIAL)
+
+
+def test_what_can_be_learned_by_heart_is_and_ends_early(bright):
+    found, curve = verdict(bright)
+    assert found.passed and found.passes == len(curve) < 100
+    assert found.loss == curve[-1]["loss"] < 0.1 * INITIAL and found.dice == curve[-1]["dice"] > 0.95
+    assert found.lines().startswith("overfit    yes") and "loss below 10%" in found.lines()
+
+
+def test_frozen_weights_do_not_pass(bright):
+    found, _ = verdict(bright, passes=3, trainable=False)
+    assert not found.passed and "whether the weights are trained" in found.lines()
+
+
+def test_masks_that_do_not_belong_to_the_images_do_not_pass(bright):
+    image, mask = bright
+    found, _ = verdict((image, np.random.default_rng(1).permutation(mask.reshape(-1, 3)).reshape(mask.shape)))
+    assert not found.passed and "whether the masks belong to the images" in found.lines()
+
+
+def test_a_network_that_differs_when_it_is_used_does_not_pass(bright):
+    found, _ = verdict(bright, after=AlsoWhenUsed())
+    assert found.learned and not found.passed and found.passes == 100
+    assert "when it is used" in found.lines() and "batch normalisation" in found.lines()
+
+
+def test_a_loss_that_is_no_number_ends_it_at_once(bright):
+    found, curve = verdict((bright[0] * np.nan, bright[1]))
+    assert len(curve) == 1 and not found.passed and "training.learning_rate" in found.lines()
+
+
+@pytest.mark.parametrize(
+    ("loss", "dice", "used_dice", "passed"),
+    [(0.1, 0.96, 0.96, True), (0.12, 0.96, 0.96, False), (0.1, 0.94, 0.96, False), (0.1, 0.96, 0.94, False)],
+)
+def test_the_criterion_is_of_the_loss_and_of_both_dices(loss, dice, used_dice, passed):
+    assert Verdict(5, loss, dice, 0.1, used_dice, INITIAL).passed is passed
+
+
+TINY = ["--fold", "1", "--batch-size", "4", "--set", "data.size=[32, 32]", "--set", "model.filters=4"]
+
+
+@pytest.fixture
+def overfitted(drawn_dataset, tmp_path, monkeypatch):
+    """overfitted(...) runs the command in an empty folder."""
+    levels = backbones.plain
+    monkeypatch.setitem(
+        backbones.BACKBONES,
+        "plain",
+        lambda inputs, config: {s: f for s, f in levels(inputs, config).items() if s < 4},
+    )
+    monkeypatch.chdir(tmp_path)
+    return lambda *more: main(["train", "--data", str(drawn_dataset.root), *TINY, "--overfit-batches", *more])
+
+
+def test_the_command_passes_a_network_that_learns(overfitted, tmp_path, capsys):
+    assert overfitted("1", "--set", "training.learning_rate=0.05", "--precision", "float32") == 0
+    assert "overfit    yes" in capsys.readouterr().out
+    out = tmp_path / "runs" / "default-overfit"
+    assert {path.name for path in out.iterdir()} == {"overfit.yaml", "overfit.csv", "overfit.png"}
+    table = pd.read_csv(out / "overfit.csv")
+    assert table["loss"].iloc[-1] < 0.1 * table["loss"].iloc[0] and table["dice"].iloc[-1] > 0.95
+    assert main(["evaluate", str(out)]) == 1 and "is no run" in capsys.readouterr().err
+
+
+def test_the_command_fails_in_one_line_where_the_passes_do_not_suffice(overfitted, tmp_path, capsys):
+    assert overfitted("2", "--epochs", "1") == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith("gitseg: did not overfit: loss 1.")
+    assert len(pd.read_csv(tmp_path / "runs/default-overfit/overfit.csv")) == 1
+
+
+def test_no_batch_is_refused_and_a_run_to_resume_is_wrong_usage(overfitted, tmp_path, capsys):
+    assert overfitted("0") == 1 and "--overfit-batches 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        overfitted("1", "--resume")
+    assert ended.value.code == 2 and not any(tmp_path.iterdir())

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from gitseg_tf.config import load_config
+from gitseg_tf.data.scans import ORGAN_COLORS
+from gitseg_tf.training.overlays import Overlays, overlay_picture, overlay_slices
+
+ORANGE, BLUE, GREEN = ORGAN_COLORS.values()
+
+
+def configured(**changes):
+    settings = {"data.size": [32, 32], "data.slices": 3, "data.fold": 1, "data.batch_size": 4}
+    return load_config(None, settings | {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def has(picture, colour):
+    return (picture == np.array(colour)).all(-1).any()
+
+
+@pytest.fixture(scope="module")
+def shown(drawn_dataset):
+    """The slices of the fold that are shown."""
+    return overlay_slices(drawn_dataset, configured())
+
+
+def test_a_slice_is_shown_that_shows_the_most_organs(shown, drawn_dataset, drawn):
+    assert {name.split(",")[0] for name in shown} <= {scan.id for scan in drawn_dataset.scans_of([1])}
+    for name, (image, mask) in shown.items():
+        scan = drawn[name.split(",")[0]]
+        depth = len(scan.numbers)
+        # The stomach is drawn in the last slice but one, where all others are too.
+        assert name == f"{scan.id}, slice {depth - 1} of {depth}"
+        assert drawn.marks_in(image)[1] == scan.marks[depth - 2] and (mask.any((0, 1))).all()
+
+
+def test_each_patient_is_shown_before_any_is_shown_twice(drawn_dataset):
+    cases = {scan.case for scan in drawn_dataset.scans_of([1])}
+    assert len(drawn_dataset.scans_of([1])) > len(cases)
+    shown = overlay_slices(drawn_dataset, configured(), count=len(cases))
+    assert {name.split("_")[0] for name in shown} == cases
+
+
+def test_the_slices_hang_on_the_dataset_and_config_alone(shown, drawn_dataset):
+    other = overlay_slices(drawn_dataset, configured(seed=1))
+    assert shown.keys() == other.keys()
+    assert all(np.array_equal(shown[name][0], other[name][0]) for name in shown)
+
+
+def test_scans_left_out_are_not_shown(shown, drawn_dataset):
+    first = next(iter(shown)).split(",")[0]
+    assert not any(first in name for name in overlay_slices(drawn_dataset, configured(data__exclude_scans=[first])))
+
+
+def test_a_picture_has_the_reference_on_the_left_and_the_prediction_on_the_right():
+    reference, predicted = np.zeros((2, 32, 32, 3), bool)
+    reference[4:12, 6:20, 0] = predicted[15:25, 10:20, 2] = True
+    picture = overlay_picture(np.full((32, 32), 0.5), reference, predicted)
+    assert picture.shape == (256, 512, 3) and picture.dtype == np.uint8
+    left, right = picture[:, :256], picture[:, 256:]
+    orange, green = (left == ORANGE).all(-1), (right == GREEN).all(-1)
+    rows, columns = np.nonzero(orange)
+    # Eight times enlarged, the outline is the outermost pixels of rows 4 to 11 and columns 6 to 19.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (32, 95, 48, 159)
+    assert orange.sum() == 2 * (64 + 112) - 4 and green.sum() == 2 * (80 + 80) - 4
+    assert not has(left, GREEN) and not has(right, ORANGE) and not has(picture, BLUE)
+    assert (picture[:20] == 128).all()
+
+
+@pytest.mark.parametrize("patch", [None, [4, 32, 32]])
+def test_what_the_network_says_above_the_threshold_is_outlined(drawn_dataset, patch):
+    def network(windows, training):
+        assert not training
+        logits = np.full((*windows.shape[:-1], 3), -5.0, np.float32)
+        logits[..., 8:20, 8:20, 1] = -0.5
+        return tf.constant(logits)
+
+    for threshold, shown in ((0.5, False), (0.3, True)):
+        overlays = Overlays(drawn_dataset, configured(data__patch=patch, evaluation__threshold=threshold))
+        overlays.set_model(network)
+        overlays.on_train_begin()
+        overlays.on_test_end()
+        assert overlays.pictures
+        for picture in overlays.pictures.values():
+            left, right = picture[:, :256], picture[:, 256:]
+            assert has(left, ORANGE) and has(left, BLUE) and has(left, GREEN)
+            assert has(right, BLUE) == shown
+            assert not has(right, ORANGE) and not has(right, GREEN)
+
+
+def test_the_logits_of_a_network_with_several_outputs_are_shown(drawn_dataset):
+    overlays = Overlays(drawn_dataset, configured())
+    overlays.set_model(lambda windows, training: {"logits": tf.fill([*windows.shape[:-1], 3], 2.0), "presence": None})
+    overlays.on_train_begin()
+    overlays.on_test_end()
+    assert all(has(picture[:, 256:], GREEN) for picture in overlays.pictures.values())
