@@ -8,6 +8,7 @@ from gitseg_tf.config import Config
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.models.backbones import BACKBONES
 from gitseg_tf.models.unet import unet
+from gitseg_tf.models.unet3d import NETWORKS_3D, build_volume_model
 
 DECODERS = {"unet": unet}
 
@@ -22,9 +23,11 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
 
     Returns:
         Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3], organs in the order of ORGANS, whatever
-        the precision.
+        the precision. A 3-D network: see `build_volume_model`; it normalises each sample, whatever `synchronized`.
     """
     with _dtype_policy(precision):
+        if config.model.architecture in NETWORKS_3D:
+            return build_volume_model(config)
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
         features = BACKBONES[config.model.backbone](inputs, config.model)
         decoded = DECODERS[config.model.architecture](features, config.model)

@@ -17,15 +17,15 @@ def bce_dice_loss(bce_weight: float = 1.0, dice_weight: float = 1.0):
             not predicted cost nothing.
 
     Returns:
-        Function of (mask [N, H, W, 3] of 0 and 1, logits [N, H, W, 3]) to the loss, float32 [N].
+        Function of (mask [N, ..., 3] of 0 and 1, logits [N, ..., 3]) to the loss, float32 [N].
     """
 
     def loss(mask, logits):
         mask, logits = tf.cast(mask, tf.float32), tf.cast(logits, tf.float32)
-        bce = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits), axis=[1, 2, 3])
+        bce = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits), axis=range(1, mask.shape.rank))
         probability = tf.sigmoid(logits)
-        both = _over_replicas(tf.reduce_sum(probability * mask, axis=[0, 1, 2]))
-        sizes = _over_replicas(tf.reduce_sum(probability + mask, axis=[0, 1, 2]))
+        both = _over_replicas(tf.reduce_sum(probability * mask, axis=range(mask.shape.rank - 1)))
+        sizes = _over_replicas(tf.reduce_sum(probability + mask, axis=range(mask.shape.rank - 1)))
         dice = tf.reduce_mean(1.0 - (2.0 * both + 1.0) / (sizes + 1.0))
         return bce_weight * bce + dice_weight * dice
 

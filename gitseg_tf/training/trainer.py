@@ -12,7 +12,13 @@ import tf_keras as keras
 from gitseg_tf.addons import import_addons
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.data.dataset import Dataset
-from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
+from gitseg_tf.data.pipeline import (
+    steps_per_epoch,
+    training_windows,
+    validation_samples,
+    validation_steps,
+    validation_windows,
+)
 from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
@@ -25,6 +31,7 @@ from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.run_folder import has_begun, open_run
 from gitseg_tf.training.strategy import choose_precision, choose_strategy
+from gitseg_tf.training.uncounted import counting
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,6 @@ def train(
     if config.data.batch_size % replicas:
         raise InputError(
             f"data.batch_size is {config.data.batch_size}: it must be a multiple of the {replicas} replicas"
-        )
-    if config.data.patch is not None:
-        raise InputError(
-            f"data.patch is {list(config.data.patch)}: {config.model.architecture} is no 3-D network; leave it null"
         )
     if config.data.service and isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         raise InputError("data.service: serves one training process, not the workers of TF_CONFIG; set it to null")
@@ -202,7 +205,7 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
     training = config.training
     model.compile(
         optimizer=build_optimizer(training, steps * training.epochs),
-        loss=bce_dice_loss(training.bce_weight, training.dice_weight),
+        loss=counting(bce_dice_loss(training.bce_weight, training.dice_weight)),
         weighted_metrics=[StreamingDice(config.evaluation.threshold)],
         jit_compile=training.jit_compile,
     )
@@ -214,10 +217,9 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     if first >= epochs:
         return
     validation = validation_windows(dataset, config)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
     batches = validation_steps(dataset, config)
-    # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the slices.
-    share = batches * config.data.batch_size / slices
+    # Keras divides a batch's loss by its size, filler included; this factor makes the mean that over the samples.
+    share = batches * config.data.batch_size / validation_samples(dataset, config)
     validation = validation.map(lambda image, mask, weight: (image, mask, weight * share))
     bars = EpochBars(steps, batches, epochs)
     try:

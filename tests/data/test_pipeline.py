@@ -335,6 +335,7 @@ def test_left_to_the_accelerator_windows_are_not_changed(train, plain):
 @pytest.mark.parametrize("cache_mib", [0, 1024], ids=["from disk", "in memory"])
 def test_patches_are_crops_of_neighbouring_slices_with_the_mask_of_each(drawn, train, cache_mib):
     changes = {"data__patch": [4, 32, 48], "data__size": [96, 96], "data__cache_mib": cache_mib}
+    changes["model__architecture"] = "unet3d"
     batches = train(**unflipped(**changes))
     crops = [(image, mask) for images, masks in batches for image, mask in zip(images, masks, strict=True)]
     assert all(image.shape == (4, 32, 48, 1) and mask.shape == (4, 32, 48, 3) for image, mask in crops)
