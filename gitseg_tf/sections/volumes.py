@@ -4,6 +4,7 @@ import math
 
 VOLUMETRIC = ("unet3d", "residual_unet3d")
 _POOLINGS = 4
+_LEAST_PLANE = 2 * 2**_POOLINGS
 
 
 def poolings(patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
@@ -49,6 +50,11 @@ def check_volumes(architecture: str, backbone: str, patch: tuple[int, int, int] 
     if backbone != "plain":
         raise ValueError(
             f"model.backbone is {backbone}: model.architecture {architecture} has its own encoder; leave it plain"
+        )
+    if min(patch[1:]) < _LEAST_PLANE:
+        # At the bottom an instance's normalisation needs more than one voxel.
+        raise ValueError(
+            f"data.patch is {list(patch)}: {architecture} needs height and width of {_LEAST_PLANE} or more"
         )
     factors = [math.prod(axis) for axis in zip(*poolings(patch), strict=True)]
     if any(extent % factor for extent, factor in zip(patch, factors, strict=True)):

@@ -8,27 +8,44 @@ _SURELY_OUTSIDE = -100.0
 
 
 def counting(loss: Callable) -> Callable:
-    """A loss that takes uncounted voxels as right and certain, at which every loss of logits is zero.
+    """A loss that takes uncounted voxels as background predicted with certainty, which costs nothing.
 
     Args:
-        loss: function of (mask [N, ..., 3] of 0 and 1, logits [N, ..., 3]) to float32 [N].
+        loss: function of (mask [N, ..., 3] of 0 to 1, outputs) to float32 [N]; outputs are logits, or a dict of them as
+            `logits` and, at resolutions that divide the mask's, `deep1`, ...
 
     Returns:
         The same function of masks that may be -1.
     """
-    return lambda mask, logits: loss(*without_uncounted(mask, logits))
+
+    def of_counted(mask, outputs):
+        if not isinstance(outputs, dict):
+            return loss(*without_uncounted(mask, outputs))
+        counted = {
+            name: without_uncounted(_middles(mask, level), level)[1]
+            for name, level in outputs.items()
+            if len(level.shape) == len(mask.shape)
+        }
+        return loss(tf.maximum(tf.cast(mask, tf.float32), 0.0), outputs | counted)
+
+    return of_counted
 
 
 def without_uncounted(mask, logits):
     """Replace uncounted voxels by background that is predicted as such with certainty.
 
     Args:
-        mask: [N, ..., 3] of 0 and 1, or -1 where nothing is to be counted.
+        mask: [N, ..., 3] of 0 to 1, or -1 where nothing is to be counted.
         logits: float, the same shape.
 
     Returns:
-        float32 mask of 0 and 1, and logits; unchanged where the mask was 0 or 1.
+        float32 mask of 0 to 1, and logits; unchanged where the mask was not negative.
     """
     mask = tf.cast(mask, tf.float32)
-    counted = mask >= 0
-    return tf.where(counted, mask, 0.0), tf.where(counted, logits, tf.cast(_SURELY_OUTSIDE, logits.dtype))
+    return tf.maximum(mask, 0.0), tf.where(mask >= 0, logits, tf.cast(_SURELY_OUTSIDE, logits.dtype))
+
+
+def _middles(mask, level):
+    """The mask's voxel nearest to the middle of each of the level's: the one that the level is compared with."""
+    factors = [fine // coarse for fine, coarse in zip(mask.shape[1:-1], level.shape[1:-1], strict=True)]
+    return mask[(slice(None), *(slice(factor // 2, None, factor) for factor in factors))]
