@@ -9,8 +9,8 @@ class InstanceNormalization(keras.layers.Layer):
     """Each channel of each sample to mean 0 and variance 1, then a learned scale and shift (Ulyanov et al. 2016,
     arXiv:1607.08022).
 
-    Independent of the batch, which holds two patches or so in 3-D. Moments are taken in float32 whatever the policy:
-    float16 overflows in the sum of squares, and bfloat16 has too few digits for it.
+    Independent of the batch, which holds two patches or so in 3-D. It is computed in float32 whatever the policy, for
+    float16 overflows in the sum of squares; what is kept for the gradient is the input, in the policy's dtype.
 
     Input and output [N, ..., C], same shape; the dtype is the policy's.
     """
@@ -25,13 +25,34 @@ class InstanceNormalization(keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        x = tf.cast(inputs, tf.float32)
-        mean, variance = tf.nn.moments(x, list(range(1, x.shape.rank - 1)), keepdims=True)
-        scale = tf.math.rsqrt(variance + self.epsilon) * tf.cast(self.gamma, tf.float32)
-        return tf.cast((x - mean) * scale + tf.cast(self.beta, tf.float32), self.compute_dtype)
+        return _normalize(inputs, tf.cast(self.gamma, tf.float32), tf.cast(self.beta, tf.float32), self.epsilon)
 
     def get_config(self):
         return super().get_config() | {"epsilon": self.epsilon}
+
+
+def _normalize(x, gamma, beta, epsilon: float):
+    space = list(range(1, x.shape.rank - 1))
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        wide = tf.cast(x, tf.float32)
+        mean, variance = tf.nn.moments(wide, space, keepdims=True)
+        inverse = tf.math.rsqrt(variance + epsilon)
+
+        def gradient(upstream):
+            # Anew from the input: three float32 tensors kept for each layer are more than the rest of the network.
+            normal, slope = (tf.cast(x, tf.float32) - mean) * inverse, tf.cast(upstream, tf.float32)
+            along = tf.reduce_mean(slope * normal, space, keepdims=True)
+            level = tf.reduce_mean(slope, space, keepdims=True)
+            voxels = tf.cast(tf.reduce_prod(tf.shape(x)[1:-1]), tf.float32)
+            of_x = gamma * inverse * (slope - level - normal * along)
+            sums = (tf.reshape(tf.reduce_sum(part * voxels, 0), tf.shape(gamma)) for part in (along, level))
+            return tf.cast(of_x, x.dtype), *sums
+
+        return tf.cast((wide - mean) * (inverse * gamma) + beta, x.dtype), gradient
+
+    return normalize(x, gamma, beta)
 
 
 def normalized_convolution(x, filters: int, name: str, size: int = 3, strides: tuple[int, int, int] = (1, 1, 1)):

@@ -166,6 +166,23 @@ def test_instance_normalization_is_that_of_each_channel_of_each_sample(policy, t
     assert np.allclose(found, (x - mean) / deviation * scale + shift, atol=tolerance * 10, rtol=tolerance)
 
 
+def test_the_gradient_of_instance_normalization_is_that_of_its_formula():
+    rng = np.random.default_rng(1)
+    x = tf.constant(rng.normal(3, 2, (2, 3, 4, 5, 6)), tf.float32)
+    upstream = tf.constant(rng.normal(size=x.shape), tf.float32)
+    layer = InstanceNormalization()
+    layer.build(x.shape)
+    layer.set_weights([rng.normal(size=6), rng.normal(size=6)])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        mean, variance = tf.nn.moments(x, [1, 2, 3], keepdims=True)
+        formula = tf.reduce_sum(upstream * ((x - mean) / tf.sqrt(variance + 1e-5) * layer.gamma + layer.beta))
+        found = tf.reduce_sum(upstream * layer(x))
+    variables = [x, layer.gamma, layer.beta]
+    for one, other in zip(tape.gradient(found, variables), tape.gradient(formula, variables), strict=True):
+        assert np.allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
