@@ -118,6 +118,16 @@ def _parser() -> argparse.ArgumentParser:
     service.add_argument("--host", help="the name by which others reach this machine")
     service.set_defaults(wrong_usage=service.error)
 
+    models = _command(commands, "models", _models, "what each network costs: parameters, operations, speed")
+    models.add_argument("--architecture", help="this decoder alone, with each backbone")
+    models.add_argument("--backbone", help="this encoder alone, with each architecture")
+    models.add_argument("--size", type=int, default=256, help="height and width of a window (%(default)s)")
+    models.add_argument("--slices", type=int, default=5, help="slices of a window (%(default)s)")
+    models.add_argument(
+        "--measure", action=argparse.BooleanOptionalAction, default=True, help="time inference, some seconds each"
+    )
+    models.add_argument("--csv", metavar="FILE.csv", help="write the table there too")
+
     _command(commands, "doctor", _doctor, "versions, devices, and what auto would choose")
     return parser
 
@@ -297,6 +307,15 @@ def _data_service(options) -> None:
         run_worker(options.dispatcher_address, options.port, options.host, say)
     else:
         run_local(options.workers, options.port, say)
+
+
+def _models(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.models.table import networks, print_table
+    from gitseg_tf.progress import progress
+
+    chosen = networks(options.architecture, options.backbone)
+    print_table(progress(chosen, "networks"), options.size, options.slices, options.measure, options.csv)
 
 
 def _doctor(options) -> None:

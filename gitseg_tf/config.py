@@ -49,7 +49,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self):
-        check_volumes(self.model.architecture, self.model.backbone, self.data.patch)
+        check_volumes(self.model, self.data.patch)
         return self
 
 

@@ -143,6 +143,19 @@ def draw_cohort(root, scans=SCANS, labelled=True, folder="train"):
     return cohort
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--whole-table", action="store_true", help="compile each architecture with each backbone, about an hour"
+    )
+
+
+@pytest.fixture
+def whole_table(request):
+    """Skips a test of the whole table of networks unless it was asked for."""
+    if not request.config.getoption("--whole-table"):
+        pytest.skip("one of more than a hundred networks: --whole-table")
+
+
 @pytest.fixture(scope="session")
 def draw():
     """draw(root, scans=..., labelled=..., folder=...) writes a drawn cohort."""

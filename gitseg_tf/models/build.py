@@ -5,12 +5,26 @@ from contextlib import contextmanager
 import tf_keras as keras
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.models.attention_unet import attention_unet
 from gitseg_tf.models.backbones import BACKBONES
+from gitseg_tf.models.deeplab import deeplabv3plus
+from gitseg_tf.models.fpn import fpn
+from gitseg_tf.models.heads import presence_logits, segmentation_logits
+from gitseg_tf.models.segformer import segformer
 from gitseg_tf.models.unet import unet
 from gitseg_tf.models.unet3d import NETWORKS_3D, build_volume_model
+from gitseg_tf.models.unetplusplus import unetplusplus
 
-DECODERS = {"unet": unet}
+DECODERS = {
+    "unet": unet,
+    "unetplusplus": unetplusplus,
+    "attention_unet": attention_unet,
+    "deeplabv3plus": deeplabv3plus,
+    "fpn": fpn,
+    "segformer": segformer,
+}
+# Decoders that want the deepest feature at stride 16, from an encoder that can dilate its last stage.
+DILATING = {"deeplabv3plus"}
 
 
 def build_model(config: Config, precision: str = "float32", synchronized: bool = False) -> keras.Model:
@@ -23,19 +37,33 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
 
     Returns:
         Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3], organs in the order of ORGANS, whatever
-        the precision. A 3-D network: see `build_volume_model`; it normalises each sample, whatever `synchronized`.
+        the precision. With model.presence or model.deep_supervision a dict of float32: these `logits`, `presence`
+        [N, 3], and `deep1`, `deep2`, ... at half the resolution, a quarter, ...
+
+        A 3-D network: see `build_volume_model`; it normalises each sample, whatever `synchronized`.
     """
+    settings = config.model
     with _dtype_policy(precision):
         if config.model.architecture in NETWORKS_3D:
             return build_volume_model(config)
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
-        features = BACKBONES[config.model.backbone](inputs, config.model)
-        decoded = DECODERS[config.model.architecture](features, config.model)
-        # Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
-        rare = keras.initializers.Constant(-3.0)
-        logits = keras.layers.Conv2D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name="logits")(decoded)
-        model = keras.Model(inputs, logits, name=f"{config.model.architecture}_{config.model.backbone}")
-        return _with_synchronized_normalization(model) if synchronized else model
+        backbone = BACKBONES[settings.backbone]
+        dilate = settings.architecture in DILATING and backbone.dilates
+        features = backbone(inputs, settings, output_stride=16 if dilate else 32)
+        decoded = DECODERS[settings.architecture](features, settings)
+        outputs = segmentation_logits(decoded, config.data.size, settings.dropout, config.seed)
+        if settings.presence:
+            outputs["presence"] = presence_logits(features)
+        name = f"{settings.architecture}_{settings.backbone}"
+        model = keras.Model(inputs, outputs if len(outputs) > 1 else outputs["logits"], name=name)
+    if synchronized:
+        synchronize_normalization(model)
+    return model
+
+
+def logits_of(outputs):
+    """The logits [N, H, W, 3] among a model's outputs, be they these alone or a dict."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
 
 
 @contextmanager
@@ -48,13 +76,12 @@ def _dtype_policy(name: str):
         keras.mixed_precision.set_global_policy(before)
 
 
-def _with_synchronized_normalization(model: keras.Model) -> keras.Model:
-    def copy(layer):
-        settings = layer.get_config()
-        if isinstance(layer, keras.layers.BatchNormalization):
-            settings["synchronized"] = True
-        return type(layer).from_config(settings)
+def synchronize_normalization(model: keras.Model) -> None:
+    """Let each batch normalisation, also one inside of another layer, take its statistics over all replicas.
 
-    copied = keras.models.clone_model(model, clone_function=copy)
-    copied.set_weights(model.get_weights())
-    return copied
+    Args:
+        model: built in the strategy's scope, not yet compiled: layers read what is set here when a step is traced.
+    """
+    for layer in model.submodules:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized, layer.fused = True, False

@@ -1,8 +1,6 @@
 """The U-Net's decoder."""
 
-import tf_keras as keras
-
-from gitseg_tf.models.layers import Upsample, conv_block
+from gitseg_tf.models.layers import UpsampleConv, conv_block, normalized
 from gitseg_tf.sections.model import ModelConfig
 
 _WIDTHS = {16: 256, 8: 128, 4: 64, 2: 32, 1: 16}
@@ -14,19 +12,36 @@ def unet(features: dict, config: ModelConfig):
     Args:
         features: Keras tensors by their stride, each half the size of the one before; where the encoder has none, the
             step upsamples without a join.
-        config: the network's options.
+        config: not used.
 
     Returns:
         Keras tensor [N, H, W, C] at the resolution of the model's input.
     """
     stride = max(features)
     x = features[stride]
-    for level in range(stride.bit_length() - 1):
+    while stride > 1:
         stride //= 2
-        x, skip = Upsample(name=f"decoder{level}_up")(x), features.get(stride)
-        if skip is not None:
-            x = keras.layers.Concatenate(name=f"decoder{level}_join")([x, skip])
-        width = skip.shape[-1] if config.backbone == "plain" else _WIDTHS[stride]
-        for i in (1, 2):
-            x = conv_block(x, width, f"decoder{level}_{i}")
+        skips = [features[stride]] if stride in features else []
+        x = up_block(x, skips, decoder_width(features, stride), f"decoder{stride}")
     return x
+
+
+def decoder_width(features: dict, stride: int) -> int:
+    """Channels of a U-Net's decoder at a stride: the encoder's if it begins at full resolution, else fixed ones."""
+    return features[stride].shape[-1] if 1 in features else _WIDTHS[stride]
+
+
+def up_block(x, skips: list, filters: int, name: str):
+    """Twice the resolution, joined with what the encoder or other nodes have there, two convolutions.
+
+    Args:
+        x: Keras tensor [N, H, W, C].
+        skips: Keras tensors [N, 2H, 2W, *], may be none.
+        filters: channels of the result.
+        name: prefix of the layers' names.
+
+    Returns:
+        Keras tensor [N, 2H, 2W, filters].
+    """
+    x = UpsampleConv(filters, name=f"{name}_1_conv")([x, *skips])
+    return conv_block(normalized(x, f"{name}_1"), filters, f"{name}_2")

@@ -7,7 +7,7 @@ Keras tensors from full resolution downwards, and NETWORKS_3D names it.
 import tf_keras as keras
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.models.heads import organ_logits
 from gitseg_tf.models.volume_layers import leaky_relu, normalized_convolution, residual_block
 from gitseg_tf.sections.model import ModelConfig
 from gitseg_tf.sections.volumes import poolings
@@ -78,16 +78,14 @@ def build_volume_model(config: Config) -> keras.Model:
     inputs = keras.Input((*patch, 1), name="windows")
     decoded = NETWORKS_3D[model.architecture](inputs, model, poolings(patch))
     if not model.deep_supervision:
-        return keras.Model(inputs, _logits(decoded[0], "logits"), name=model.architecture)
+        logits = organ_logits(decoded[0], model.dropout, config.seed, "logits")
+        return keras.Model(inputs, logits, name=model.architecture)
     names = ["logits", *(f"deep{k}" for k in range(1, _SUPERVISED))]
-    outputs = {name: _logits(x, name) for name, x in zip(names, decoded, strict=False)}
+    outputs = {
+        name: organ_logits(x, model.dropout, config.seed + k, name)
+        for k, (name, x) in enumerate(zip(names, decoded, strict=False))
+    }
     return keras.Model(inputs, outputs, name=model.architecture)
-
-
-def _logits(x, name: str):
-    # A probability of 5%, as of the 2-D networks.
-    rare = keras.initializers.Constant(-3.0)
-    return keras.layers.Conv3D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name=name)(x)
 
 
 def _width(config: ModelConfig, stage: int) -> int:

@@ -2,7 +2,8 @@
 
 import math
 
-VOLUMETRIC = ("unet3d", "residual_unet3d")
+from gitseg_tf.sections.model import VOLUMETRIC, ModelConfig
+
 _POOLINGS = 4
 _LEAST_PLANE = 2 * 2**_POOLINGS
 
@@ -29,12 +30,13 @@ def poolings(patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     return steps
 
 
-def check_volumes(architecture: str, backbone: str, patch: tuple[int, int, int] | None) -> None:
+def check_volumes(model: ModelConfig, patch: tuple[int, int, int] | None) -> None:
     """Refuse a 2-D network of patches, a 3-D network without, and patches that a 3-D network cannot halve.
 
     Raises:
         ValueError: one line that names the keys.
     """
+    architecture = model.architecture
     if architecture not in VOLUMETRIC:
         if patch is not None:
             names = " or ".join(VOLUMETRIC)
@@ -47,10 +49,12 @@ def check_volumes(architecture: str, backbone: str, patch: tuple[int, int, int] 
         raise ValueError(
             f"model.architecture is {architecture}, a 3-D network: it needs data.patch, such as [16, 64, 64]"
         )
-    if backbone != "plain":
+    if model.backbone != "plain":
         raise ValueError(
-            f"model.backbone is {backbone}: model.architecture {architecture} has its own encoder; leave it plain"
+            f"model.backbone is {model.backbone}: model.architecture {architecture} has its own encoder; leave it plain"
         )
+    if model.presence:
+        raise ValueError(f"model.presence is true: model.architecture {architecture} has no such head; set it to false")
     if min(patch[1:]) < _LEAST_PLANE:
         # At the bottom an instance's normalisation needs more than one voxel.
         raise ValueError(

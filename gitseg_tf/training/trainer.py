@@ -23,7 +23,8 @@ from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, local_copy
-from gitseg_tf.models.build import build_model
+from gitseg_tf.models.build import build_model, logits_of
+from gitseg_tf.models.weights import read_backbone_weights, set_backbone_weights
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.losses import bce_dice_loss
@@ -80,6 +81,8 @@ def train(
         _check_accelerator_changes(config, replicas)
     _check_scans(config, dataset, say)
     steps = steps_per_epoch(dataset, config)
+    begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
+    weights = read_backbone_weights(config) if begins else None
     if strategy.extended.should_checkpoint:
         open_run(run, config, dataset, resume)
     keras.utils.set_random_seed(config.seed)
@@ -87,6 +90,8 @@ def train(
         tf.config.experimental.enable_op_determinism()
     with strategy.scope():
         model = build_model(config, precision, synchronized=replicas > 1)
+        if weights:
+            set_backbone_weights(model, weights)
         if config.augment.on == "accelerator":
             model = AugmentedModel(
                 model.inputs, model.outputs, name=model.name, augment=config.augment, seed=config.seed
@@ -152,7 +157,8 @@ def load_model(run: Run) -> keras.Model:
         run: from `load_run` or `train`.
 
     Returns:
-        Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3].
+        Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3]; other heads, which serve the training
+        alone, are left out.
 
     Raises:
         InputError: the weights do not fit the config.
@@ -165,7 +171,7 @@ def load_model(run: Run) -> keras.Model:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             cause = f"does not fit the network of {run.path / 'config.yaml'}"
             raise InputError(f"{run.weights}: {cause} ({reason})") from None
-    return model
+    return keras.Model(model.input, logits_of(model.output), name=model.name)
 
 
 def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) -> None:

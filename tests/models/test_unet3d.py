@@ -200,6 +200,10 @@ def test_the_gradient_of_instance_normalization_is_that_of_its_formula():
             "model.backbone is resnet34: model.architecture unet3d has its own encoder; leave it plain",
         ),
         (
+            {"model.presence": True},
+            "model.presence is true: model.architecture unet3d has no such head; set it to false",
+        ),
+        (
             {"data.patch": [15, 64, 64]},
             "data.patch is [15, 64, 64]: unet3d halves it 4 times in the plane; "
             "a patch of about this shape must be multiples of [4, 16, 16]",

@@ -1,0 +1,26 @@
+"""The encoder of the original U-Net."""
+
+import tf_keras as keras
+
+from gitseg_tf.models.layers import conv_block
+from gitseg_tf.sections.model import ModelConfig
+
+
+def plain(inputs, config: ModelConfig) -> dict:
+    """The encoder of the original U-Net with batch normalisation (Ronneberger et al. 2015, arXiv:1505.04597).
+
+    Args:
+        inputs: Keras tensor [N, H, W, K].
+        config: `filters` is the number of channels at full resolution; it doubles at each level, up to 16 times.
+
+    Returns:
+        Keras tensors by stride: 1 [N, H, W, filters], 2 [N, H/2, W/2, 2 filters], ... 16 [N, H/16, W/16, 16 filters].
+    """
+    features, x = {}, inputs
+    for level in range(5):
+        if level:
+            x = keras.layers.MaxPooling2D(name=f"encoder{level}_pool")(x)
+        for i in (1, 2):
+            x = conv_block(x, config.filters * 2**level, f"encoder{level}_{i}")
+        features[2**level] = x
+    return features

@@ -1,0 +1,34 @@
+"""The decoder of SegFormer."""
+
+import tf_keras as keras
+
+from gitseg_tf.models.layers import bilinear, normalized
+from gitseg_tf.sections.model import ModelConfig
+
+_WIDTH = 256
+
+
+def segformer(features: dict, config: ModelConfig):
+    """The all-MLP head (Xie et al. 2021, arXiv:2105.15203).
+
+    The paper concatenates the upsampled levels and mixes them by a 1x1 convolution; here each level is mixed by its
+    part of that kernel before it is upsampled and added, which gives the same for less work: upsampling and a 1x1
+    convolution may change places. The width is 256, or that of the deepest feature where it has fewer channels.
+
+    Args:
+        features: Keras tensors by their stride, of which the four deepest are used.
+        config: not used.
+
+    Returns:
+        Keras tensor [N, H/s, W/s, 256] at the lowest stride s used: 4 for most encoders.
+    """
+    strides = sorted(features)[-4:]
+    width = min(_WIDTH, features[strides[-1]].shape[-1])
+    parts = []
+    for stride in strides:
+        x = keras.layers.Dense(width, name=f"decoder{stride}_mlp")(features[stride])
+        # He's variance for a sum over all levels' channels.
+        mixing = keras.initializers.RandomNormal(stddev=(2 / (width * len(strides))) ** 0.5)
+        x = keras.layers.Dense(width, use_bias=False, kernel_initializer=mixing, name=f"decoder{stride}_mix")(x)
+        parts.append(bilinear(x, stride // strides[0], f"decoder{stride}_up"))
+    return normalized(keras.layers.Add(name="decoder_sum")(parts), "decoder")

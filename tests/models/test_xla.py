@@ -1,0 +1,113 @@
+"""Every network trains as one XLA program. `pytest --whole-table` really compiles each architecture with each backbone."""
+
+import os
+from functools import cache
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from gitseg_tf.config import load_config
+from gitseg_tf.models.backbones import BACKBONES
+from gitseg_tf.models.build import DECODERS, build_model, logits_of
+
+# Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+SIZE, SLICES = 32, 5
+FAMILIES = ("plain", "resnet18", "efficientnetv2_b0", "convnext_tiny", "mobilenetv3", "mit_b0")
+WHOLE_TABLE = [(decoder, encoder) for decoder in DECODERS for encoder in BACKBONES]
+
+
+def build(architecture, backbone, precision="float32"):
+    keras.utils.set_random_seed(0)
+    settings = {"model.architecture": architecture, "model.backbone": backbone, "model.filters": 4}
+    return build_model(load_config(None, settings | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+
+
+@cache
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.random((2, SIZE, SIZE, SLICES), np.float32)
+    return tf.constant(image), tf.constant(image[..., :3] > 0.7, tf.float32)
+
+
+def loss_of(model, image, mask):
+    logits = logits_of(model(image, training=True))
+    assert logits.dtype == tf.float32
+    bce = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits))
+    p = tf.sigmoid(logits)
+    return bce + 1.0 - (2.0 * tf.reduce_sum(p * mask) + 1.0) / (tf.reduce_sum(p + mask) + 1.0)
+
+
+def training_step(model, scaled=False):
+    """One whole step of AdamW, and the function that makes it: (image, mask) to (loss, are all gradients finite)."""
+    optimizer = keras.optimizers.AdamW(1e-3)
+    if scaled:
+        optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1024.0)
+    optimizer.build(model.trainable_variables)
+
+    def step(image, mask):
+        with tf.GradientTape() as tape:
+            loss = loss_of(model, image, mask)
+            target = optimizer.get_scaled_loss(loss) if scaled else loss
+        gradients = tape.gradient(target, model.trainable_variables)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+        gradients = optimizer.get_unscaled_gradients(gradients) if scaled else gradients
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss, finite
+
+    return step
+
+
+def lowered(architecture, backbone):
+    step = tf.function(training_step(build(architecture, backbone)), jit_compile=True, autograph=False)
+    return step.experimental_get_compiler_ir(*batch())(stage="hlo")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_training_step_of_each_backbone_is_lowered_to_xla(backbone):
+    assert "ENTRY" in lowered("unet", backbone)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnetv2_b0", "mit_b0"])
+@pytest.mark.parametrize("architecture", [name for name in DECODERS if name != "unet"])
+def test_a_training_step_of_each_architecture_is_lowered_to_xla(architecture, backbone):
+    assert "ENTRY" in lowered(architecture, backbone)
+
+
+def check_compiled(architecture, backbone):
+    model = build(architecture, backbone)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    expected = loss_of(model, *batch()).numpy()
+    loss, finite = tf.function(training_step(model), jit_compile=True, autograph=False)(*batch())
+    assert loss.numpy() == pytest.approx(expected, abs=1e-3) and finite
+    after = [variable.numpy() for variable in model.trainable_variables]
+    assert all(np.isfinite(array).all() for array in after)
+    assert np.mean([not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_a_compiled_step_has_the_loss_of_one_that_is_not(backbone):
+    check_compiled("unet", backbone)
+
+
+@pytest.mark.parametrize("backbone", [name for name in FAMILIES if BACKBONES[name].dilates and name != "plain"])
+def test_dilated_convolutions_train_as_an_xla_program(backbone):
+    check_compiled("deeplabv3plus", backbone)
+
+
+@pytest.mark.parametrize(("architecture", "backbone"), WHOLE_TABLE)
+def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, backbone, whole_table):
+    check_compiled(architecture, backbone)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_two_steps_in_16_bits_stay_finite(backbone, precision):
+    model = build("unet", backbone, precision)
+    step = tf.function(training_step(model, scaled=precision == "mixed_float16"), autograph=False)
+    losses, finite = zip(*[step(*batch()) for _ in range(2)], strict=True)
+    assert np.isfinite(losses).all() and all(finite)
+    assert losses[0].numpy() == pytest.approx(loss_of(build("unet", backbone), *batch()).numpy(), rel=0.05)
+    assert all(np.isfinite(variable.numpy()).all() for variable in model.variables)
