@@ -21,6 +21,10 @@ from gitseg_tf.sections.model import ModelConfig
 from gitseg_tf.sections.training import TrainingConfig
 from gitseg_tf.sections.volumes import check_volumes
 
+_MOVED = {
+    "training.bce_weight": "training.loss.bce.weight",
+    "training.dice_weight": "training.loss.dice.weight",
+}
 _BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -131,6 +135,8 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     field = ".".join(path)
+    if field in _MOVED and problem["type"] == "extra_forbidden":
+        return f"{field} is no known key; it is called {_MOVED[field]}"
     if problem["type"] in ("extra_forbidden", "invalid_key"):
         allowed = sorted(_fields_at(path[:-1]))
         near = difflib.get_close_matches(path[-1], allowed, n=1)

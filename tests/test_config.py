@@ -93,6 +93,20 @@ def test_an_unknown_key_like_no_other_is_told_what_is_allowed(complaint):
     assert said == "FILE: augment.affine.zzz is no known key; allowed are p, rotate, scale, shift"
 
 
+@pytest.mark.parametrize("term", ["bce", "dice"])
+def test_a_key_that_has_moved_is_told_where(complaint, term):
+    said = complaint(f"training: {{{term}_weight: 0.5}}")
+    assert said == f"FILE: training.{term}_weight is no known key; it is called training.loss.{term}.weight"
+    assert load_config(None, {f"training.loss.{term}.weight": 0.5}).training.loss.terms[term].weight == 0.5
+
+
+def test_a_loss_without_a_term_is_refused(complaint):
+    said = complaint("training: {loss: {bce: {weight: 0}, dice: {weight: 0}, presence: {weight: 1}}}")
+    assert (
+        said.startswith("FILE: training.loss is ") and "it must have a weight above 0 for bce, dice or another" in said
+    )
+
+
 def test_a_key_that_is_no_text_is_unknown(complaint):
     assert "FILE: 1 is no known key" in complaint("1: 2")
 
@@ -110,6 +124,9 @@ def test_a_key_that_is_no_text_is_unknown(complaint):
         ("training: {strategy: mirror}", "training.strategy is 'mirror': it must be 'auto', 'one_device', 'mirrored'"),
         ("augment: {flip: {p: 1.5}}", "augment.flip.p is 1.5: it must be less than or equal to 1"),
         ("model: {backbone: resnet}", "model.backbone is 'resnet': it must be 'plain' or 'resnet34'"),
+        ("training: {loss: {top_k: {share: 0}}}", "training.loss.top_k.share is 0: it must be greater than 0"),
+        ("training: {loss: {dice: {per: organ}}}", "training.loss.dice.per is 'organ': it must be 'batch' or 'sample'"),
+        ("training: {loss: {focal: {alpha: 1}}}", "training.loss.focal.alpha is 1: it must be less than 1"),
         ("data: {slices: 4}", "data.slices is 4: it must be odd"),
         ("data: {size: [100, 128]}", "data.size is [100, 128]: it must be two multiples of 32"),
         ("data: {size: [0, 128]}", "data.size is [0, 128]: it must be two multiples of 32"),

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from gitseg_tf.sections.base import Section
+from gitseg_tf.sections.loss import LossConfig
 
 Strategy = Literal["auto", "one_device", "mirrored", "multiworker", "tpu"]
 Precision = Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"]
@@ -19,8 +20,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(1e-2, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="largest global norm of the gradient")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the moving average of the weights; 0 is none")
-    bce_weight: float = Field(1.0, ge=0)
-    dice_weight: float = Field(1.0, ge=0)
+    loss: LossConfig = LossConfig()
     strategy: Strategy = "auto"
     precision: Precision = "auto"
     jit_compile: bool = Field(False, description="compile the training step with XLA; always on for TPUs")

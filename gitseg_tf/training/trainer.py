@@ -27,7 +27,7 @@ from gitseg_tf.models.build import build_model, logits_of
 from gitseg_tf.models.weights import read_backbone_weights, set_backbone_weights
 from gitseg_tf.training.augmented import AugmentedModel
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import training_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.run_folder import has_begun, open_run
@@ -211,7 +211,7 @@ def _compile(model: keras.Model, config: Config, steps: int) -> None:
     training = config.training
     model.compile(
         optimizer=build_optimizer(training, steps * training.epochs),
-        loss=counting(bce_dice_loss(training.bce_weight, training.dice_weight)),
+        loss=counting(training_loss(training.loss)),
         weighted_metrics=[StreamingDice(config.evaluation.threshold)],
         jit_compile=training.jit_compile,
     )

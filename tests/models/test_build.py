@@ -10,7 +10,7 @@ import tf_keras as keras
 from gitseg_tf.config import load_config
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.layers import Upsample
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import build_loss
 from gitseg_tf.training.optimizers import build_optimizer
 
 # Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
@@ -135,7 +135,7 @@ def test_a_training_step_compiles_with_xla_and_gives_the_same_loss(backbone):
     model = build_model(config)
     optimizer = build_optimizer(config.training, 10)
     optimizer.build(model.trainable_variables)
-    loss_of = bce_dice_loss()
+    loss_of = build_loss(config.training.loss)
     image = tf.constant(windows(size=size))
     mask = tf.cast(image > 0.7, tf.float32)
     before = [variable.numpy() for variable in model.trainable_variables]

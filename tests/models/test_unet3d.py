@@ -11,12 +11,13 @@ from gitseg_tf.config import load_config
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.volume_layers import InstanceNormalization
 from gitseg_tf.sections.volumes import poolings
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import training_loss
 
 # Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 NETWORKS = ("unet3d", "residual_unet3d")
 PATCH = (4, 32, 32)
+LOSS = training_loss(load_config().training.loss)
 
 
 @cache
@@ -108,16 +109,9 @@ def test_a_sample_does_not_hang_on_the_others_in_its_batch(network):
 
 
 def step_of(model, image, mask):
-    """The loss, and the gradients, of a training step on logits alone or on all outputs."""
-    loss_of = bce_dice_loss()
+    """The loss of a training step on all outputs, and its gradients."""
     with tf.GradientTape() as tape:
-        outputs = tf.nest.flatten(model(image, training=True))
-        factors = [mask.shape[2] // level.shape[2] for level in outputs]
-        costs = [
-            tf.reduce_mean(loss_of(mask[:, :, ::factor, ::factor], level))
-            for factor, level in zip(factors, outputs, strict=True)
-        ]
-        loss = tf.add_n(costs)
+        loss = tf.reduce_mean(LOSS(mask, model(image, training=True)))
     return loss, tape.gradient(loss, model.trainable_variables)
 
 

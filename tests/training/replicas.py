@@ -1,11 +1,12 @@
 """What test_distributed runs in processes of its own, for TensorFlow's devices are chosen once a process.
 
-`replicas.py compare DATASET OUT` prints JSON: histories and the first gradient on one device and on two replicas.
+`replicas.py compare DATASET OUT` prints JSON: histories, losses and gradients on one device and on two replicas.
 `replicas.py worker DATASET OUT` trains as one of the workers that TF_CONFIG names.
 """
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.dataset import load_dataset
 from gitseg_tf.models import backbones
 from gitseg_tf.models.build import build_model
+from gitseg_tf.sections.loss import LossConfig
 from gitseg_tf.training import trainer
 from gitseg_tf.training.callbacks import read_history
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import build_loss, training_loss
+from gitseg_tf.training.losses.build import PIXEL_TERMS, REGION_TERMS
 from gitseg_tf.training.strategy import choose_strategy
 
 # The rate is small, for Adam blows up differences in rounding: it divides by the size of small gradients.
@@ -43,6 +46,10 @@ backbones.BACKBONES["plain"] = lambda inputs, config: {
     s: f for s, f in backbones.plain(inputs, config).items() if s < 4
 }
 
+# A second strategy of a process would number its collective operations from the start again, and mistake them for the
+# first's.
+choose_strategy = trainer.choose_strategy = cache(choose_strategy)
+
 
 def trained(dataset, out: Path, strategy: str, epochs: int = 2, **more) -> list[dict]:
     config = load_config(None, SETTINGS | {"training.strategy": strategy, "training.epochs": epochs} | more)
@@ -60,12 +67,52 @@ def first_gradient(strategy: str) -> tuple[float, list]:
     batch = tf.data.Dataset.from_tensor_slices((image, mask)).batch(8, drop_remainder=True)
     keras.utils.set_random_seed(0)
     with choose_strategy(strategy)[0].scope():
-        model = build_model(load_config(None, SETTINGS), synchronized=True)
-        model.compile(keras.optimizers.SGD(1.0), bce_dice_loss())
+        config = load_config(None, SETTINGS)
+        model = build_model(config, synchronized=True)
+        model.compile(keras.optimizers.SGD(1.0), build_loss(config.training.loss))
     before = [variable.numpy() for variable in model.trainable_variables]
     loss = model.fit(batch, verbose=0).history["loss"][0]
     change = [a - v.numpy() for a, v in zip(before, model.trainable_variables, strict=True)]
     return loss, np.concatenate([part.ravel() for part in change]).tolist()
+
+
+def every_loss(name: str) -> dict[str, list]:
+    """Of each term alone, which skips empty organs: losses [8] and their mean's gradient, flat."""
+    strategy = choose_strategy(name)[0]
+    share = 8 // strategy.num_replicas_in_sync
+    rng = np.random.default_rng(1)
+    # The second organ is in the other half of the batch alone, the third nowhere.
+    there = np.array([[1, 0, 0]] * 4 + [[1, 1, 0]] * 4)[:, None, None]
+    mask = ((rng.random((8, 9, 9, 3)) < 0.3) * there).astype(np.float32)
+    logits = rng.normal(size=mask.shape).astype(np.float32)
+    losses = {}
+    for name in PIXEL_TERMS | REGION_TERMS:
+        off = {"bce": {"weight": 0}, "dice": {"weight": 0}, "boundary": {"reach": 3}, "empty_organs": "skip"}
+        losses[name] = training_loss(LossConfig.model_validate(off | {name: {"weight": 1}}))
+
+    def part(array):
+        def of(context):
+            first = share * context.replica_id_in_sync_group
+            return tf.constant(array[first : first + share])
+
+        return strategy.experimental_distribute_values_from_function(of)
+
+    def step(mask, logits, presence):
+        found = {}
+        for name, loss in losses.items():
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                cost = loss(mask, {"logits": logits, "presence": presence})
+                mean = tf.reduce_sum(cost) / 8
+            found[name] = cost, tape.gradient(mean, logits)
+        return found
+
+    found = tf.function(strategy.run)(step, (part(mask), part(logits), part(logits[:, 0, 0])))
+
+    def whole(value):
+        return np.concatenate(strategy.experimental_local_results(value)).ravel().tolist()
+
+    return {name: [whole(value) for value in values] for name, values in found.items()}
 
 
 def compare(dataset, out: Path) -> dict:
@@ -76,6 +123,7 @@ def compare(dataset, out: Path) -> dict:
     return {
         "replicas": choose_strategy("mirrored")[0].num_replicas_in_sync,
         "history": {name: trained(dataset, out / name, name) for name in names},
+        "losses": {name: every_loss(name) for name in names},
         "first": {name: first_gradient(name) for name in names},
         "augmented": {name: trained(dataset, out / f"augmented-{name}", name, 1, **ON_ACCELERATOR) for name in names},
     }

@@ -47,6 +47,14 @@ def test_two_replicas_have_the_loss_and_gradient_of_one_device(compared):
     assert two == pytest.approx(one, abs=1e-5)
 
 
+def test_two_replicas_have_each_loss_and_its_gradient_of_one_device(compared):
+    one, two = (compared["losses"][key] for key in ("one_device", "mirrored"))
+    assert one.keys() == two.keys() and len(one) == 8
+    for name, (losses, gradient) in one.items():
+        assert two[name][0] == pytest.approx(losses, abs=1e-5), name
+        assert two[name][1] == pytest.approx(gradient, abs=1e-6) and np.abs(gradient).max() > 1e-5, name
+
+
 def free_ports(count):
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]

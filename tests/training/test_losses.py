@@ -1,32 +1,44 @@
+import os
+
+import loss_formulas as formulas
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy.special import expit, log_expit
+import tf_keras as keras
 
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.sections.loss import LossConfig
+from gitseg_tf.training.losses import build_loss, initial_loss, training_loss
+from gitseg_tf.training.losses.build import PIXEL_TERMS, REGION_TERMS
 
-
-def expected(mask, logits, bce_weight=1.0, dice_weight=1.0):
-    """The loss of each sample by the formulas of the papers, in float64."""
-    mask, logits = np.asarray(mask, float), np.asarray(logits, float)
-    bce = -(mask * log_expit(logits) + (1 - mask) * log_expit(-logits)).mean((1, 2, 3))
-    costs = []
-    for k in range(3):
-        p, t = expit(logits[..., k]), mask[..., k]
-        costs.append(1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
-    return bce_weight * bce + dice_weight * np.mean(costs)
+# Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+TERMS = sorted(PIXEL_TERMS | REGION_TERMS)
 
 
-@pytest.fixture(scope="module")
-def batch():
-    rng = np.random.default_rng(3)
-    mask = (rng.random((3, 6, 5, 3)) < [0.5, 0.2, 0.05]).astype(np.float32)
-    return mask, rng.normal(scale=3, size=mask.shape).astype(np.float32)
+def configured(empty_organs="count", presence=0.0, deep=0.5, **weights):
+    """The section with these weights and, of the other terms, none."""
+    terms = {name: {"weight": weights.get(name, 0)} for name in [*TERMS]} | {"presence": {"weight": presence}}
+    return LossConfig.model_validate(terms | {"deep": {"factor": deep}, "empty_organs": empty_organs})
 
 
-@pytest.mark.parametrize("weights", [(1, 1), (0, 1), (1, 0), (0.3, 2)])
-def test_the_loss_is_that_of_the_formula(batch, weights):
-    assert bce_dice_loss(*weights)(*batch).numpy() == pytest.approx(expected(*batch, *weights), rel=1e-5)
+def drawn(shape, seed=3):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(shape) < [0.5, 0.2, 0.05]).astype(np.float32)
+    return mask, rng.normal(scale=3, size=shape).astype(np.float32)
+
+
+def test_the_loss_is_the_sum_of_the_terms_times_their_weights():
+    mask, logits = drawn((2, 6, 5, 3))
+    parts = {name: getattr(formulas, name)(mask, logits.astype(float)) for name in TERMS}
+    weights = {name: 0.3 + k for k, name in enumerate(TERMS)}
+    expected = sum(weights[name] * parts[name] for name in TERMS)
+    assert build_loss(configured(**weights))(mask, logits).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_default_is_cross_entropy_plus_the_dice_of_the_batch():
+    mask, logits = drawn((3, 6, 5, 3))
+    expected = formulas.bce(mask, logits) + formulas.dice(mask, logits)
+    assert build_loss(LossConfig())(mask, logits).numpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_undecided_everywhere_costs_log_2_and_the_dice_of_one_half():
@@ -34,48 +46,118 @@ def test_undecided_everywhere_costs_log_2_and_the_dice_of_one_half():
     mask[..., 0] = 1
     # 32 pixels: the first organ fills them, (2 * 16 + 1) / (16 + 32 + 1); the others are absent, 1 / (16 + 1).
     dice = np.mean([1 - 33 / 49, 1 - 1 / 17, 1 - 1 / 17])
-    assert bce_dice_loss()(mask, np.zeros_like(mask)).numpy() == pytest.approx([np.log(2) + dice] * 2, rel=1e-6)
+    assert build_loss(LossConfig())(mask, 0 * mask).numpy() == pytest.approx([np.log(2) + dice] * 2, rel=1e-6)
 
 
-def test_a_right_and_certain_prediction_costs_nothing(batch):
-    mask, _ = batch
-    assert bce_dice_loss()(mask, 200 * mask - 100).numpy() == pytest.approx(0, abs=1e-6)
+def test_all_terms_compile_with_xla_to_the_same_loss_and_gradient():
+    mask, logits = map(tf.constant, drawn((2, 9, 8, 3)))
+    loss = build_loss(configured("skip", **dict.fromkeys(TERMS, 1.0)))
+
+    def step(mask, logits):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = loss(mask, logits)
+        return value, tape.gradient(value, logits)
+
+    plain, compiled = step(mask, logits), tf.function(step, jit_compile=True, autograph=False)(mask, logits)
+    assert all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(plain, compiled, strict=True))
+    assert np.abs(plain[1]).max() > 1e-2
 
 
-def test_an_absent_organ_that_is_not_predicted_costs_nothing(batch):
-    mask, _ = batch
-    mask = mask * [1.0, 0.0, 1.0]
-    assert bce_dice_loss()(mask, 200 * mask - 100).numpy() == pytest.approx(0, abs=1e-6)
+@pytest.mark.parametrize("name", TERMS)
+def test_training_with_a_term_lowers_it_and_finds_the_organs(name):
+    # Each organ is a rectangle, bright in a channel of its own.
+    mask = np.zeros((4, 12, 12, 3), np.float32)
+    mask[:, 2:9, 1:8, 0], mask[1:, 5:11, 4:10, 1], mask[2:, 1:6, 6:11, 2] = 1, 1, 1
+    image = mask + np.random.default_rng(0).normal(scale=0.2, size=mask.shape).astype(np.float32)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((12, 12, 3)), keras.layers.Conv2D(3, 1)])
+    loss, optimizer = build_loss(configured(**{name: 1.0})), keras.optimizers.Adam(1.0)
+    costs = []
+    for _ in range(25):
+        with tf.GradientTape() as tape:
+            costs.append(tf.reduce_mean(loss(mask, model(image))))
+        optimizer.apply_gradients(
+            zip(tape.gradient(costs[-1], model.trainable_variables), model.trainable_variables, strict=True)
+        )
+    found = model(image).numpy() > 0
+    assert costs[-1] < 0.5 * costs[0]
+    # For the boundary loss alone the outermost pixels of an organ are neither in nor out.
+    enough = 0.6 if name == "boundary" else 0.8
+    assert 2 * (found & (mask > 0)).sum() / (found.sum() + mask.sum()) > enough
 
 
-def test_a_slice_where_an_organ_is_absent_does_not_outweigh_those_where_it_is():
-    mask = np.zeros((2, 8, 8, 3), np.float32)
-    mask[0] = 1
-    logits = np.where(mask > 0, 100.0, -100.0).astype(np.float32)
-    logits[1, 0, 0] = 100  # one false pixel: 2 * 64 of 64 + 65, not nothing of one
-    assert bce_dice_loss(0, 1)(mask, logits).numpy() == pytest.approx([1 - 129 / 130] * 2, rel=1e-4)
+def test_an_output_at_a_lower_resolution_counts_half_of_the_one_above():
+    mask, logits = drawn((2, 8, 8, 3))
+    half, quarter = (np.random.default_rng(k).normal(size=(2, 8 // s, 8 // s, 3)) for k, s in ((1, 2), (2, 4)))
+    # Of each block of the mask the pixel nearest to its middle, down and right of it.
+    levels = [(mask, logits), (mask[:, 1::2, 1::2], half), (mask[:, 2::4, 2::4], quarter)]
+    expected = np.dot([4 / 7, 2 / 7, 1 / 7], [formulas.bce(*level) for level in levels])
+    outputs = {"logits": logits, "deep2": tf.constant(quarter, tf.float32), "deep1": tf.constant(half, tf.float32)}
+    assert training_loss(configured(bce=1.0))(mask, outputs).numpy() == pytest.approx(expected, rel=1e-5)
+    alone = training_loss(configured(bce=1.0, deep=0.0))(mask, outputs).numpy()
+    assert alone == pytest.approx(formulas.bce(mask, logits), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
-def test_extreme_logits_stay_finite(batch, dtype):
-    mask, _ = batch
-    wrong = tf.Variable(tf.cast(1e4 * (1 - 2 * mask), dtype))
-    with tf.GradientTape() as tape:
-        loss = bce_dice_loss()(mask, wrong)
-    gradient = tf.cast(tape.gradient(loss, wrong), tf.float32).numpy()
-    assert loss.dtype == tf.float32 and np.isfinite(gradient).all()
-    assert loss.numpy() == pytest.approx(expected(mask, tf.cast(wrong, tf.float32)), rel=1e-5)
+def test_a_volume_may_keep_its_slices_at_a_lower_resolution():
+    mask, logits = drawn((1, 4, 8, 8, 3))
+    deep = tf.constant(np.random.default_rng(1).normal(size=(1, 4, 4, 4, 3)), tf.float32)
+    full = formulas.bce(mask.reshape(1, 32, 8, 3), logits.reshape(1, 32, 8, 3))
+    low = formulas.bce(mask[:, :, 1::2, 1::2].reshape(1, 16, 4, 3), deep.numpy().reshape(1, 16, 4, 3))
+    cost = training_loss(configured(bce=1.0))(mask, {"logits": logits, "deep1": deep}).numpy()
+    assert cost == pytest.approx(2 / 3 * full + 1 / 3 * low, rel=1e-5)
 
 
-def test_the_gradient_is_that_of_finite_differences(batch):
-    mask, logits = (part[:2, :3, :4] for part in batch)
-    variable = tf.Variable(logits)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(bce_dice_loss(0.7, 1.3)(mask, variable))
-    numeric, step = np.zeros(logits.shape), 1e-5
-    for place in np.ndindex(*logits.shape):
-        change = np.zeros(logits.shape)
-        change[place] = step
-        up, down = (expected(mask, logits + sign * change, 0.7, 1.3).mean() for sign in (1, -1))
-        numeric[place] = (up - down) / (2 * step)
-    assert np.allclose(tape.gradient(loss, variable), numeric, atol=1e-6) and np.abs(numeric).max() > 1e-3
+def test_an_output_that_does_not_divide_the_mask_is_no_level():
+    mask, logits = drawn((1, 8, 8, 3))
+    with pytest.raises(ValueError, match="does not divide"):
+        training_loss(configured(bce=1.0))(mask, {"logits": logits, "deep1": tf.zeros((1, 3, 4, 3))})
+
+
+def test_the_presence_head_learns_which_organs_have_a_pixel_in_the_window():
+    mask, logits = drawn((2, 6, 6, 3))
+    mask[0, ..., 1:], mask[1, ..., 0] = 0, 0
+    mask[:, 2, 3, 2] = 1
+    seen = np.array([[2.0, 1.0, -1.0], [0.5, 3.0, -60000.0]], np.float32)
+    there = np.array([[1, 0, 1], [0, 1, 1]])
+    presence = np.logaddexp(0, np.where(there, -seen, seen).astype(float)).mean(1)
+    outputs = {"logits": logits, "presence": tf.constant(seen, tf.float32)}
+    cost = training_loss(configured(bce=1.0, presence=0.2))(mask, outputs).numpy()
+    assert cost == pytest.approx(formulas.bce(mask, logits) + 0.2 * presence, rel=1e-5)
+    ignored = training_loss(configured(bce=1.0))(mask, outputs).numpy()
+    assert ignored == pytest.approx(formulas.bce(mask, logits), rel=1e-5)
+
+
+def test_logits_alone_are_a_networks_only_output():
+    mask, logits = drawn((2, 6, 5, 3))
+    one, other = (loss(LossConfig())(mask, logits).numpy() for loss in (build_loss, training_loss))
+    assert np.array_equal(one, other)
+
+
+FRACTIONS = np.array([0.05, 0.2, 0.0])
+RARE = 1 / (1 + np.exp(3))  # the probability of logit -3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("bce", -np.mean(FRACTIONS * np.log(RARE) + (1 - FRACTIONS) * np.log(1 - RARE))),
+        ("dice", np.mean(1 - 2 * FRACTIONS * RARE / (FRACTIONS + RARE))),
+        (
+            "focal",
+            -np.mean(
+                0.25 * FRACTIONS * (1 - RARE) ** 2 * np.log(RARE) + 0.75 * (1 - FRACTIONS) * RARE**2 * np.log(1 - RARE)
+            ),
+        ),
+        # All organ pixels have the error 1 + 3 and are missed, the others have none.
+        ("lovasz", (4 + 4 + 0) / 3),
+        # The tenth of all pixels with the highest cost: those of the organs, 0.25 / 3, and then others.
+        ("top_k", -(0.25 / 3 * np.log(RARE) + (0.1 - 0.25 / 3) * np.log(1 - RARE)) / 0.1),
+    ],
+)
+def test_the_loss_before_training_is_that_of_the_bias_and_the_share_of_the_organs(name, expected):
+    assert initial_loss(configured(**{name: 1.0}), FRACTIONS) == pytest.approx(expected, rel=2e-3)
+
+
+def test_another_bias_gives_another_loss_before_training():
+    assert initial_loss(configured(bce=1.0), [0.3, 0.1, 0.6], bias=0.0) == pytest.approx(np.log(2), rel=1e-5)

@@ -368,7 +368,7 @@ def test_a_batch_that_the_replicas_cannot_share_is_refused(drawn_dataset, monkey
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(drawn_dataset, tmp_path, refusal):
-    said = refusal(trained, drawn_dataset, tmp_path / "run", training__bce_weight=1e38)
+    said = refusal(trained, drawn_dataset, tmp_path / "run", training__loss__bce__weight=1e38)
     assert re.match(r"epoch 1, step [12]: the loss is", said) and "training.learning_rate" in said
     assert not best_weights_path(tmp_path / "run").exists() and not (tmp_path / "run" / "history.csv").exists()
 

@@ -14,7 +14,7 @@ from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.evaluation.evaluate import evaluate
 from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.serving.export import export
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import build_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.trainer import load_model, train
 from gitseg_tf.training.uncounted import counting
@@ -97,17 +97,22 @@ def batch():
     return mask, rng.normal(scale=2, size=mask.shape).astype(np.float32)
 
 
+def bce_dice(bce, dice):
+    config = load_config(None, {"training.loss.bce.weight": bce, "training.loss.dice.weight": dice})
+    return build_loss(config.training.loss)
+
+
 def test_uncounted_voxels_cost_nothing_whatever_the_network_says(batch):
     mask, logits = batch
     ignored = np.zeros(mask.shape[:-1], bool)
     ignored[:, :, 3:] = True
     partial = np.where(ignored[..., None], -1, mask)
-    loss = counting(bce_dice_loss(0, 1))
+    loss = counting(bce_dice(0, 1))
     # The Dice of the counted half alone.
-    expected = bce_dice_loss(0, 1)(mask[:, :, :3], logits[:, :, :3])
+    expected = bce_dice(0, 1)(mask[:, :, :3], logits[:, :, :3])
     assert loss(partial, logits).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
-    bce = counting(bce_dice_loss(1, 0))(partial, logits)
-    assert bce.numpy() == pytest.approx(bce_dice_loss(1, 0)(mask[:, :, :3], logits[:, :, :3]).numpy() / 2, rel=1e-5)
+    bce = counting(bce_dice(1, 0))(partial, logits)
+    assert bce.numpy() == pytest.approx(bce_dice(1, 0)(mask[:, :, :3], logits[:, :, :3]).numpy() / 2, rel=1e-5)
 
 
 def test_lower_resolutions_leave_out_what_they_are_compared_with(batch):
