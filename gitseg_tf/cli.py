@@ -154,7 +154,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
     parser.add_argument("--strategy", help="auto, one_device, mirrored, multiworker or tpu")
     parser.add_argument("--precision", help="auto, float32, mixed_float16 or mixed_bfloat16")
-    parser.add_argument("--fold", type=int, help="the fold that is held out")
+    parser.add_argument("--fold", type=_fold, help="the fold that is held out, or none: train on all, score nothing")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="over all replicas")
     parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="a data service prepares the training data")
@@ -174,7 +174,12 @@ def _overrides(options) -> dict:
         "training.precision": options.precision,
         "training.epochs": options.epochs,
     }
-    return dict(map(parse_assignment, options.set)) | {k: v for k, v in flags.items() if v is not None}
+    given = {key: None if value == "none" else value for key, value in flags.items() if value is not None}
+    return dict(map(parse_assignment, options.set)) | given
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "none" else int(text)
 
 
 def _phantom(options) -> None:
@@ -289,10 +294,13 @@ def _train(options) -> None:
     run = train(config, dataset, out, options.resume)
     if run is None:
         return
-    summary_lines(evaluate(run, dataset))
-    print("exporting  the SavedModel", flush=True)
-    exported = export(run)
-    print(f"run        {out}\nreport     {out / 'report.html'}\nSavedModel {exported}")
+    print(f"run        {out}", flush=True)
+    if config.data.fold is None:
+        print("scores     none, for no fold was held out")
+    else:
+        summary_lines(evaluate(run, dataset))
+        print(f"report     {out / 'report.html'}")
+    print(f"SavedModel {export(run)}")
 
 
 def _overfit(options) -> None:

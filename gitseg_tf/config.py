@@ -8,6 +8,7 @@ import yaml
 from pydantic import (
     Field,
     ValidationError,
+    model_validator,
 )
 
 from gitseg_tf.errors import InputError
@@ -18,6 +19,7 @@ from gitseg_tf.sections.data import DataConfig
 from gitseg_tf.sections.evaluation import EvaluationConfig
 from gitseg_tf.sections.model import ModelConfig
 from gitseg_tf.sections.training import TrainingConfig
+from gitseg_tf.sections.volumes import check_volumes
 
 _MOVED = {
     "training.bce_weight": "training.loss.bce.weight",
@@ -48,6 +50,15 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     provenance: dict[str, Any] = Field({}, description="versions and the dataset's fingerprint; filled in by training")
+
+    @model_validator(mode="after")
+    def _sections_agree(self):
+        check_volumes(self.model, self.data.patch)
+        if self.data.fold is None:
+            for key in ("early_stopping", "swa"):
+                if getattr(self.training, key):
+                    raise ValueError(f"training.{key} is {getattr(self.training, key)}: needs a fold that is held out")
+        return self
 
 
 def load_config(path: str | AnyPath | None = None, overrides: dict[str, Any] | None = None) -> Config:
@@ -147,6 +158,8 @@ def _first_problem(error: ValidationError) -> str:
             f"{field} is {problem['input']!r}: it must be a section with the keys {', '.join(sorted(_fields_at(path)))}"
         )
     what = re.sub(r"^(Value error, |Input |String |Tuple )", "", problem["msg"]).replace("should ", "must ")
+    if not field:
+        return what  # of several sections, which it names
     return f"{field} is {problem['input']!r}: it {what}"
 
 

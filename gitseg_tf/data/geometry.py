@@ -147,7 +147,7 @@ def window_indices(numbers, offsets):
         int32 [D, K], indices into the scan.
     """
     index = tf.range(tf.size(numbers))
-    first, last = _ends_of_runs(numbers)
+    first, last = ends_of_runs(numbers)
     return tf.clip_by_value(index[:, None] + offsets, first[:, None], last[:, None])
 
 
@@ -162,7 +162,7 @@ def patch_indices(numbers, offsets):
         int32 [D, K], indices into the scan; a run of slices shorter than the volume is filled with its last one.
     """
     index = tf.range(tf.size(numbers))
-    first, last = _ends_of_runs(numbers)
+    first, last = ends_of_runs(numbers)
     low, high = first - offsets[0], last - offsets[-1]
     middle = tf.clip_by_value(index, low, tf.maximum(low, high))
     return tf.clip_by_value(middle[:, None] + offsets, first[:, None], last[:, None])
@@ -187,8 +187,15 @@ def window_offsets(spacing, data: DataConfig):
     return slices if data.patch is not None else tf.sign(steps) * tf.maximum(tf.abs(slices), tf.abs(steps))
 
 
-def _ends_of_runs(numbers):
-    """The first and the last slice of the run without gap in which each slice is."""
+def ends_of_runs(numbers):
+    """The first and the last slice of the run without gap in which each slice is.
+
+    Args:
+        numbers: int64 [D], the slices' numbers, rising.
+
+    Returns:
+        Two int32 [D], indices into the scan.
+    """
     depth = tf.size(numbers)
     index = tf.range(depth)
     run = tf.concat([[0], tf.cumsum(tf.cast(numbers[1:] - numbers[:-1] != 1, tf.int32))], 0)[:depth]

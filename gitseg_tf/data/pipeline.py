@@ -14,6 +14,7 @@ from gitseg_tf.data.geometry import normalize, patch_indices, place, to_model, w
 from gitseg_tf.data.records import parse_scan
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.data.service import distribute
+from gitseg_tf.data.tiles import count_tiles, scan_tiles, validation_tiles
 from gitseg_tf.errors import InputError
 from gitseg_tf.sections.augment import AugmentConfig
 from gitseg_tf.sections.data import DataConfig
@@ -39,7 +40,8 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, fir
 
     Returns:
         Dataset of (image float32 [B, H, W, K] in [0, 1], mask float32 [B, H, W, 3]), B always the same:
-        `steps_per_epoch` batches an epoch. With data.patch, (image [B, D, H, W, 1], mask [B, D, H, W, 3]).
+        `steps_per_epoch` batches an epoch. With data.patch, (image [B, D, H, W, 1], mask [B, D, H, W, 3]): around
+        one in D of those slices, at random, so that an epoch shows a slice about once.
 
     Raises:
         InputError: no such fold, or no window to train on.
@@ -68,7 +70,7 @@ def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> t
 
 
 def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
-    """Every slice of the held-out fold exactly once.
+    """Every slice of the held-out fold exactly once; with data.patch, patches in which every voxel counts exactly once.
 
     Args:
         dataset: config.data.fold is used.
@@ -76,7 +78,7 @@ def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
 
     Returns:
         Dataset of (image, mask, weight float32 [B]) as `training_windows`; the last batch is filled up with samples of
-        weight 0, so that shapes are static.
+        weight 0, so that shapes are static. With data.patch, the mask is -1 at voxels that another patch counts.
 
     Raises:
         InputError: no such fold.
@@ -86,15 +88,21 @@ def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
     scans = _prepared_scans(tf.data.Dataset.from_tensor_slices(dataset.paths_of([data.fold])), config)
     if _fits_in_memory(dataset, [data.fold], config):
         scans = scans.cache()
-    windows = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0]), data, 0))
+    if data.patch is None:
+        windows = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0]), data, 0))
+    else:
+        windows = scans.flat_map(lambda scan: validation_tiles(scan, data))
     windows = windows.map(lambda window: window | {"weight": 1.0})
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([data.fold], config.data.exclude_scans))
     blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in windows.element_spec.items()}
-    windows = windows.concatenate(tf.data.Dataset.from_tensors(blank).repeat(-slices % data.batch_size))
+    missing = -validation_samples(dataset, config) % data.batch_size
+    windows = windows.concatenate(tf.data.Dataset.from_tensors(blank).repeat(missing))
     finish = _finish(data, None, 0)
 
     def finish_weighted(number, windows):
-        return (*finish(number, windows), windows["weight"])
+        image, mask = finish(number, windows)
+        if "counted" in windows:
+            mask = tf.where(windows["counted"][..., None], mask, -1.0)
+        return image, mask, windows["weight"]
 
     batches = windows.batch(data.batch_size, drop_remainder=True).enumerate()
     return _with_options(batches.map(finish_weighted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
@@ -121,15 +129,27 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
     return max(windows // data.batch_size, 1)
 
 
-def validation_steps(dataset: Dataset, config: Config) -> int:
-    """Validation batches: all slices of the held-out fold, rounded up.
+def validation_samples(dataset: Dataset, config: Config) -> int:
+    """Windows or patches of a validation, filler not counted.
 
     Raises:
         InputError: no such fold.
     """
-    dataset.check_fold(config.data.fold)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of([config.data.fold], config.data.exclude_scans))
-    return math.ceil(slices / config.data.batch_size)
+    data = config.data
+    dataset.check_fold(data.fold)
+    scans = dataset.scans_of([data.fold], data.exclude_scans)
+    if data.patch is None:
+        return sum(scan.shape[0] for scan in scans)
+    return sum(count_tiles(scan.shape[0], scan.spacing, data) for scan in scans)
+
+
+def validation_steps(dataset: Dataset, config: Config) -> int:
+    """Validation batches: the `validation_samples`, rounded up to whole ones.
+
+    Raises:
+        InputError: no such fold.
+    """
+    return math.ceil(validation_samples(dataset, config) / config.data.batch_size)
 
 
 def _numbered_batches(
@@ -158,7 +178,7 @@ def _numbered_batches(
             scans = _prepared_scans(shuffled_files, config)
             scans = scans.shuffle(_SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
-            lambda scan: _windows_at(scan, _random_order(scan, seed, data.empty_slices, repeats), data, seed, named),
+            lambda scan: _windows_at(scan, _random_order(scan, seed, data, repeats), data, seed, named),
             cycle_length=_SCANS_AT_ONCE,
             num_parallel_calls=2,
             deterministic=True,
@@ -215,7 +235,10 @@ def _prepare(scan: dict, data: DataConfig) -> dict:
     _, parts = tf.while_loop(lambda i, parts: i < count, prepare_slab, (0, parts), parallel_iterations=1)
     indices = window_indices if data.patch is None else patch_indices
     windows = indices(scan["numbers"], window_offsets(scan["spacing"], data))
-    return {"id": scan["id"], "windows": windows} | {name: part.concat() for name, part in parts.items()}
+    prepared = {"id": scan["id"], "windows": windows} | {name: part.concat() for name, part in parts.items()}
+    if data.patch is not None:
+        prepared["tiles"] = scan_tiles(depth, scan["spacing"], data)
+    return prepared
 
 
 def _resize_bits(bits, placement: dict, size: tuple[int, int]):
@@ -248,13 +271,19 @@ def _windows_in_epoch(scans: list[ScanEntry], data: DataConfig) -> int:
     for scan in scans:
         shares = [data.empty_slices * scan.empty_slices]
         shares += [repeat * scan.organ_slices.get(organ, 0) for organ, repeat in zip(ORGANS, repeats, strict=True)]
-        windows += scan.shape[0] - scan.empty_slices + sum(math.floor(n + 0.5) for n in shares)
+        of_scan = scan.shape[0] - scan.empty_slices + sum(math.floor(n + 0.5) for n in shares)
+        windows += math.ceil(of_scan / _slices_shown(data))
     return windows
 
 
-def _random_order(scan: dict, seed, empty_share: float, repeats: list[float]):
+def _slices_shown(data: DataConfig) -> int:
+    """How many slices of masks a sample shows."""
+    return 1 if data.patch is None else data.patch[0]
+
+
+def _random_order(scan: dict, seed, data: DataConfig, repeats: list[float]):
     """The middles of a scan's windows in random order: all slices that show an organ, a share of the others, and more
-    of those with a rarer organ."""
+    of those with a rarer organ; for patches as many of them as it takes to show that number of slices."""
     filled = tf.reduce_any(scan["shown"], 1)
     start = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**31 - 1), tf.int64)
     draw = tf.stack([seed, start])
@@ -266,14 +295,15 @@ def _random_order(scan: dict, seed, empty_share: float, repeats: list[float]):
         return tf.random.experimental.stateless_shuffle(slices, draw + stream)[:count]
 
     empty = tf.reshape(tf.where(~filled), [-1])
-    order = [tf.reshape(tf.where(filled), [-1]), some(empty, rounded(empty_share, tf.size(empty)), 0)]
+    order = [tf.reshape(tf.where(filled), [-1]), some(empty, rounded(data.empty_slices, tf.size(empty)), 0)]
     for k, repeat in enumerate(repeats):
         if repeat:
             with_organ = tf.reshape(tf.where(scan["shown"][:, k]), [-1])
             often = tf.repeat(with_organ[None], math.ceil(repeat), 0)
             order.append(some(tf.reshape(often, [-1]), rounded(repeat, tf.size(with_organ)), 2 + k))
     order = tf.random.experimental.stateless_shuffle(tf.concat(order, 0), draw + 1)
-    return tf.cast(order, tf.int32)
+    shown = _slices_shown(data)
+    return tf.cast(order[: (tf.size(order) + shown - 1) // shown], tf.int32)
 
 
 def _windows_at(scan: dict, order, data: DataConfig, seed, named: bool = False) -> tf.data.Dataset:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
+from gitseg_tf.config import Config
 from gitseg_tf.data.dataset import Dataset, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
@@ -37,6 +38,8 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
         InputError: no such fold, no contours, or a damaged shard.
     """
     fold = run.config.data.fold if fold is None else fold
+    if fold is None:
+        raise InputError(f"{run.path}: no fold was held out; choose one with --fold")
     dataset.check_fold(fold)
     excluded = run.config.data.exclude_scans
     scans, history = dataset.scans_of([fold], excluded), read_history(run.path)
@@ -58,8 +61,7 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     table = pd.DataFrame(rows)
     summary = {"fold": fold, "trained_on": seen, "dataset": dataset.source["fingerprint"], **summarise(table)}
     details = {
-        "Network": f"{run.config.model.architecture}, {run.config.model.backbone} encoder",
-        "Input": f"{run.config.data.slices} slices of {run.config.data.size[0]} x {run.config.data.size[1]}",
+        **_network_details(run.config),
         "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
         "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
         "Surface Dice tolerance": f"{tolerance} mm",
@@ -71,6 +73,17 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     curves = pd.DataFrame(history) if history else None
     write_report(run.path / "report.html", summary, table, pictures, curves, f"Run {run.path.name}", details)
     return summary
+
+
+def _network_details(config: Config) -> dict[str, str]:
+    network, (height, width), patch = config.model.architecture, config.data.size, config.data.patch
+    if patch is not None:
+        shape = " x ".join(map(str, patch))
+        return {"Network": network, "Input": f"patches of {shape} voxels, of slices of {height} x {width}"}
+    return {
+        "Network": f"{network}, {config.model.backbone} encoder",
+        "Input": f"{config.data.slices} slices of {height} x {width}",
+    }
 
 
 def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator[ScanPicture]:

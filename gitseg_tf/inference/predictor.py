@@ -18,6 +18,7 @@ from gitseg_tf.data.geometry import (
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
+from gitseg_tf.inference.volumes import make_volume_predictor
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -27,7 +28,8 @@ def make_predictor(
     """Wrap a network so that it segments whole scans.
 
     Args:
-        probabilities: function from float32 windows [N, height, width, slices] to probabilities [N, height, width, 3].
+        probabilities: function from float32 windows [N, height, width, slices] to probabilities [N, height, width, 3];
+            with data.patch, see `make_volume_predictor`.
         config: window, size, threshold and batch size.
 
     Returns:
@@ -35,6 +37,8 @@ def make_predictor(
         (z, y, x) in mm) to bool masks [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
     """
     data, evaluation = config.data, config.evaluation
+    if data.patch is not None:
+        return make_volume_predictor(probabilities, config)
 
     @tf.function(
         input_signature=[

@@ -12,6 +12,7 @@ from gitseg_tf.models.fpn import fpn
 from gitseg_tf.models.heads import presence_logits, segmentation_logits
 from gitseg_tf.models.segformer import segformer
 from gitseg_tf.models.unet import unet
+from gitseg_tf.models.unet3d import NETWORKS_3D, build_volume_model
 from gitseg_tf.models.unetplusplus import unetplusplus
 
 DECODERS = {
@@ -38,9 +39,13 @@ def build_model(config: Config, precision: str = "float32", synchronized: bool =
         Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3], organs in the order of ORGANS, whatever
         the precision. With model.presence or model.deep_supervision a dict of float32: these `logits`, `presence`
         [N, 3], and `deep1`, `deep2`, ... at half the resolution, a quarter, ...
+
+        A 3-D network: see `build_volume_model`; it normalises each sample, whatever `synchronized`.
     """
     settings = config.model
     with _dtype_policy(precision):
+        if config.model.architecture in NETWORKS_3D:
+            return build_volume_model(config)
         inputs = keras.Input((*config.data.size, config.data.slices), name="windows")
         backbone = BACKBONES[settings.backbone]
         dilate = settings.architecture in DILATING and backbone.dilates

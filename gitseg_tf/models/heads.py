@@ -25,9 +25,9 @@ def segmentation_logits(decoded, size: tuple[int, int], dropout: float, seed: in
         Keras tensors by name: logits [N, H, W, 3], and deep1, deep2, ... [N, h, w, 3] of the others.
     """
     first, *others = decoded if isinstance(decoded, list) else [decoded]
-    low = _logits(first, dropout, seed, "logits")
+    low = organ_logits(first, dropout, seed, "logits")
     upsampled = {"logits": bilinear(low, size[0] // low.shape[1], "logits_up")}
-    return upsampled | {f"deep{k}": _logits(x, dropout, seed + k, f"deep{k}") for k, x in enumerate(others, 1)}
+    return upsampled | {f"deep{k}": organ_logits(x, dropout, seed + k, f"deep{k}") for k, x in enumerate(others, 1)}
 
 
 def presence_logits(features: dict):
@@ -43,8 +43,19 @@ def presence_logits(features: dict):
     return keras.layers.Dense(len(ORGANS), dtype="float32", name="presence")(pooled)
 
 
-def _logits(x, dropout: float, seed: int, name: str):
+def organ_logits(x, dropout: float, seed: int, name: str):
+    """Logits of each organ at the decoded resolution, float32 whatever the policy.
+
+    Args:
+        x: Keras tensor [N, h, w, C] or [N, d, h, w, C].
+        dropout, seed: as of `segmentation_logits`.
+        name: of the layer that gives them.
+
+    Returns:
+        Keras tensor of the same rank with 3 channels.
+    """
     if dropout:
         x = ReplayedDropout(dropout, seed, name=f"{name}_dropout")(x)
     rare = keras.initializers.Constant(INITIAL_LOGIT)
-    return keras.layers.Conv2D(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name=name)(x)
+    convolution = keras.layers.Conv2D if len(x.shape) == 4 else keras.layers.Conv3D
+    return convolution(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name=name)(x)

@@ -7,7 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from gitseg_tf.sections.base import Section
 
 ARCHITECTURES = ("unet", "unetplusplus", "attention_unet", "deeplabv3plus", "fpn", "segformer")
-DEEPLY_SUPERVISED = ("unetplusplus",)
+VOLUMETRIC = ("unet3d", "residual_unet3d")
+DEEPLY_SUPERVISED = ("unetplusplus", *VOLUMETRIC)
 BACKBONES = (
     "plain",
     "resnet18",
@@ -34,7 +35,7 @@ BACKBONES = (
 class ModelConfig(Section):
     """The network."""
 
-    architecture: Literal[ARCHITECTURES] = Field("unet", description="the decoder")
+    architecture: Literal[ARCHITECTURES + VOLUMETRIC] = Field("unet", description="the decoder")
     backbone: Literal[BACKBONES] = Field("plain", description="the encoder")
     weights: str | None = Field(None, min_length=1, description="of the encoder at the start: imagenet, or a file")
     filters: int = Field(16, ge=4, le=512, description="channels at full resolution of the plain backbone")

@@ -14,10 +14,10 @@ VERSION = "1"
 class _Windows(tf.Module):
     """Holds the network's variables only, so that what is saved needs neither Keras nor this package."""
 
-    def __init__(self, model, height: int, width: int, slices: int):
+    def __init__(self, model):
         super().__init__()
         self.weights = model.variables
-        spec = tf.TensorSpec([None, height, width, slices], tf.float32, name="windows")
+        spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
         self.serve = tf.function(lambda windows: {"probabilities": tf.sigmoid(model(windows, training=False))}, [spec])
 
 
@@ -25,7 +25,8 @@ def export(run: Run, out: str | AnyPath | None = None) -> AnyPath:
     """Write a run's network, best weights, as a SavedModel.
 
     The signature serving_default takes `windows`, float32 [N, height, width, slices] in [0, 1], any N, and gives
-    `probabilities`, float32 [N, height, width, 3], organs in the order of ORGANS.
+    `probabilities`, float32 [N, height, width, 3], organs in the order of ORGANS. Those of a 3-D network are
+    [N, depth, height, width, 1] and [N, depth, height, width, 3].
 
     Args:
         run: a trained run.
@@ -40,8 +41,7 @@ def export(run: Run, out: str | AnyPath | None = None) -> AnyPath:
     target = as_path(out or run.path / "export") / VERSION
     if target.exists() and out is not None:
         raise InputError(f"{target}: exists already; remove it or choose another folder")
-    data = run.config.data
-    module = _Windows(load_model(run), *data.size, data.slices)
+    module = _Windows(load_model(run))
     with replace_folder(target, marker="saved_model.pb") as folder:
         tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
         (folder / "assets.extra").mkdir()

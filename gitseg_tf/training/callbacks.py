@@ -62,7 +62,7 @@ class RunRecorder(keras.callbacks.Callback):
         super().__init__()
         self.run, self.manager, self.finished = run, manager, finished
         self.rows = read_history(run)[: int(finished.numpy())]
-        self.best = max((row["val_dice"] for row in self.rows), default=-math.inf)
+        self.best = max((row.get("val_dice", -math.inf) for row in self.rows), default=-math.inf)
         self.started = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -73,8 +73,9 @@ class RunRecorder(keras.callbacks.Callback):
         seconds = round(time.monotonic() - self.started, 2)
         row = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": rate, "seconds": seconds}
         self.rows.append(row)
-        if row["val_dice"] > self.best:
-            self.best = row["val_dice"]
+        # Where no fold is held out, the last epoch is the best.
+        if row.get("val_dice", math.inf) > self.best:
+            self.best = row.get("val_dice", -math.inf)
             self._save_best()
         write_history(self.run, self.rows)
         self.finished.assign(epoch + 1)
@@ -117,8 +118,8 @@ class EpochBars(keras.callbacks.Callback):
         )
 
     def on_epoch_end(self, epoch, logs=None):
-        held_out = f"held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}"
-        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}; {held_out}", refresh=False)
+        held_out = f"; held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}" if "val_dice" in logs else ""
+        self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}{held_out}", refresh=False)
         self.close()
 
     def close(self) -> None:

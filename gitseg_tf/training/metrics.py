@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.training.uncounted import without_uncounted
 
 
 class StreamingDice(keras.metrics.Metric):
@@ -25,11 +26,12 @@ class StreamingDice(keras.metrics.Metric):
         self.sizes = self.add_weight("sizes", shape=[len(ORGANS)], initializer="zeros")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Add a batch: masks and logits [N, H, W, 3], weights [N]."""
-        truth = tf.cast(y_true, tf.float32)
-        predicted = tf.cast(tf.cast(y_pred, tf.float32) >= self.logit, tf.float32)
-        both = tf.reduce_sum(truth * predicted, axis=[1, 2])
-        sizes = tf.reduce_sum(truth + predicted, axis=[1, 2])
+        """Add a batch: masks and logits [N, ..., 3], weights [N]. Where the mask is negative nothing is counted."""
+        truth, logits = without_uncounted(y_true, tf.cast(y_pred, tf.float32))
+        predicted = tf.cast(logits >= self.logit, tf.float32)
+        space = range(1, truth.shape.rank - 1)
+        both = tf.reduce_sum(truth * predicted, axis=space)
+        sizes = tf.reduce_sum(truth + predicted, axis=space)
         if sample_weight is not None:
             weight = tf.reshape(tf.cast(sample_weight, tf.float32), [-1, 1])
             both, sizes = both * weight, sizes * weight

@@ -13,6 +13,7 @@ from gitseg_tf.training.optimizers import build_optimizer, decays
 from gitseg_tf.training.rates import rate_shares
 from gitseg_tf.training.replicated import change_variables
 from gitseg_tf.training.schedules import Schedule
+from gitseg_tf.training.uncounted import counting
 
 
 class TrainingModel(keras.Model):
@@ -170,7 +171,7 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int, s
         name=network.name,
         config=config,
         schedule=schedule,
-        loss=training_loss(training.loss),
+        loss=counting(training_loss(training.loss)),
     )
     scales_loss = network.dtype_policy.name == "mixed_float16"
     optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss)

@@ -333,11 +333,14 @@ def test_left_to_the_accelerator_windows_are_not_changed(train, plain):
 
 
 @pytest.mark.parametrize("cache_mib", [0, 1024], ids=["from disk", "in memory"])
-def test_patches_are_crops_of_neighbouring_slices_with_the_mask_of_each(drawn, train, cache_mib):
+def test_patches_are_crops_of_neighbouring_slices_with_the_mask_of_each(drawn, drawn_dataset, train, cache_mib):
     changes = {"data__patch": [4, 32, 48], "data__size": [96, 96], "data__cache_mib": cache_mib}
+    changes |= {"model__architecture": "unet3d", "data__empty_slices": 1, "data__batch_size": 1, "training__epochs": 3}
     batches = train(**unflipped(**changes))
     crops = [(image, mask) for images, masks in batches for image, mask in zip(images, masks, strict=True)]
     assert all(image.shape == (4, 32, 48, 1) and mask.shape == (4, 32, 48, 3) for image, mask in crops)
+    scans = drawn_dataset.scans_of(drawn_dataset.training_folds(HELD_OUT))
+    assert len(crops) == 3 * sum(-(-scan.shape[0] // 4) for scan in scans)  # each slice about once an epoch
     assert np.mean([mask.any() for _, mask in crops]) > 0.5
     wide = {mark for scan in drawn.scans if scan.image.shape[1:] == (40, 64) for mark in scan.marks}
     seen = 0

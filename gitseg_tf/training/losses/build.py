@@ -64,12 +64,10 @@ def training_loss(loss: LossConfig) -> Callable:
         if not isinstance(outputs, dict):
             return of_logits(mask, outputs)
         mask = tf.cast(mask, tf.float32)
-        deep = [
-            outputs[name] for name in sorted((n for n in outputs if n.startswith("deep")), key=lambda n: int(n[4:]))
-        ]
+        deep = sorted((name for name in outputs if name.startswith("deep")), key=lambda name: int(name[4:]))
         weights = loss.deep.factor ** np.arange(1 + len(deep))
         weights /= weights.sum()
-        levels = zip(weights.tolist(), [outputs["logits"], *deep], strict=True)
+        levels = zip(weights.tolist(), [outputs[name] for name in ("logits", *deep)], strict=True)
         cost = tf.add_n([w * of_logits(_at_resolution_of(level, mask), level) for w, level in levels if w > 0])
         if "presence" in outputs and loss.presence.weight > 0:
             present = tf.reduce_max(mask, axis=list(range(1, mask.shape.rank - 1)))
