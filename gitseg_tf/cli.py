@@ -174,7 +174,9 @@ def _overrides(options) -> dict:
         "training.precision": options.precision,
         "training.epochs": options.epochs,
     }
-    given = {key: None if value == "none" else value for key, value in flags.items() if value is not None}
+    given = {key: value for key, value in flags.items() if value is not None}
+    if options.fold == "none":
+        given["data.fold"] = None
     return dict(map(parse_assignment, options.set)) | given
 
 
