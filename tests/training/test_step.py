@@ -164,6 +164,18 @@ def test_the_rate_falls_from_the_lowest_stage_of_the_encoder_to_the_highest():
     assert {share for name, share in by_layer.items() if not name.startswith("encoder")} == {1.0}
 
 
+def test_an_encoder_that_is_a_model_of_its_own_has_its_stages_too(refusal):
+    windows = keras.Input((16, 16, 3))
+    deep = keras.layers.Conv2D(4, 3, strides=4, padding="same")(keras.layers.Conv2D(2, 1, use_bias=False)(windows))
+    encoder = keras.Model(windows, keras.layers.Dense(5)(keras.layers.Reshape((16, 4))(deep)), name="encoder")
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(encoder(inputs)))
+    shares = rate_shares(model, configured(layer_decay=0.5).training)
+    assert shares == [0.25, 1, 1, 1, 1, 1, 1]
+    other = keras.Model(inputs, keras.layers.Dense(3, name="logits")(inputs), name="other")
+    assert "other has no encoder" in refusal(rate_shares, other, configured(encoder_rate=0.5).training)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "scales_loss"), [("adamw", True), ("Addons>Lookahead", True), ("Addons>NovoGrad", False)]
 )
