@@ -133,6 +133,7 @@ def test_the_outputs_of_a_network_may_be_a_dict():
     model.compile(build_optimizer(config.training, schedule, model.trainable_variables), weighted_metrics=[])
     image = np.ones((2, 8, 8, 3), np.float32)
     first, last = (model.train_on_batch(image, image, return_dict=True, reset_metrics=True) for _ in range(2))
+    assert len(model.weights) == 2 and [metric.name for metric in model.metrics] == ["loss", "dice"]
     assert 4 < last["loss"] < first["loss"] and {"dice", "dice_stomach"} <= last.keys()
     logits = model(image)["logits"].numpy()
     weighted = model.test_on_batch(image, image, np.array([1.0, 0.0]), return_dict=True, reset_metrics=True)
