@@ -75,8 +75,9 @@ def addons_class(name: str) -> type:
         return classes[wanted]
     if wanted in classes:
         raise InputError(f"training.optimizer is {name}: it follows no learning rate; take one of {', '.join(usable)}")
-    near = difflib.get_close_matches(wanted, usable, n=1)
-    hint = f"did you mean {ADDONS}{near[0]}?" if near else f"it has {', '.join(usable)}"
+    spelled = {key.lower(): key for key in usable}
+    near = difflib.get_close_matches(wanted.lower(), spelled, n=1)
+    hint = f"did you mean {ADDONS}{spelled[near[0]]}?" if near else f"it has {', '.join(usable)}"
     raise InputError(f"training.optimizer is {name}: tensorflow-addons has no such optimizer; {hint}")
 
 

@@ -1,5 +1,7 @@
 """The training step, one for every network, optimizer, loss and strategy."""
 
+from types import SimpleNamespace
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -44,11 +46,18 @@ class TrainingModel(keras.Model):
         self.schedule, self.average = schedule, None
         self._settings, self.loss_of = config, loss
         self._rate_shares = rate_shares(self, config.training)
-        self._mean_loss = keras.metrics.Mean(name="loss")
-        self._dice = StreamingDice(config.evaluation.threshold)
+        # In an object, for keras takes a model's own metrics for parts of its weights.
+        self._measures = SimpleNamespace(
+            loss=keras.metrics.Mean(name="loss"), dice=StreamingDice(config.evaluation.threshold)
+        )
         # By XLA whether or not the whole step is: as one operation a line this would take several times as long.
         self._augment = tf.function(self._augment_share, jit_compile=True)
         self._forward = None
+
+    @property
+    def metrics(self):
+        """The mean loss and the Dice, which keras resets with each epoch."""
+        return [self._measures.loss, self._measures.dice]
 
     def train_step(self, data):
         image, mask = self._changed(*data)
@@ -141,8 +150,8 @@ class TrainingModel(keras.Model):
             )
 
     def _measure(self, mask, outputs, losses, weight=None) -> None:
-        self._mean_loss.update_state(losses, weight)
-        self._dice.update_state(mask, logits_of(outputs), weight)
+        self._measures.loss.update_state(losses, weight)
+        self._measures.dice.update_state(mask, logits_of(outputs), weight)
 
     def _scales_loss(self) -> bool:
         return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)

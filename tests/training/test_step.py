@@ -133,6 +133,7 @@ def test_the_outputs_of_a_network_may_be_a_dict():
     model.compile(build_optimizer(config.training, schedule, model.trainable_variables), weighted_metrics=[])
     image = np.ones((2, 8, 8, 3), np.float32)
     first, last = (model.train_on_batch(image, image, return_dict=True, reset_metrics=True) for _ in range(2))
+    assert len(model.weights) == 2 and [metric.name for metric in model.metrics] == ["loss", "dice"]
     assert 4 < last["loss"] < first["loss"] and {"dice", "dice_stomach"} <= last.keys()
     logits = model(image)["logits"].numpy()
     weighted = model.test_on_batch(image, image, np.array([1.0, 0.0]), return_dict=True, reset_metrics=True)
@@ -162,6 +163,18 @@ def test_the_rate_falls_from_the_lowest_stage_of_the_encoder_to_the_highest():
         [0.5 * 0.8 ** (4 - stage) for stage in range(5)]
     )
     assert {share for name, share in by_layer.items() if not name.startswith("encoder")} == {1.0}
+
+
+def test_an_encoder_that_is_a_model_of_its_own_has_its_stages_too(refusal):
+    windows = keras.Input((16, 16, 3))
+    deep = keras.layers.Conv2D(4, 3, strides=4, padding="same")(keras.layers.Conv2D(2, 1, use_bias=False)(windows))
+    encoder = keras.Model(windows, keras.layers.Dense(5)(keras.layers.Reshape((16, 4))(deep)), name="encoder")
+    inputs = keras.Input((16, 16, 3))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(encoder(inputs)))
+    shares = rate_shares(model, configured(layer_decay=0.5).training)
+    assert shares == [0.25, 1, 1, 1, 1, 1, 1]
+    other = keras.Model(inputs, keras.layers.Dense(3, name="logits")(inputs), name="other")
+    assert "other has no encoder" in refusal(rate_shares, other, configured(encoder_rate=0.5).training)
 
 
 @pytest.mark.parametrize(
