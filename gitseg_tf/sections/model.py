@@ -39,6 +39,7 @@ class ModelConfig(Section):
     backbone: Literal[BACKBONES] = Field("plain", description="the encoder")
     weights: str | None = Field(None, min_length=1, description="of the encoder at the start: imagenet, or a file")
     filters: int = Field(16, ge=4, le=512, description="channels at full resolution of the plain backbone")
+    levels: int = Field(5, ge=2, le=6, description="resolutions of the plain backbone, each half the one above")
     presence: bool = Field(False, description="a second head says which organs are in the window")
     deep_supervision: bool = Field(False, description="logits at lower resolutions too, for the loss")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of values dropped before the logits in training")

@@ -1,8 +1,7 @@
 """Every network trains as one XLA program.
 
 By default one member of each family, with one block a stage where its builder takes a number of blocks: the kinds of
-its layers are those of the whole family. `pytest --whole-table` goes through all backbones and
-architectures as they are.
+its layers are those of the whole family. `pytest --whole-table` goes through all of the table as it is.
 """
 
 import os

@@ -4,7 +4,6 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import load_config
-from gitseg_tf.models import backbones
 from gitseg_tf.sections.augment import AugmentConfig
 from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.step import TrainingModel
@@ -17,21 +16,11 @@ SETTINGS = ALL_OFF | {
     "data.fold": 1,
     "data.batch_size": 8,
     "model.filters": 4,
+    "model.levels": 2,
     "training.epochs": 1,
     "training.strategy": "one_device",
     "training.precision": "float32",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            backbones.BACKBONES,
-            "plain",
-            lambda inputs, config: {s: f for s, f in backbones.plain(inputs, config).items() if s < 4},
-        )
-        yield
 
 
 def mean_of_windows(augment, jit_compile):

@@ -28,7 +28,7 @@ def saving():
                 model.get_layer("last").bias.assign([np.nan])
 
         spoils = keras.callbacks.LambdaCallback(on_train_batch_end=end)
-        model.fit(BATCHES, verbose=0, callbacks=[spoils, WithinEpoch(manager, minutes, BATCHES)])
+        model.fit(BATCHES, verbose=0, callbacks=[spoils, WithinEpoch(manager, minutes)])
         assert running.steps == 0
         return saved
 
@@ -64,7 +64,7 @@ def test_measures_of_other_metrics_are_refused(refusal):
     model.compile("sgd", "mse")
     running = RunningEpoch()
     running.steps, running.measures = 1, [[1.0, 2.0]]
-    within = WithinEpoch(SimpleNamespace(checkpoint=SimpleNamespace(running=running)), 0, BATCHES)
+    within = WithinEpoch(SimpleNamespace(checkpoint=SimpleNamespace(running=running)), 0)
     assert "other metrics" in refusal(model.fit, BATCHES, verbose=0, callbacks=[within])
 
 

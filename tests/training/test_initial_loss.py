@@ -7,8 +7,9 @@ from scipy.special import expit
 from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import training_windows
 from gitseg_tf.models.build import build_model
+from gitseg_tf.sections.loss import LossConfig
 from gitseg_tf.training.initial_loss import InitialLoss, expected_initial_loss, initial_loss_line
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.training.losses import build_loss
 
 
 def by_hand(mask):
@@ -30,7 +31,7 @@ def batches():
 def line_of(batches, bias=-3.0, scale=1.0):
     """What is said when a small network without normalisation is trained on the batches."""
     model = keras.Sequential([keras.Input([16, 16, 1]), keras.layers.Conv2D(3, 1)])
-    model.compile(keras.optimizers.SGD(0.0), bce_dice_loss())
+    model.compile(keras.optimizers.SGD(0.0), build_loss(LossConfig()))
     model.layers[-1].set_weights([np.full((1, 1, 1, 3), 0.1, np.float32), np.full(3, bias, np.float32)])
     said, windows = [], batches.map(lambda image, mask: (image * scale, mask))
     check = InitialLoss(model.loss, said.append)
@@ -41,7 +42,7 @@ def line_of(batches, bias=-3.0, scale=1.0):
 
 def test_the_expected_loss_is_that_of_the_organs_fractions(batches):
     for mask in batches[1]:
-        expected = expected_initial_loss(bce_dice_loss(), mask, keras.Input([16, 16, 3]))
+        expected = expected_initial_loss(build_loss(LossConfig()), mask, keras.Input([16, 16, 3]))
         assert expected == pytest.approx(by_hand(mask), rel=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_a_wrong_bias_or_inputs_of_another_scale_are_warned_of(batches, wrong):
 
 
 def test_the_batches_pass_unchanged(batches):
-    watched = InitialLoss(bce_dice_loss(), print).watching(batches[0])
+    watched = InitialLoss(build_loss(LossConfig()), print).watching(batches[0])
     assert watched.element_spec == batches[0].element_spec
     for got, wanted in zip(watched.as_numpy_iterator(), batches[0].as_numpy_iterator(), strict=True):
         assert all(map(np.array_equal, got, wanted))
@@ -89,5 +90,5 @@ def test_the_networks_that_ship_start_at_the_expected_loss(drawn_dataset, backbo
     image, mask = next(training_windows(drawn_dataset, config).as_numpy_iterator())
     keras.utils.set_random_seed(0)
     model = build_model(config)
-    loss = float(tf.reduce_mean(bce_dice_loss()(mask, model(image, training=True))))
+    loss = float(tf.reduce_mean(build_loss(LossConfig())(mask, model(image, training=True))))
     assert initial_loss_line(loss, by_hand(mask)).startswith("initial")

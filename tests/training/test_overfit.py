@@ -5,8 +5,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.cli import main
-from gitseg_tf.models import backbones
-from gitseg_tf.training.losses import bce_dice_loss
+from gitseg_tf.sections.loss import LossConfig
+from gitseg_tf.training.losses import build_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.overfit import Verdict, learn_by_heart
 
@@ -30,7 +30,7 @@ def bright():
 def verdict(batch, passes=100, rate=0.3, after=None, trainable=True):
     convolution = keras.layers.Conv2D(3, 1, kernel_initializer="zeros", trainable=trainable)
     model = keras.Sequential([keras.Input([16, 16, 1]), convolution, *([after] if after else [])])
-    model.compile(keras.optimizers.Adam(rate), bce_dice_loss(), weighted_metrics=[StreamingDice()])
+    model.compile(keras.optimizers.Adam(rate), build_loss(LossConfig()), weighted_metrics=[StreamingDice()])
     return learn_by_heart(model, tf.data.Dataset.from_tensors(batch), 1, passes, INITIAL)
 
 
@@ -71,18 +71,23 @@ def test_the_criterion_is_of_the_loss_and_of_both_dices(loss, dice, used_dice, p
     assert Verdict(5, loss, dice, 0.1, used_dice, INITIAL).passed is passed
 
 
-TINY = ["--fold", "1", "--batch-size", "4", "--set", "data.size=[32, 32]", "--set", "model.filters=4"]
+TINY = [
+    "--fold",
+    "1",
+    "--batch-size",
+    "4",
+    "--set",
+    "data.size=[32, 32]",
+    "--set",
+    "model.filters=4",
+    "--set",
+    "model.levels=2",
+]
 
 
 @pytest.fixture
 def overfitted(drawn_dataset, tmp_path, monkeypatch):
     """overfitted(...) runs the command in an empty folder."""
-    levels = backbones.plain
-    monkeypatch.setitem(
-        backbones.BACKBONES,
-        "plain",
-        lambda inputs, config: {s: f for s, f in levels(inputs, config).items() if s < 4},
-    )
     monkeypatch.chdir(tmp_path)
     return lambda *more: main(["train", "--data", str(drawn_dataset.root), *TINY, "--overfit-batches", *more])
 

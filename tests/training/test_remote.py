@@ -10,13 +10,12 @@ import tensorflow as tf
 
 from gitseg_tf.cli import main
 from gitseg_tf.files import as_path, write_atomically
-from gitseg_tf.models import backbones
 from gitseg_tf.training.callbacks import EpochBars
 
 BUCKET = as_path("ram://test-remote")
 RUN, MODEL = BUCKET / "runs/first", BUCKET / "model"
 TINY = ["--epochs", "2", "--batch-size", "4", "--precision", "float32", "--strategy", "one_device"]
-TINY += ["--set", "data.size=[32, 32]", "--set", "data.slices=3", "--set", "model.filters=4"]
+TINY += ["--set", "data.size=[32, 32]", "--set", "data.slices=3", "--set", "model.filters=4", "--set", "model.levels=2"]
 TINY += ["--set", "evaluation.threshold=0.15", "--set", "training.learning_rate=3e-2"]
 
 
@@ -26,17 +25,6 @@ def called(*arguments):
 
 def table_at(path):
     return pd.read_csv(io.BytesIO(path.read_bytes()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            backbones.BACKBONES,
-            "plain",
-            lambda inputs, config: {s: f for s, f in backbones.plain(inputs, config).items() if s < 4},
-        )
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 
 from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows
-from gitseg_tf.models import backbones
 from gitseg_tf.training.callbacks import EpochBars, read_history
 from gitseg_tf.training.trainer import train
 
@@ -23,6 +22,7 @@ SETTINGS = {
     "data.empty_slices": 0,
     "augment.on": "accelerator",
     "model.filters": 4,
+    "model.levels": 2,
     "training.epochs": 2,
     "training.strategy": "one_device",
     "training.precision": "float32",
@@ -57,12 +57,7 @@ def test_an_epoch_from_the_service_shows_what_an_epoch_shows(service, drawn_data
     assert epochs(service) == epochs(None)
 
 
-def test_a_run_trains_with_the_service(service, drawn_dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        backbones.BACKBONES,
-        "plain",
-        lambda inputs, config: {s: f for s, f in backbones.plain(inputs, config).items() if s < 4},
-    )
+def test_a_run_trains_with_the_service(service, drawn_dataset, tmp_path):
     changes = {"data.service": service, "data.batch_size": 8}
     run = train(load_config(None, SETTINGS | changes), drawn_dataset, tmp_path / "run", say=lambda line: None)
     assert [row["epoch"] for row in read_history(run.path)] == [1, 2]
@@ -73,11 +68,6 @@ def test_a_run_trains_with_the_service(service, drawn_dataset, tmp_path, monkeyp
 
 
 def test_a_run_goes_on_when_a_worker_is_killed_within_an_epoch(servers, drawn_dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        backbones.BACKBONES,
-        "plain",
-        lambda inputs, config: {s: f for s, f in backbones.plain(inputs, config).items() if s < 4},
-    )
     address, workers = servers
     end_of_batch = EpochBars.on_train_batch_end
 

@@ -22,7 +22,6 @@ from tensorboard.util.tensor_util import make_ndarray
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
-from gitseg_tf.models import backbones
 from gitseg_tf.training import trainer
 from gitseg_tf.training.averages import WeightAverage, ema_share
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
@@ -36,6 +35,7 @@ SETTINGS = {
     "data.fold": 1,
     "data.batch_size": 4,
     "model.filters": 4,
+    "model.levels": 3,
     "training.epochs": EPOCHS,
     "training.learning_rate": 3e-2,
     "training.strategy": "one_device",
@@ -79,18 +79,6 @@ def assert_same_state(one, other):
     assert one.keys() == other.keys() and len(one) > 80
     for name, value in one.items():
         assert np.allclose(value, other[name], atol=1e-5), name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """Three levels of the encoder instead of five, for what takes time here is to trace the graph."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            backbones.BACKBONES,
-            "plain",
-            lambda inputs, config: {s: f for s, f in backbones.plain(inputs, config).items() if s < 8},
-        )
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +300,6 @@ KILLED = """
 import os, signal, sys
 from gitseg_tf.config import load_config
 from gitseg_tf.data.dataset import load_dataset
-from gitseg_tf.models import backbones
 from gitseg_tf.training.callbacks import EpochBars
 from gitseg_tf.training.trainer import train
 
@@ -320,8 +307,6 @@ def end(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == int(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-levels = backbones.plain
-backbones.BACKBONES["plain"] = lambda inputs, config: {s: f for s, f in levels(inputs, config).items() if s < 8}
 EpochBars.on_train_batch_end = end
 train(load_config(sys.argv[1]), load_dataset(sys.argv[2]), sys.argv[3])
 """

@@ -11,13 +11,13 @@ def plain(inputs, config: ModelConfig) -> dict:
 
     Args:
         inputs: Keras tensor [N, H, W, K].
-        config: `filters` is the number of channels at full resolution; it doubles at each level, up to 16 times.
+        config: `filters` is the number of channels at full resolution; it doubles at each of the `levels`.
 
     Returns:
-        Keras tensors by stride: 1 [N, H, W, filters], 2 [N, H/2, W/2, 2 filters], ... 16 [N, H/16, W/16, 16 filters].
+        Keras tensors by stride: 1 [N, H, W, filters], 2 [N, H/2, W/2, 2 filters], 4, ...
     """
     features, x = {}, inputs
-    for level in range(5):
+    for level in range(config.levels):
         if level:
             x = keras.layers.MaxPooling2D(name=f"encoder{level}_pool")(x)
         for i in (1, 2):
