@@ -239,19 +239,26 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
 
 
 @contextmanager
-def written_locally(path: AnyPath) -> Iterator[Path]:
+def written_locally(path: AnyPath, room: int = 0) -> Iterator[Path]:
     """A file for libraries that write to this machine alone; it takes its place when the `with` ends without an error.
 
     Args:
         path: the file; what was there is replaced, whole or not at all.
+        room: bytes that there must be room for before anything is written: HDF5 brings the process down where a disk
+            becomes full under it.
 
     Returns:
         Context of a path on this machine to write, with the ending of the file's name.
+
+    Raises:
+        OSError: there is no room.
     """
     remote = isinstance(path, RemotePath)
     with tempfile.TemporaryDirectory() if remote else nullcontext(path.parent) as folder:
         temporary = Path(folder) / f"new.{path.name}"
         try:
+            if room and hasattr(os, "posix_fallocate"):
+                _check_room(temporary, room)
             yield temporary
             sync(temporary)
             if remote:
@@ -262,6 +269,14 @@ def written_locally(path: AnyPath) -> Iterator[Path]:
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _check_room(path: Path, size: int) -> None:
+    with open(path, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager

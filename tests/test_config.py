@@ -123,7 +123,7 @@ def test_a_key_that_is_no_text_is_unknown(complaint):
         ("training: {weight_decay: .inf}", "training.weight_decay is inf: it must be a finite number"),
         ("training: {strategy: mirror}", "training.strategy is 'mirror': it must be 'auto', 'one_device', 'mirrored'"),
         ("augment: {flip: {p: 1.5}}", "augment.flip.p is 1.5: it must be less than or equal to 1"),
-        ("model: {backbone: resnet}", "model.backbone is 'resnet': it must be 'plain' or 'resnet34'"),
+        ("model: {backbone: resnet}", "model.backbone is 'resnet': it must be 'plain', 'resnet18', 'resnet34', 'res"),
         ("training: {loss: {top_k: {share: 0}}}", "training.loss.top_k.share is 0: it must be greater than 0"),
         ("training: {loss: {dice: {per: organ}}}", "training.loss.dice.per is 'organ': it must be 'batch' or 'sample'"),
         ("training: {loss: {focal: {alpha: 1}}}", "training.loss.focal.alpha is 1: it must be less than 1"),

@@ -17,6 +17,8 @@ from gitseg_tf.progress import progress
 from gitseg_tf.training.averages import recompute_statistics
 from gitseg_tf.training.checkpoints import save_state
 
+_HDF5_OBJECT = 4096  # bytes, more than HDF5 takes around the values of a variable
+
 
 class AveragedValidation(keras.callbacks.Callback):
     """Validates with the average of the weights.
@@ -86,7 +88,8 @@ class RunRecorder(keras.callbacks.Callback):
         network = keras.Model(self.model.inputs, self.model.outputs)
         self.model.average.swap()
         try:
-            with written_locally(best_weights_path(self.run)) as path:
+            sizes = [v.shape.num_elements() * v.dtype.size + _HDF5_OBJECT for v in network.variables]
+            with written_locally(best_weights_path(self.run), room=sum(sizes)) as path:
                 network.save_weights(path)
         finally:
             self.model.average.swap()

@@ -90,24 +90,20 @@ class EpochLog(keras.callbacks.Callback):
     Args:
         loggers: none does nothing.
         recorder: whose newest row is logged; its `on_epoch_end` comes first.
-        overlays: whose pictures are logged.
+        overlays: whose pictures are logged, if there are any.
         batch_size: windows in a step.
     """
 
     def __init__(self, loggers: list[Logger], recorder: RunRecorder, overlays: Overlays | None, batch_size: int):
         super().__init__()
         self._loggers, self._recorder, self._overlays, self._batch_size = loggers, recorder, overlays, batch_size
-        self._began, self._steps, self._now = 0.0, 0, 0.0
+        self._began, self._ends = 0.0, []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began, self._steps = time.perf_counter(), 0
+        self._began, self._ends = time.perf_counter(), []
 
     def on_train_batch_end(self, batch, logs=None):
-        self._now = time.perf_counter()
-        if batch == 0:
-            # The first step of all compiles, and the first of an epoch waits for the data: they are not counted.
-            self._first = self._now
-        self._steps = batch + 1
+        self._ends.append(time.perf_counter())
 
     def on_epoch_end(self, epoch, logs=None):
         if not self._loggers:
@@ -115,9 +111,11 @@ class EpochLog(keras.callbacks.Callback):
         row = {name: value for name, value in self._recorder.rows[-1].items() if name not in ("epoch", "seconds")}
         row["windows_per_second"] = self._throughput()
         for logger in self._loggers:
-            logger.write(epoch, row, self._overlays.pictures)
+            logger.write(epoch, row, self._overlays.pictures if self._overlays else {})
 
     def _throughput(self) -> float:
-        if self._steps > 1:
-            return (self._steps - 1) * self._batch_size / (self._now - self._first)
-        return self._batch_size / (self._now - self._began)
+        steps = len(self._ends)
+        if steps > 1:
+            # The first step of all compiles, and the first of an epoch waits for the data: they are not counted.
+            return (steps - 1) * self._batch_size / (self._ends[-1] - self._ends[0])
+        return self._batch_size / (self._ends[0] - self._began)

@@ -163,9 +163,10 @@ def test_a_file_that_is_not_there_or_damaged_or_of_another_backbone_is_refused(t
     assert "does not hold the weights of resnet18" in refusal(read_backbone_weights, configured(path, "resnet18"))
     path.write_bytes(whole[: len(whole) // 2])
     assert f"{path} cannot be read (it is damaged, or no HDF5 file)" in refusal(read_backbone_weights, configured(path))
-    with h5py.File(path, "w") as file:
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
         file["something"] = [1.0]
-    assert "does not hold the weights of plain" in refusal(read_backbone_weights, configured(path))
+    assert "does not hold the weights of plain" in refusal(read_backbone_weights, configured(other))
 
 
 def test_the_older_format_of_another_backbone_is_refused(tmp_path, refusal):

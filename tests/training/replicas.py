@@ -22,7 +22,7 @@ from gitseg_tf.data.dataset import load_dataset
 from gitseg_tf.errors import InputError
 from gitseg_tf.models.build import build_model
 from gitseg_tf.sections.loss import LossConfig
-from gitseg_tf.training import trainer
+from gitseg_tf.training import setup, trainer
 from gitseg_tf.training.callbacks import EpochBars, read_history
 from gitseg_tf.training.losses import build_loss, training_loss
 from gitseg_tf.training.losses.build import PIXEL_TERMS, REGION_TERMS
@@ -58,7 +58,7 @@ ON_ACCELERATOR = {"augment.on": "accelerator", "augment.affine.p": 1.0, "augment
 
 # A second strategy of a process would number its collective operations from the start again, and mistake them for the
 # first's.
-choose_strategy = trainer.choose_strategy = cache(choose_strategy)
+choose_strategy = setup.choose_strategy = cache(choose_strategy)
 
 
 def trained(dataset, out: Path, strategy: str, epochs: int = 2, **more) -> list[dict]:

@@ -67,8 +67,8 @@ def test_a_picture_has_the_reference_on_the_left_and_the_prediction_on_the_right
     assert (picture[:20] == 128).all()
 
 
-@pytest.mark.parametrize("patch", [None, [4, 32, 32]])
-def test_what_the_network_says_above_the_threshold_is_outlined(drawn_dataset, patch):
+@pytest.mark.parametrize(("architecture", "patch"), [("unet", None), ("unet3d", [4, 32, 32])])
+def test_what_the_network_says_above_the_threshold_is_outlined(drawn_dataset, architecture, patch):
     def network(windows, training):
         assert not training
         logits = np.full((*windows.shape[:-1], 3), -5.0, np.float32)
@@ -76,7 +76,8 @@ def test_what_the_network_says_above_the_threshold_is_outlined(drawn_dataset, pa
         return tf.constant(logits)
 
     for threshold, shown in ((0.5, False), (0.3, True)):
-        overlays = Overlays(drawn_dataset, configured(data__patch=patch, evaluation__threshold=threshold))
+        config = configured(model__architecture=architecture, data__patch=patch, evaluation__threshold=threshold)
+        overlays = Overlays(drawn_dataset, config)
         overlays.set_model(network)
         overlays.on_train_begin()
         overlays.on_test_end()

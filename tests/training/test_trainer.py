@@ -22,7 +22,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
-from gitseg_tf.training import trainer
+from gitseg_tf.training import setup, trainer
 from gitseg_tf.training.averages import WeightAverage, ema_share
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
 from gitseg_tf.training.trainer import load_model, load_run, train
@@ -417,7 +417,7 @@ def test_a_run_without_averages_is_not_resumed_with_them(drawn_dataset, monkeypa
 
 def test_a_batch_that_the_replicas_cannot_share_is_refused(drawn_dataset, monkeypatch, tmp_path, refusal):
     strategy = SimpleNamespace(num_replicas_in_sync=3)
-    monkeypatch.setattr(trainer, "choose_strategy", lambda name: (strategy, "three replicas"))
+    monkeypatch.setattr(setup, "choose_strategy", lambda name: (strategy, "three replicas"))
     said = refusal(trained, drawn_dataset, tmp_path / "run")
     assert "data.batch_size is 4" in said and "3 replicas" in said and not (tmp_path / "run").exists()
 
