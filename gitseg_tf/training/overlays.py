@@ -41,7 +41,7 @@ class Overlays(keras.callbacks.Callback):
     def on_test_end(self, logs=None):
         threshold = self._config.evaluation.threshold
         windows = np.stack([image for image, _ in self._slices.values()])
-        # Not `predict`, in which all workers would have to take part; nor traced, for it is a handful of slices.
+        # Not traced, for it is a handful of slices.
         outputs = self.model(windows, training=False)
         logits = (outputs["logits"] if isinstance(outputs, dict) else outputs).numpy()
         found = logits >= math.log(threshold / (1 - threshold))

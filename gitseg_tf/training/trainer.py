@@ -206,7 +206,8 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     recorder, bars = RunRecorder(run, manager, finished), EpochBars(steps, batches, epochs)
     try:
         with open_loggers(run, config, model.distribute_strategy) as loggers:
-            overlays = Overlays(dataset, config) if loggers and held_out else None
+            # On all workers, whoever logs: batch normalisation's statistics are read from all of them together.
+            overlays = Overlays(dataset, config) if held_out else None
             callbacks = [
                 initial,
                 overlays,  # before the averages leave again: what is drawn is what is validated
