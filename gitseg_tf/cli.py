@@ -181,6 +181,8 @@ def _overrides(options) -> dict:
 
 
 def _fold(text: str) -> int | str:
+    if text != "none" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none")
     return text if text == "none" else int(text)
 
 

@@ -51,7 +51,7 @@ def residual_unet3d(inputs, config: ModelConfig, steps: list[tuple[int, int, int
     Returns:
         Keras tensors [N, D, H, W, filters], then those of the lower resolutions.
     """
-    x = _convolutions(inputs, config.filters, "stem", 1)
+    x = _convolutions(inputs, config.filters, "encoder_stem", 1)
     features = []
     for stage, (step, blocks) in enumerate(zip([(1, 1, 1), *steps], _RESIDUAL_BLOCKS, strict=True)):
         for block in range(blocks):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gitseg_tf.sections.base import Section
 
@@ -52,3 +52,10 @@ class ModelConfig(Section):
             able = ", ".join(DEEPLY_SUPERVISED)
             raise ValueError(f"must be false for {architecture}; architectures with deep supervision are {able}")
         return value
+
+    @model_validator(mode="after")
+    def _enough_levels(self):
+        least = 4 if self.deep_supervision else 3
+        if self.backbone == "plain" and self.levels < least and self.architecture in ("deeplabv3plus", "unetplusplus"):
+            raise ValueError(f"levels is {self.levels}: {self.architecture} needs {least} or more")
+        return self

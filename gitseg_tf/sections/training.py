@@ -41,6 +41,7 @@ class TrainingConfig(Section):
     jit_compile: bool = Field(False, description="compile the training step with XLA; always on for TPUs")
     deterministic: bool = Field(False, description="the same bits from the same seed on a GPU too, slower")
     checkpoint_minutes: float = Field(0.0, ge=0, description="between savings within an epoch; 0: at its end alone")
+    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases that gets the curves too")
 
     @field_validator("optimizer")
     @classmethod
@@ -64,5 +65,3 @@ class TrainingConfig(Section):
         if value and info.data.get("swa"):
             raise ValueError("must be 0 with training.swa: the weights have one average")
         return value
-
-    wandb: str | None = Field(None, min_length=1, description="project of Weights & Biases that gets the curves too")

@@ -18,6 +18,7 @@ from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
+from gitseg_tf.models.weights import read_backbone_weights
 from gitseg_tf.progress import progress
 from gitseg_tf.training.setup import compiled_model, set_up
 
@@ -92,7 +93,8 @@ def lr_find(
     out = as_path(out)
     config = _long_enough(config, dataset, steps)
     strategy, precision = set_up(config, dataset, say)
-    model = compiled_model(config, strategy, precision, steps, schedule=rising(lowest, highest, steps))
+    weights = read_backbone_weights(config)
+    model = compiled_model(config, strategy, precision, steps, weights, rising(lowest, highest, steps))
     say(f"testing    {model.name}, rates from {lowest:g} to {highest:g} in {steps} steps")
     with naming_damaged_shards(dataset), using_service(config.data.service):
         test = range_test(model, training_windows(dataset, config), rising(lowest, highest, steps), steps)

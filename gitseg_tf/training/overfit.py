@@ -17,6 +17,7 @@ from gitseg_tf.data.service import using_service
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
+from gitseg_tf.models.weights import read_backbone_weights
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.augment import AugmentConfig
 from gitseg_tf.training.initial_loss import expected_initial_loss
@@ -114,7 +115,7 @@ def overfit(
     out, passes = as_path(out), passes or math.ceil(STEPS / batches)
     config = without_regularisation(config, passes)
     strategy, precision = set_up(config, dataset, say)
-    model = compiled_model(config, strategy, precision, batches)
+    model = compiled_model(config, strategy, precision, batches, read_backbone_weights(config))
     chief = strategy.extended.should_checkpoint
     if chief:
         out.mkdir(parents=True, exist_ok=True)
@@ -140,11 +141,14 @@ def overfit(
 def without_regularisation(config: Config, passes: int) -> Config:
     """The experiment with nothing that keeps a network from learning by heart, for `passes` epochs."""
     off = AugmentConfig(**{n: {"p": 0.0} for n in AugmentConfig.model_fields if n not in ("on", "accelerator_warp")})
+    loss = config.training.loss
+    sharp = loss.model_copy(update={"bce": loss.bce.model_copy(update={"smoothing": 0.0})})
     plain = {"weight_decay": 0.0, "ema": 0.0, "swa": 0, "schedule": "constant", "warmup": 0.0, "epochs": passes}
     return config.model_copy(
         update={
             "augment": off,
-            "training": config.training.model_copy(update=plain),
+            "model": config.model.model_copy(update={"dropout": 0.0}),
+            "training": config.training.model_copy(update=plain | {"loss": sharp}),
             "evaluation": config.evaluation.model_copy(update={"threshold": 0.5}),
         }
     )

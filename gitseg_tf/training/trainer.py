@@ -47,13 +47,14 @@ def train(
 
     Args:
         config: the experiment.
-        dataset: folds but config.data.fold are trained on, that fold is validated after each epoch.
+        dataset: folds but config.data.fold are trained on, that fold is validated after each epoch; None trains on all.
         run: the folder; a new one, unless `resume`.
         resume: go on after the last saved step of an interrupted run; a run that has not begun is begun.
         say: takes lines for the user.
 
     Returns:
-        The run, whose best weights are those of the epoch with the highest validation Dice. None on a worker that is
+        The run, whose best weights are those of the epoch with the highest validation Dice, or of the last one where no
+        fold is held out. None on a worker that is
         not the chief: it has nothing of its own to show.
 
     Raises:

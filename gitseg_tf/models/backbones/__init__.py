@@ -55,7 +55,7 @@ def _mit(widths: tuple[int, ...], blocks: tuple[int, ...]) -> Backbone:
 
 
 BACKBONES = {
-    "plain": Backbone(plain, "Ronneberger et al. 2015, arXiv:1505.04597", "this package"),
+    "plain": Backbone(plain, "Ronneberger et al. 2015, arXiv:1505.04597", "this package", dilates=False),
     "resnet18": _resnet((2, 2, 2, 2), bottleneck=False),
     "resnet34": _resnet((3, 4, 6, 3), bottleneck=False),
     "resnet50": _resnet(

@@ -79,25 +79,6 @@ def training_loss(loss: LossConfig) -> Callable:
     return total
 
 
-def initial_loss(loss: LossConfig, fractions, bias: float = -3.0, size: int = 128) -> float:
-    """The loss of a network that gives every pixel the same logit, as one does before training.
-
-    Args:
-        loss: the terms.
-        fractions: of the pixels that belong to each organ, 3 numbers of 0 to 1. Each organ is a disc of that area,
-            which only the boundary loss takes notice of.
-        bias: the logit; of `build_model`'s networks it is -3.
-        size: height and width of the mask that the loss is evaluated on, pixels.
-
-    Returns:
-        The loss. Of BCE alone it is softplus(bias) - bias * mean(fractions).
-    """
-    y, x = np.indices((size, size)) - (size - 1) / 2
-    rank = np.argsort(np.argsort(np.hypot(y, x), axis=None, kind="stable")).reshape(size, size, 1)
-    mask = (rank < np.round(np.asarray(fractions, float) * size * size))[None]
-    return float(build_loss(loss)(mask, np.full(mask.shape, bias, np.float32))[0])
-
-
 def _over_organs(costs, sizes, skip: bool):
     if not skip:
         return tf.reduce_mean(costs, axis=1)
