@@ -85,6 +85,7 @@ def train(
         within = f" and {running.steps} steps" if running.steps else ""
         say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
     check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
+    rows = read_history(run)[: int(finished.numpy())]
     say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
     with _own_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
@@ -93,7 +94,7 @@ def train(
             naming_damaged_shards(dataset),
             using_service(config.data.service),
         ):
-            _fit(model, config, dataset, folder, manager, finished, steps, stopping, say)
+            _fit(model, config, dataset, folder, manager, finished, rows, steps, stopping, say)
     if stopping.ends(int(finished.numpy())):
         say(stopping.reason(int(finished.numpy())))
     return load_run(run) if strategy.extended.should_checkpoint else None
@@ -193,7 +194,18 @@ def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyP
         yield Path(folder)
 
 
-def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, stopping, say) -> None:
+def _fit(
+    model,
+    config: Config,
+    dataset: Dataset,
+    run: AnyPath,
+    manager,
+    finished,
+    rows: list[dict],
+    steps: int,
+    stopping,
+    say,
+) -> None:
     epochs, first, first_step = config.training.epochs, int(finished.numpy()), manager.checkpoint.running.steps
     if first >= epochs or stopping.ends(first):
         return
@@ -203,7 +215,7 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     initial = None if first or first_step else InitialLoss(model.loss_of, say)
     if initial:
         windows = initial.watching(windows)
-    recorder, bars = RunRecorder(run, manager, finished), EpochBars(steps, batches, epochs)
+    recorder, bars = RunRecorder(run, manager, finished, rows), EpochBars(steps, batches, epochs)
     try:
         with open_loggers(run, config, model.distribute_strategy) as loggers:
             # On all workers, whoever logs: batch normalisation's statistics are read from all of them together.
