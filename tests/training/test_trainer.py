@@ -22,7 +22,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
-from gitseg_tf.training import setup, trainer
+from gitseg_tf.training import agreement, setup, trainer
 from gitseg_tf.training.averages import WeightAverage, ema_share
 from gitseg_tf.training.callbacks import (
     AveragedValidation,
@@ -351,6 +351,20 @@ def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monk
     monkeypatch.setattr(trainer, "_fit", fit)
     trained(drawn_dataset, tmp_path / "new", resume=True)
     assert begun == [tmp_path / "new"] and (tmp_path / "new" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("part", ["compiled_model", "check_agreement", "_fit"])
+def test_a_worker_that_is_lost_is_named_whenever_that_happens(drawn_dataset, monkeypatch, tmp_path, refusal, part):
+    def lose(*args):
+        raise tf.errors.UnavailableError(None, None, "socket closed")
+
+    monkeypatch.setattr(trainer, part, lose)
+    monkeypatch.setattr(agreement, "workers_of", lambda strategy: 2)
+    monkeypatch.setattr(agreement, "_gathered", lambda strategy, values: np.array([values, values]))
+    resolver = SimpleNamespace(task_id=1)
+    monkeypatch.setattr(tf.distribute.Strategy, "cluster_resolver", property(lambda self: resolver))
+    said = refusal(trained, drawn_dataset, tmp_path / "run")
+    assert "another worker than this one (number 1) is gone" in said and "--resume" in said
 
 
 def test_a_run_that_is_there_is_not_overwritten(copied, drawn_dataset, refusal):
