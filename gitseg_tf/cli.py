@@ -19,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
         Exit status: 0 done, 1 the input is at fault (one line on stderr), 130 interrupted. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
-    if any("://" in str(value) for value in vars(options).values()):
-        quiet.import_tensorflow()  # it reads these paths, and its start-up notices would drown what they say
     try:
+        if any("://" in str(value) for value in vars(options).values()):
+            quiet.import_tensorflow()  # it reads these paths, and its start-up notices would drown what they say
         options.run(options)
     except InputError as error:
         print(f"gitseg: {error}", file=sys.stderr)

@@ -58,6 +58,11 @@ def test_help_does_not_wait_for_tensorflow():
     assert "train" in done.stdout and done.stdout.splitlines()[-1] == "False"
 
 
+def test_a_keras_of_another_version_is_one_line_for_a_path_in_a_bucket_too(capsys, monkeypatch):
+    monkeypatch.setattr("gitseg_tf.versions.installed", lambda names: (names[0], f"2.{len(names)}.0"))
+    assert "does not belong to" in refused(capsys, "inspect", "gs://bucket/cohort")
+
+
 def test_train_leaves_a_complete_run(workplace):
     run = workplace / "runs" / "default"
     files = [

@@ -76,12 +76,11 @@ def _several(strategy: tf.distribute.Strategy) -> bool:
 
 def _gathered(strategy: tf.distribute.Strategy, values: list[float]) -> np.ndarray:
     """The values of all replicas [replicas, values]: each adds its own row to a table of zeros."""
-    replicas = strategy.num_replicas_in_sync
-
-    @tf.function
-    def own_row(row):
-        place = tf.one_hot(tf.distribute.get_replica_context().replica_id_in_sync_group, replicas)
-        return place[:, None] * row[None]
-
-    rows = strategy.run(own_row, args=(tf.constant(values, tf.float32),))
+    rows = strategy.run(_own_row, args=(tf.constant(values, tf.float32),))
     return strategy.reduce(tf.distribute.ReduceOp.SUM, rows, axis=None).numpy()
+
+
+@tf.function  # of the module, not made anew by each caller: the strategy keeps what it traced for it
+def _own_row(row):
+    replica = tf.distribute.get_replica_context()
+    return tf.one_hot(replica.replica_id_in_sync_group, replica.num_replicas_in_sync)[:, None] * row[None]

@@ -58,12 +58,14 @@ class RunRecorder(keras.callbacks.Callback):
         run: the run's folder.
         manager: of the checkpoint that holds model, optimizer and the number of finished epochs.
         finished: variable with the number of finished epochs, part of that checkpoint.
+        rows: of those epochs, from `read_history`. All workers need the same ones, of the run and not of their own
+            folder: they save the best weights together or not at all, for batch normalisation is read from all.
     """
 
-    def __init__(self, run: AnyPath, manager: tf.train.CheckpointManager, finished: tf.Variable):
+    def __init__(self, run: AnyPath, manager: tf.train.CheckpointManager, finished: tf.Variable, rows: list[dict]):
         super().__init__()
         self.run, self.manager, self.finished = run, manager, finished
-        self.rows = read_history(run)[: int(finished.numpy())]
+        self.rows = list(rows)
         self.best = max((row.get("val_dice", -math.inf) for row in self.rows), default=-math.inf)
         self.started = 0.0
 

@@ -29,10 +29,10 @@ def cluster_from_environment() -> list[str]:
                 "--strategy multiworker: the environment variable TF_CONFIG, which names the workers, is not set, and "
                 "this is no srun with several tasks"
             )
-        gpus = own_gpus()
+        cluster, gpus = slurm_cluster(), own_gpus()
         if gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpus
-        os.environ["TF_CONFIG"] = json.dumps(slurm_cluster())
+        os.environ["TF_CONFIG"] = json.dumps(cluster)
     return _workers(os.environ["TF_CONFIG"])
 
 

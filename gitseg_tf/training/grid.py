@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from gitseg_tf.config import Config, load_config, read_yaml, save_config
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.locks import locked
+from gitseg_tf.training.cluster import has_workers
+from gitseg_tf.training.run_folder import MAY_CHANGE
 
 _LONGEST_NAME = 120
 _SHOWN = ("score", "dice", "hausdorff", "val_dice", "epochs", "seconds")
@@ -45,7 +46,7 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
 
     Raises:
         InputError: no YAML, a value that is no list, a list that is empty or has a value twice, or a combination that
-            is no valid config.
+            is no valid config or holds no fold out.
     """
     lists = read_yaml(as_path(path))
     if not lists:
@@ -67,6 +68,8 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
             raise InputError(f"{path}: {told}: {error}") from None
         values = {key: _value(config, key) for key in values}
         name = _name(values)
+        if config.data.fold is None:
+            raise InputError(f"{path}: run {name}: data.fold is null; runs are compared on a fold that is held out")
         if name in trials:
             raise InputError(f"{path}: two runs would be named {name}; use shorter values, or two grids")
         trials[name] = Trial(name, values, config)
@@ -88,10 +91,12 @@ def run_grid(trials: list[Trial], out: str | AnyPath, say: Callable[[str], None]
         The table of grid.csv: a run a row, the highest score first; status is "finished", or what went wrong.
 
     Raises:
-        InputError: a run of that name with another config is there, or another grid is running in the folder.
+        InputError: a run of that name with another config is there, another grid is running in the folder, or this
+            process is one of several workers.
     """
-    if "TF_CONFIG" in os.environ:
-        raise InputError("gitseg grid: runs on one machine; unset TF_CONFIG, or train run after run with train.py")
+    if has_workers():
+        cure = "unset TF_CONFIG and start one task, or train run after run with train.py"
+        raise InputError(f"gitseg grid: runs in one process, not in several workers; {cure}")
     out = Path(out)
     names = {"config.yaml", "history.csv"} & {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names:
@@ -221,7 +226,7 @@ def _check_same(run: AnyPath, trial: Trial) -> None:
     """Refuse a run that was begun with another config, but for what a resumed run may change."""
     if not (run / "config.yaml").is_file():
         return
-    free = {"name": True, "provenance": True, "data": {"path", "service"}, "training": {"epochs", "strategy", "wandb"}}
+    free = {"name": True, "provenance": True, **MAY_CHANGE}
     was, wanted = (c.model_dump(mode="json", exclude=free) for c in (load_config(run / "config.yaml"), trial.config))
     for section, before in was.items():
         if before != wanted[section]:

@@ -10,6 +10,12 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.training.cluster import has_workers
 
+# What a run that goes on may have otherwise than the one before, by section.
+MAY_CHANGE = {
+    "data": {"path", "service"},
+    "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes", "wandb"},
+}
+
 
 def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> AnyPath:
     """Choose the folder of a run, and refuse one that is taken before anything is done for it.
@@ -81,12 +87,8 @@ def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> No
     before = load_config(run / "config.yaml")
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
         raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-    free = {
-        "data": {"path", "service"},
-        "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes", "wandb"},
-    }
     for section in ("data", "augment", "model", "training"):
-        was, wanted = (getattr(c, section).model_dump(exclude=free.get(section)) for c in (before, config))
+        was, wanted = (getattr(c, section).model_dump(exclude=MAY_CHANGE.get(section)) for c in (before, config))
         for key in was:
             if was[key] != wanted[key]:
                 differs = f"{section}.{key} was {was[key]} and is now {wanted[key]}"

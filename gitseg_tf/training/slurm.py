@@ -11,7 +11,6 @@ import re
 from gitseg_tf.errors import InputError
 
 _ONE_HOST_OR_RANGE = re.compile(r"((?:[^,\[\]]|\[[^\[\]]*\])+)(?:,|$)")
-_NUMBERED = "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"
 
 
 def slurm_tasks() -> int:
@@ -32,17 +31,10 @@ def slurm_cluster() -> dict:
         InputError: a variable is missing or makes no sense, or the tasks are not in blocks.
         https://slurm.schedmd.com/srun.html says what is in the variables.
     """
-    tasks, rank, local = (_number(name) for name in _NUMBERED)
-    hosts = expand_hosts(_variable("SLURM_STEP_NODELIST"))
-    counts = expand_counts(_variable("SLURM_STEP_TASKS_PER_NODE"))
-    if len(hosts) != len(counts) or sum(counts) != tasks:
-        raise InputError(
-            f"SLURM_STEP_NODELIST names {len(hosts)} machines, SLURM_STEP_TASKS_PER_NODE {len(counts)} with "
-            f"{sum(counts)} tasks, SLURM_STEP_NUM_TASKS is {tasks}: they do not fit; start with srun, or set TF_CONFIG"
-        )
-    ports = _ports(max(counts))
-    places = [(host, k) for host, count in zip(hosts, counts, strict=True) for k in range(count)]
-    here = os.environ.get("SLURMD_NODENAME", places[rank][0])
+    rank, local = _number("SLURM_PROCID"), _number("SLURM_LOCALID")
+    places = _places()
+    here = _here(places, rank)
+    ports = _ports(max(k for _, k in places) + 1)
     if places[rank] != (here, local):
         raise InputError(
             f"task {rank} is the one of number {local} on {here}, not of number {places[rank][1]} on "
@@ -60,14 +52,13 @@ def own_gpus() -> str | None:
         (--gpus-per-task), the task is the only one on its machine, or it sees a single GPU or none.
 
     Raises:
-        InputError: the GPUs cannot be shared evenly.
+        InputError: the GPUs cannot be shared evenly, or a variable makes no sense.
     """
     bound = "SLURM_GPUS_PER_TASK" in os.environ or "gpu" in os.environ.get("SLURM_TRES_PER_TASK", "")
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    counts = expand_counts(_variable("SLURM_STEP_TASKS_PER_NODE"))
-    hosts = expand_hosts(_variable("SLURM_STEP_NODELIST"))
-    local = _number("SLURM_LOCALID")
-    here = counts[hosts.index(os.environ.get("SLURMD_NODENAME", hosts[0]))]
+    places, local = _places(), _number("SLURM_LOCALID")
+    host = _here(places, _number("SLURM_PROCID"))
+    here = sum(each == host for each, _ in places)
     if bound or here == 1 or len(gpus) < 2:
         return None
     if len(gpus) % here:
@@ -126,6 +117,32 @@ def _expand_ranges(ranges: str, whole: str) -> list[str]:
         first, last = match[1], match[2] or match[1]
         numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     return numbers
+
+
+def _places() -> list[tuple[str, int]]:
+    """The machine of each task of the step, and the task's number on it, in the order of the ranks of blocks."""
+    tasks = _number("SLURM_STEP_NUM_TASKS")
+    hosts = expand_hosts(_variable("SLURM_STEP_NODELIST"))
+    counts = expand_counts(_variable("SLURM_STEP_TASKS_PER_NODE"))
+    if len(hosts) != len(counts) or sum(counts) != tasks:
+        raise InputError(
+            f"SLURM_STEP_NODELIST names {len(hosts)} machines, SLURM_STEP_TASKS_PER_NODE {len(counts)} with "
+            f"{sum(counts)} tasks, SLURM_STEP_NUM_TASKS is {tasks}: they do not fit; start with srun, or set TF_CONFIG"
+        )
+    return [(host, k) for host, count in zip(hosts, counts, strict=True) for k in range(count)]
+
+
+def _here(places: list[tuple[str, int]], rank: int) -> str:
+    """This task's machine."""
+    if rank >= len(places):
+        raise InputError(f"SLURM_PROCID is {rank}, but the step has {len(places)} tasks; start with srun")
+    host = os.environ.get("SLURMD_NODENAME", places[rank][0])
+    if host not in {each for each, _ in places}:
+        raise InputError(
+            f"SLURMD_NODENAME is {host!r}: SLURM_STEP_NODELIST ({_variable('SLURM_STEP_NODELIST')}) does not name it; "
+            "start with srun, or set TF_CONFIG"
+        )
+    return host
 
 
 def _ports(needed: int) -> list[int]:

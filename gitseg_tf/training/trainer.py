@@ -63,41 +63,8 @@ def train(
     """
     run = as_path(run)
     strategy, precision = set_up(config, dataset, say)
-    steps = steps_per_epoch(dataset, config)
-    begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
-    weights = read_backbone_weights(config) if begins else None
-    if strategy.extended.should_checkpoint:
-        open_run(run, config, dataset, resume)
-    model = compiled_model(config, strategy, precision, steps, weights)
-    with strategy.scope():
-        finished = tf.Variable(0, dtype=tf.int64, trainable=False)
-        stopping = EarlyStopping(config.training.early_stopping)
-    running = RunningEpoch()
-    state = tf.train.Checkpoint(
-        model=model,
-        optimizer=model.optimizer,
-        average=model.average.values,
-        finished=finished,
-        progress=stopping.progress,
-        running=running,
-    )
-    if resume:
-        _restore(state, finished, run)
-        within = f" and {running.steps} steps" if running.steps else ""
-        say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
-    check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
-    say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
-    with _own_folder(run, strategy) as folder:
-        manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
-        with (
-            naming_lost_workers(strategy, run),
-            naming_damaged_shards(dataset),
-            using_service(config.data.service),
-        ):
-            _fit(model, config, dataset, folder, manager, finished, steps, stopping, say)
-    if stopping.ends(int(finished.numpy())):
-        say(stopping.reason(int(finished.numpy())))
-    return load_run(run) if strategy.extended.should_checkpoint else None
+    with naming_lost_workers(strategy, run):
+        return _train(config, dataset, run, resume, say, strategy, precision)
 
 
 def load_run(path: str | AnyPath) -> Run:
@@ -143,6 +110,44 @@ def load_model(run: Run) -> keras.Model:
             cause = f"does not fit the network of {run.path / 'config.yaml'}"
             raise InputError(f"{run.weights}: {cause} ({reason})") from None
     return keras.Model(model.input, logits_of(model.output), name=model.name)
+
+
+def _train(
+    config: Config, dataset: Dataset, run: AnyPath, resume: bool, say, strategy: tf.distribute.Strategy, precision: str
+) -> Run | None:
+    """`train` after `set_up`. Building, restoring and agreeing wait for the other workers as much as the steps do."""
+    steps = steps_per_epoch(dataset, config)
+    begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
+    weights = read_backbone_weights(config) if begins else None
+    if strategy.extended.should_checkpoint:
+        open_run(run, config, dataset, resume)
+    model = compiled_model(config, strategy, precision, steps, weights)
+    with strategy.scope():
+        finished = tf.Variable(0, dtype=tf.int64, trainable=False)
+        stopping = EarlyStopping(config.training.early_stopping)
+    running = RunningEpoch()
+    state = tf.train.Checkpoint(
+        model=model,
+        optimizer=model.optimizer,
+        average=model.average.values,
+        finished=finished,
+        progress=stopping.progress,
+        running=running,
+    )
+    if resume:
+        _restore(state, finished, run)
+        within = f" and {running.steps} steps" if running.steps else ""
+        say(f"resuming   {run} after epoch {int(finished.numpy())}{within} of {config.training.epochs}")
+    check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
+    rows = read_history(run)[: int(finished.numpy())]
+    say(f"training   {model.name}, {model.count_params():,} parameters, {steps} steps an epoch")
+    with _own_folder(run, strategy) as folder:
+        manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
+        with naming_damaged_shards(dataset), using_service(config.data.service):
+            _fit(model, config, dataset, folder, manager, finished, rows, steps, stopping, say)
+    if stopping.ends(int(finished.numpy())):
+        say(stopping.reason(int(finished.numpy())))
+    return load_run(run) if strategy.extended.should_checkpoint else None
 
 
 def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) -> None:
@@ -194,7 +199,18 @@ def _own_folder(run: AnyPath, strategy: tf.distribute.Strategy) -> Iterator[AnyP
         yield Path(folder)
 
 
-def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finished, steps: int, stopping, say) -> None:
+def _fit(
+    model,
+    config: Config,
+    dataset: Dataset,
+    run: AnyPath,
+    manager,
+    finished,
+    rows: list[dict],
+    steps: int,
+    stopping,
+    say,
+) -> None:
     epochs, first, first_step = config.training.epochs, int(finished.numpy()), manager.checkpoint.running.steps
     if first >= epochs or stopping.ends(first):
         return
@@ -204,7 +220,7 @@ def _fit(model, config: Config, dataset: Dataset, run: AnyPath, manager, finishe
     initial = None if first or first_step else InitialLoss(model.loss_of, say)
     if initial:
         windows = initial.watching(windows)
-    recorder, bars = RunRecorder(run, manager, finished), EpochBars(steps, batches, epochs)
+    recorder, bars = RunRecorder(run, manager, finished, rows), EpochBars(steps, batches, epochs)
     try:
         with open_loggers(run, config, model.distribute_strategy) as loggers:
             # On all workers, whoever logs: batch normalisation's statistics are read from all of them together.

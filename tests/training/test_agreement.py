@@ -55,6 +55,14 @@ def test_what_one_worker_wants_all_of_them_do(replicas):
     assert any_worker(strategy, False)
 
 
+def test_asking_at_each_step_traces_once(replicas, monkeypatch):
+    strategy, _ = replicas
+    traced, one_hot = [], tf.one_hot
+    monkeypatch.setattr(tf, "one_hot", lambda *args: traced.append(args) or one_hot(*args))
+    assert not any(any_worker(strategy, False) for _ in range(3))
+    assert len(traced) == 1
+
+
 def test_one_process_asks_nobody():
     strategy = tf.distribute.get_strategy()
     assert workers_of(strategy) == 1

@@ -59,6 +59,7 @@ def test_a_run_is_named_by_what_it_varies(read):
         ("[1, 2]", "not a mapping"),
         ("seed: [1, 2]", "set by the command line too"),
         ("data.path: [a/b, a//b]", "two runs would be named"),
+        ("data.fold: [0, null]", "run fold-None: data.fold is null"),
     ],
 )
 def test_a_bad_grid_is_refused_whole(read, refusal, text, says):
@@ -131,6 +132,20 @@ def test_a_run_of_another_config_is_not_taken_for_one_of_the_grid(commands, read
     others = read(TWO_BY_TWO, None, {"training.epochs": 2, "data.batch_size": 4})
     said = refusal(run_grid, others, commands.out)
     assert commands.trials[0].name in said and "another data" in said and not commands.called
+
+
+@pytest.mark.parametrize(("key", "value"), [("early_stopping", 3), ("checkpoint_minutes", 7.0), ("wandb", "project")])
+def test_what_a_resumed_run_may_change_a_grid_may_too(commands, read, key, value):
+    finish(commands.trials[0], commands.out, epochs=2)
+    assert getattr(commands.trials[0].config.training, key) != value
+    others = read(TWO_BY_TWO, None, {"training.epochs": 2, f"training.{key}": value})
+    assert run_grid(others[:1], commands.out)["status"].tolist() == ["finished"] and not commands.called
+
+
+@pytest.mark.parametrize(("name", "value"), [("TF_CONFIG", "{}"), ("SLURM_STEP_NUM_TASKS", "2")])
+def test_a_grid_is_not_for_one_of_several_workers(commands, refusal, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert "several workers" in refusal(run_grid, commands.trials, commands.out) and not commands.out.exists()
 
 
 def test_a_grid_with_more_epochs_goes_on_with_its_runs(commands, read):

@@ -87,11 +87,14 @@ def test_a_variable_that_is_missing_is_named(step, refusal, name):
         ({"SLURM_STEP_TASKS_PER_NODE": "3"}, "do not fit"),
         ({"SLURM_PROCID": "2", "SLURM_LOCALID": "1"}, "--distribution=block"),
         ({"SLURMD_NODENAME": "node10", "SLURM_LOCALID": "0"}, "--distribution=block"),
+        ({"SLURMD_NODENAME": "node3"}, "SLURMD_NODENAME is 'node3': SLURM_STEP_NODELIST (node[2,10]) does not name it"),
+        ({"SLURM_PROCID": "3"}, "SLURM_PROCID is 3, but the step has 3 tasks"),
     ],
 )
 def test_a_step_that_makes_no_sense_is_refused(step, refusal, changes, said):
-    step(**changes)
+    step(CUDA_VISIBLE_DEVICES="0,1", **changes)
     assert said in refusal(slurm_cluster)
+    assert said in refusal(cluster_from_environment)
 
 
 @pytest.mark.parametrize(

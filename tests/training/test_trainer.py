@@ -22,9 +22,16 @@ from tensorboard.util.tensor_util import make_ndarray
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.pipeline import steps_per_epoch, validation_windows
-from gitseg_tf.training import setup, trainer
+from gitseg_tf.training import agreement, setup, trainer
 from gitseg_tf.training.averages import WeightAverage, ema_share
-from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path
+from gitseg_tf.training.callbacks import (
+    AveragedValidation,
+    EpochBars,
+    RunRecorder,
+    best_weights_path,
+    read_history,
+    write_history,
+)
 from gitseg_tf.training.trainer import load_model, load_run, train
 
 EPOCHS = 3
@@ -346,6 +353,20 @@ def test_a_run_that_has_not_begun_is_begun_by_resume(copied, drawn_dataset, monk
     assert begun == [tmp_path / "new"] and (tmp_path / "new" / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize("part", ["compiled_model", "check_agreement", "_fit"])
+def test_a_worker_that_is_lost_is_named_whenever_that_happens(drawn_dataset, monkeypatch, tmp_path, refusal, part):
+    def lose(*args):
+        raise tf.errors.UnavailableError(None, None, "socket closed")
+
+    monkeypatch.setattr(trainer, part, lose)
+    monkeypatch.setattr(agreement, "workers_of", lambda strategy: 2)
+    monkeypatch.setattr(agreement, "_gathered", lambda strategy, values: np.array([values, values]))
+    resolver = SimpleNamespace(task_id=1)
+    monkeypatch.setattr(tf.distribute.Strategy, "cluster_resolver", property(lambda self: resolver))
+    said = refusal(trained, drawn_dataset, tmp_path / "run")
+    assert "another worker than this one (number 1) is gone" in said and "--resume" in said
+
+
 def test_a_run_that_is_there_is_not_overwritten(copied, drawn_dataset, refusal):
     before = (copied / "config.yaml").read_bytes()
     said = refusal(trained, drawn_dataset, copied)
@@ -468,7 +489,7 @@ def recorded(tmp_path):
     model.schedule = lambda step: 0.1
     model.average = WeightAverage(model.trainable_variables, [], ema_share(0.5))
     manager = SimpleNamespace(save=lambda: None)
-    recorder = RunRecorder(tmp_path, manager, tf.Variable(0, dtype=tf.int64))
+    recorder = RunRecorder(tmp_path, manager, tf.Variable(0, dtype=tf.int64), [])
     recorder.set_model(model)
     return recorder
 
@@ -484,6 +505,25 @@ def test_the_averaged_weights_of_the_epoch_with_the_highest_dice_are_kept(record
         assert (model.trainable_variables[0].numpy(), average.numpy()) == (10 + epoch, 20 + epoch)
     model.load_weights(best_weights_path(recorded.run))
     assert model.trainable_variables[0].numpy() == 21
+
+
+def test_a_worker_without_the_run_folder_saves_in_the_epochs_in_which_its_chief_does(recorded, tmp_path):
+    more, decided = {"loss": 1.0, "learning_rate": 0.1, "seconds": 1.0}, []
+    rows = [{"epoch": 1, "val_dice": 0.4} | more, {"epoch": 2, "val_dice": 0.7} | more]
+    write_history(tmp_path, rows)
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "other"):
+        recorder = RunRecorder(folder, recorded.manager, tf.Variable(2, dtype=tf.int64), rows)
+        recorder.set_model(recorded.model)
+        saved = []
+        for epoch, dice in enumerate([0.6, 0.8, 0.75], 2):
+            best_weights_path(folder).unlink(missing_ok=True)
+            recorder.on_epoch_begin(epoch)
+            recorder.on_epoch_end(epoch, {"loss": 1.0, "val_dice": dice})
+            saved.append(best_weights_path(folder).is_file())
+        decided.append(saved)
+        assert [row["val_dice"] for row in read_history(folder)] == [0.4, 0.7, 0.6, 0.8, 0.75]
+    assert decided == [[False, True, False]] * 2
 
 
 def test_validation_sees_the_averaged_weights_and_training_goes_on_with_its_own(recorded):
