@@ -1,5 +1,6 @@
 """Segmentation of stomach, small bowel and large bowel on MR scans with TensorFlow."""
 
+import importlib.util
 import os
 import sys
 
@@ -19,6 +20,9 @@ def _use_tf_keras() -> None:
             f"tf.keras is already Keras {version} in this process and gitseg_tf needs tf_keras: "
             "import gitseg_tf before tensorflow, or set the environment variable TF_USE_LEGACY_KERAS=1 and restart"
         )
+    # TensorFlow has chosen already where `tensorflow.keras` is imported from, which keras-cv does.
+    (root,) = importlib.util.find_spec("tf_keras").submodule_search_locations
+    tensorflow.__path__.insert(0, os.path.join(root, "api", "_v2"))
 
 
 _use_tf_keras()

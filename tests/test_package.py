@@ -24,6 +24,11 @@ def test_importing_after_tensorflow_makes_tf_keras_the_keras_2_api():
     assert python(code).stdout.strip() == "tf_keras"
 
 
+def test_networks_of_keras_cv_are_built_after_tensorflow_was_imported_first():
+    code = "import tensorflow, gitseg_tf; from keras_cv.models import ResNetBackbone; print(ResNetBackbone.__mro__)"
+    assert "tf_keras" in python(code).stdout
+
+
 def test_a_keras_3_already_in_use_is_said_with_the_cure():
     done = python("import tensorflow as tf; tf.keras.layers.Dense; import gitseg_tf")
     assert done.returncode == 1
