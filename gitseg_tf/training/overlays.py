@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -63,20 +63,12 @@ def overlay_slices(dataset: Dataset, config: Config, count: int = SLICES) -> dic
         {name: (image float32 [H, W, K] in [0, 1], mask float32 [H, W, 3])}, of a 3-D model (image [D, H, W, 1], mask
         [D, H, W, 3]): of each scan the window with most organs in its middle slice, of these the largest ones.
     """
-    fold, excluded = config.data.fold, config.data.exclude_scans
-    scans = dataset.scans_of([fold], excluded)
-    chosen = {scan.id for scan in _most_organs_first(scans)[:count]}
+    scans = dataset.scans_of([config.data.fold], config.data.exclude_scans)
     shown = {}
-    if config.data.patch is None:
-        # One pass over all of them: validation_windows gives every slice of one scan after the other.
-        windows = _windows(dataset, config, chosen)
-        for scan in (scan for scan in scans if scan.id in chosen):
-            number, window = _most_shown(islice(windows, scan.shape[0]))
-            shown[f"{scan.id}, slice {number} of {scan.shape[0]}"] = window
-        return shown
-    for name in sorted(chosen):
-        number, window = _most_shown(_windows(dataset, config, {name}))
-        shown[f"{name}, patch {number}"] = window
+    for scan in sorted(_most_organs_first(scans)[:count], key=lambda scan: scan.id):
+        number, window = _most_shown(_windows_of(scan, dataset, config))
+        place = f"patch {number}" if config.data.patch else f"slice {number} of {scan.shape[0]}"
+        shown[f"{scan.id}, {place}"] = window
     return shown
 
 
@@ -113,11 +105,14 @@ def _most_organs_first(scans: list[ScanEntry]) -> list[ScanEntry]:
     return sorted(by_rank, key=lambda scan: scan is not first[scan.case])
 
 
-def _windows(dataset: Dataset, config: Config, names: set[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The windows of some held-out scans, without what fills up the last batch."""
-    others = [scan.id for scan in dataset.scans_of([config.data.fold]) if scan.id not in names]
-    data = config.data.model_copy(update={"exclude_scans": tuple(others)})
-    for batch in validation_windows(dataset, config.model_copy(update={"data": data})).as_numpy_iterator():
+def _windows_of(scan: ScanEntry, dataset: Dataset, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows of one held-out scan in order, without what fills up the last batch."""
+    # From its shard alone: it is read for each scan, and scans of several shards come in turns.
+    (shard,) = (shard for shard in dataset.shards if scan in shard.scans)
+    others = tuple(other.id for other in shard.scans if other != scan)
+    data = config.data.model_copy(update={"exclude_scans": others})
+    alone = replace(dataset, shards=(shard,)), config.model_copy(update={"data": data})
+    for batch in validation_windows(*alone).as_numpy_iterator():
         for image, mask, weight in zip(*batch, strict=True):
             if weight:
                 yield image, mask

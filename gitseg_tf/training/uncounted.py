@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-_SURELY_OUTSIDE = -100.0
+SURELY_OUTSIDE = -100.0
 
 
 def counting(loss: Callable) -> Callable:
@@ -42,7 +42,7 @@ def without_uncounted(mask, logits):
         float32 mask of 0 to 1, and logits; unchanged where the mask was not negative.
     """
     mask = tf.cast(mask, tf.float32)
-    return tf.maximum(mask, 0.0), tf.where(mask >= 0, logits, tf.cast(_SURELY_OUTSIDE, logits.dtype))
+    return tf.maximum(mask, 0.0), tf.where(mask >= 0, logits, tf.cast(SURELY_OUTSIDE, logits.dtype))
 
 
 def _middles(mask, level):

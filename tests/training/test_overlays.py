@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from gitseg_tf.config import load_config
+from gitseg_tf.data.convert import convert
 from gitseg_tf.data.scans import ORGAN_COLORS
 from gitseg_tf.training.overlays import Overlays, overlay_picture, overlay_slices
 
@@ -32,6 +35,21 @@ def test_a_slice_is_shown_that_shows_the_most_organs(shown, drawn_dataset, drawn
         # The stomach is drawn in the last slice but one, where all others are too.
         assert name == f"{scan.id}, slice {depth - 1} of {depth}"
         assert drawn.marks_in(image)[1] == scan.marks[depth - 2] and (mask.any((0, 1))).all()
+
+
+def test_of_several_shards_the_same_slices_are_shown(shown, drawn, drawn_dataset, tmp_path):
+    first, second = drawn_dataset.scans_of([1])[:2]
+    voxels = 2 * sum(math.prod(scan.shape) for scan in (first, second))
+    sharded = convert(drawn.root, tmp_path / "dataset", folds=3, seed=0, workers=1, shard_bytes=voxels)
+    # Of which one has several scans, so that those of the others come between.
+    scans = [len(shard.scans) for shard in sharded.shards_of([1])]
+    assert len(scans) > 1 and max(scans) > 1
+    others = overlay_slices(sharded, configured())
+    assert others.keys() == shown.keys()
+    assert all(np.array_equal(image, shown[name][0]) for name, (image, _) in others.items())
+    patches = configured(model__architecture="unet3d", data__patch=[4, 32, 32])
+    of_one, of_several = (overlay_slices(dataset, patches) for dataset in (drawn_dataset, sharded))
+    assert of_one.keys() == of_several.keys()
 
 
 def test_each_patient_is_shown_before_any_is_shown_twice(drawn_dataset):

@@ -97,8 +97,9 @@ def batch():
     return mask, rng.normal(scale=2, size=mask.shape).astype(np.float32)
 
 
-def bce_dice(bce, dice):
-    config = load_config(None, {"training.loss.bce.weight": bce, "training.loss.dice.weight": dice})
+def bce_dice(bce, dice, smoothing=0.0):
+    weights = {"training.loss.bce.weight": bce, "training.loss.dice.weight": dice}
+    config = load_config(None, weights | {"training.loss.bce.smoothing": smoothing})
     return build_loss(config.training.loss)
 
 
@@ -111,8 +112,10 @@ def test_uncounted_voxels_cost_nothing_whatever_the_network_says(batch):
     # The Dice of the counted half alone.
     expected = bce_dice(0, 1)(mask[:, :, :3], logits[:, :, :3])
     assert loss(partial, logits).numpy() == pytest.approx(expected.numpy(), rel=1e-5)
-    bce = counting(bce_dice(1, 0))(partial, logits)
-    assert bce.numpy() == pytest.approx(bce_dice(1, 0)(mask[:, :, :3], logits[:, :, :3]).numpy() / 2, rel=1e-5)
+    for smoothing in (0.0, 0.2):
+        bce = bce_dice(1, 0, smoothing)
+        expected = bce(mask[:, :, :3], logits[:, :, :3]).numpy() / 2
+        assert counting(bce)(partial, logits).numpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_lower_resolutions_leave_out_what_they_are_compared_with(batch):

@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from gitseg_tf.config import load_config
 from gitseg_tf.models.build import build_model
-from gitseg_tf.training.averages import WeightAverage, ema_share
+from gitseg_tf.training.averages import WeightAverage, ema_share, swa_share
 from gitseg_tf.training.optimizers import build_optimizer
 from gitseg_tf.training.rates import rate_shares
 from gitseg_tf.training.schedules import Schedule
@@ -118,6 +118,19 @@ def test_a_step_whose_scaled_gradients_overflow_changes_no_weight():
     assert float(model.optimizer.loss_scale) == scale / 2 and int(model.optimizer.iterations) == 1
     model.train_on_batch(PIXELS[0], MASKS[0])
     assert not any(map(np.array_equal, weights_of(model), before))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "Addons>Lookahead"])
+def test_steps_whose_scaled_gradients_overflow_do_not_delay_the_snapshots_of_swa(optimizer):
+    model = linear_model(scales_loss=True, optimizer=optimizer)
+    model.average = WeightAverage(model.trainable_variables, [], swa_share(averaged=2, epochs=3, steps_per_epoch=2))
+    after = []
+    for step in range(6):
+        model.train_on_batch(PIXELS[0], np.full_like(MASKS[0], 3e38) if step in (0, 4) else MASKS[0])
+        after.append(weights_of(model))
+    assert all(map(np.array_equal, after[3], after[4])) and not any(map(np.array_equal, after[4], after[5]))
+    for average, second, third in zip(model.average.values, after[3], after[5], strict=True):
+        assert average.numpy() == pytest.approx((second + third) / 2, rel=1e-5, abs=1e-6)
 
 
 def test_the_outputs_of_a_network_may_be_a_dict():

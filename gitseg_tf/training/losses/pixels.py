@@ -5,11 +5,16 @@ import math
 import tensorflow as tf
 
 from gitseg_tf.sections.loss import BceConfig, FocalConfig, TopKConfig
+from gitseg_tf.training.uncounted import SURELY_OUTSIDE
 
 
 def bce(mask, logits, section: BceConfig):
     """Mean binary cross-entropy."""
-    labels = mask * (1.0 - section.smoothing) + section.smoothing / 2 if section.smoothing else mask
+    labels = mask
+    if section.smoothing:
+        # Not of uncounted voxels: what is certain would not be free any more.
+        smoothed = mask * (1.0 - section.smoothing) + section.smoothing / 2
+        labels = tf.where(logits == SURELY_OUTSIDE, mask, smoothed)
     return _mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))
 
 
