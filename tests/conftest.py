@@ -1,6 +1,7 @@
 """A small cohort drawn by hand, in the competition's layout, and what is made from it once a test run."""
 
 import csv
+import os
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -154,6 +155,13 @@ def whole_table(request):
     """Skips a test of the whole table of networks unless it was asked for."""
     if not request.config.getoption("--whole-table"):
         pytest.skip("one of more than a hundred networks: --whole-table")
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_is_left():
+    """SLURM's variables become TF_CONFIG in the process, which the tests that follow must not see."""
+    yield
+    os.environ.pop("TF_CONFIG", None)
 
 
 @pytest.fixture(scope="session")

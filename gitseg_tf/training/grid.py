@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -205,7 +206,9 @@ def _train(out: Path, trial: Trial) -> str | None:
     command += ["--config", str(settings), "--out", str(out / trial.name), "--resume"]
     with open(out / f"{trial.name}.log", "a+", encoding="utf-8") as log:
         before = log.seek(0, 2)
-        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        # Unbuffered, so that the lines of both streams stand in the order in which they were said.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
         log.seek(before)
         printed = log.read().strip().splitlines()
     if ended.returncode == 0:

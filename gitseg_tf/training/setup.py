@@ -34,7 +34,9 @@ def set_up(config: Config, dataset: Dataset, say: Callable[[str], None] = print)
     """
     strategy, strategy_line = choose_strategy(config.training.strategy)
     precision, precision_line = choose_precision(
-        config.training.precision, isinstance(strategy, tf.distribute.TPUStrategy)
+        config.training.precision,
+        isinstance(strategy, tf.distribute.TPUStrategy),
+        volumes=config.data.patch is not None,
     )
     say(f"strategy   {strategy_line}\nprecision  {precision_line}")
     replicas = strategy.num_replicas_in_sync

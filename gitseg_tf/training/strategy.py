@@ -39,12 +39,13 @@ def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
     return strategy, f"{name}, {replicas} {kind} replica{'s' if replicas > 1 else ''}{why}"
 
 
-def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
+def choose_precision(name: str = "auto", tpu: bool = False, volumes: bool = False) -> tuple[str, str]:
     """Choose keras's dtype policy.
 
     Args:
         name: auto, float32, mixed_float16 or mixed_bfloat16.
         tpu: the strategy trains on a TPU.
+        volumes: the network is a 3-D one.
 
     Returns:
         The policy, and one line that says what was chosen and why.
@@ -65,6 +66,9 @@ def choose_precision(name: str = "auto", tpu: bool = False) -> tuple[str, str]:
             return "mixed_float16", f"mixed_float16 (auto: compute capability {major}.{minor} has float16 tensor cores)"
         return "float32", f"float32 (auto: compute capability {major}.{minor} has no tensor cores)"
     instructions = sorted({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    if instructions and volumes:
+        # Now and then oneDNN's gradient of a small 3-D kernel has values that are no numbers (TensorFlow 2.21).
+        return "float32", "float32 (auto: 3-D convolutions in bfloat16 are not to be relied on without a GPU)"
     if instructions:
         return "mixed_bfloat16", f"mixed_bfloat16 (auto: the processor has {instructions[0]})"
     return "float32", "float32 (auto: no GPU, and no bfloat16 instructions in the processor)"

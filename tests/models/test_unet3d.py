@@ -138,8 +138,9 @@ def test_mixed_precision_trains_without_a_number_that_is_none(precision):
     assert {layer.compute_dtype for layer in convolutions} == {precision.removeprefix("mixed_")}
     image = tf.constant(patches())
     mask = tf.cast(tf.repeat(image > 0.7, 3, -1), tf.float32)
-    # By XLA where it must: the processor has no pooling kernel of its own for float16.
-    step = tf.function(step_of, jit_compile=precision == "mixed_float16", autograph=False)
+    # By XLA: the processor has no pooling kernel of its own for float16, and oneDNN's gradients of 3-D kernels in
+    # bfloat16 have values that are no numbers now and then, for which `auto` does not take it there.
+    step = tf.function(step_of, jit_compile=True, autograph=False)
     loss, gradients = step(model, image, mask)
     assert loss.dtype == tf.float32 and np.isfinite(loss)
     assert loss.numpy() == pytest.approx(step_of(built("unet3d"), image, mask)[0].numpy(), abs=0.05)

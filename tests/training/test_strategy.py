@@ -192,6 +192,12 @@ def test_a_processor_with_bfloat16_instructions_uses_them(monkeypatch, flag):
     assert policy == "mixed_bfloat16" and flag in line
 
 
+def test_a_3d_network_stays_with_float32_on_a_processor(monkeypatch):
+    monkeypatch.setattr(strategy, "_cpu_flags", lambda: {"avx512_bf16"})
+    precision, line = choose_precision(volumes=True)
+    assert precision == "float32" and "3-D" in line
+
+
 def test_a_processor_without_bfloat16_instructions_stays_with_float32():
     policy, line = choose_precision()
     assert policy == "float32" and line.startswith("float32 (auto: no GPU")
