@@ -152,9 +152,9 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def whole_table(request):
-    """Skips a test of the whole table of networks unless it was asked for."""
+    """Skips a test of large networks unless they were asked for."""
     if not request.config.getoption("--whole-table"):
-        pytest.skip("one of more than a hundred networks: --whole-table")
+        pytest.skip("takes long to trace and compile: --whole-table")
 
 
 @pytest.fixture(autouse=True)

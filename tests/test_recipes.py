@@ -25,9 +25,7 @@ def test_a_tpu_s_recipe_is_that_of_the_gpu_with_batches_for_its_cores(recipe):
 
 # Tracing these networks takes minutes.
 @pytest.mark.parametrize("recipe", ["uwmgi", "uwmgi_deeplab"])
-def test_a_2d_recipe_trains_at_reduced_size(recipe, request, drawn_dataset, tmp_path):
-    if not request.config.getoption("--whole-table"):
-        pytest.skip("with --whole-table")
+def test_a_2d_recipe_trains_at_reduced_size(recipe, whole_table, drawn_dataset, tmp_path):
     from gitseg_tf.training.callbacks import read_history
     from gitseg_tf.training.trainer import train
 
