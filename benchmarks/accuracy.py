@@ -11,6 +11,8 @@ both tables are scored alike, by the rules of the competition. Without --data th
 import argparse
 import csv
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -67,9 +69,10 @@ def part_of(cohort, cases, folder):
     cases = cases.split(",")
     (folder / "train").mkdir(parents=True, exist_ok=True)
     for case in cases:
-        link = folder / "train" / case
-        if not link.is_symlink():
-            link.symlink_to((cohort / "train" / case).resolve(strict=True))
+        # Links to files, for folders that are links are not looked into.
+        if not (folder / "train" / case).exists():
+            source = (cohort / "train" / case).resolve(strict=True)
+            shutil.copytree(source, folder / "train" / case, copy_function=os.symlink)
     with open(cohort / "train.csv", newline="") as whole, open(folder / "train.csv", "w", newline="") as part:
         rows = csv.reader(whole)
         csv.writer(part).writerows([next(rows), *(row for row in rows if row[0].split("_")[0] in cases)])
