@@ -53,7 +53,9 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         place = options.out or Path(place)
         place.mkdir(parents=True, exist_ok=True)
-        options.data = options.data or make_phantom(place / "phantom", cases=5, days=2)
+        options.data = options.data or make_phantom(
+            place / "phantom", cases=5, days=1 if options.quick else 2, slices=40 if options.quick else 80
+        )
         parts = {name: part_of(options.data, getattr(options, name), place / name) for name in ("train", "test")}
         epochs = epochs_within(options, parts["train"], place)
         results = {"ours": [], "peer": []}
@@ -153,7 +155,8 @@ def report(options, results):
     if not options.peer_python:
         print("no --peer-python: the peer is not measured")
     means = {
-        side: statistics.mean(one["score"] for one in rounds) if rounds else None for side, rounds in results.items()
+        side: round(statistics.mean(one["score"] for one in rounds), 4) if rounds else None
+        for side, rounds in results.items()
     }
     ratio = round(means["ours"] / means["peer"], 3) if means["peer"] else None
     claim = {
