@@ -25,14 +25,19 @@ def _interleave(pixels: list[list]):
     return tf.reshape(tf.concat(rows, -1), [-1, 2 * height, 2 * width, channels])
 
 
+# Of a 3x3 kernel's rows (or columns), those that see each of two sources; for the odd of two pixels, then the even one.
+_SEEN = [[1, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 1]]
+# [16, 9]: the same for both, 2x2 pixels (first) and their 2x2 sources, of the nine weights.
+_ADDED = np.kron(_SEEN, _SEEN).reshape(2, 2, 2, 2, 9).swapaxes(1, 2).reshape(16, 9)
+
+
 @keras.utils.register_keras_serializable("gitseg_tf")
 class UpsampleConv(keras.layers.Layer):
     """Nearest-neighbour upsampling by 2, concatenation with `skips` and a 3x3 convolution without bias, as one.
 
     Of the nine pixels that a 3x3 kernel sees of an upsampled image only four differ, and their weights can be added
-    beforehand. In inference the upsampled part is therefore convolved before it is upsampled, with a 2x2 kernel for
-    each of the four pixels that come from one: 4 / 9 of the work. In training the plain way is no slower on processors,
-    for the gradient's sake.
+    beforehand. The upsampled part is therefore convolved before it is upsampled, with a 2x2 kernel for each of the four
+    pixels that come from one: 4 / 9 of the work.
 
     Input: list of [N, H, W, C] and any number of [N, 2H, 2W, *]. Output [N, 2H, 2W, filters], same dtype.
 
@@ -49,30 +54,26 @@ class UpsampleConv(keras.layers.Layer):
         self.kernel = self.add_weight("kernel", [3, 3, channels, self.filters], initializer="he_normal")
         super().build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs):
         x, *skips = inputs
-        kernel, channels = tf.convert_to_tensor(self.kernel), x.shape[-1]
-        if training:
-            return tf.nn.conv2d(tf.concat([_interleave([[x, x], [x, x]]), *skips], -1), kernel, 1, "SAME")
-        upsampled = self._convolve_before_upsampling(x, kernel[:, :, :channels])
+        channels = x.shape[-1]
+        # By split, pad and slice: the gradient of a strided slice takes longer than that of the convolution.
+        seen, joined = tf.split(self.kernel, [channels, self.kernel.shape[2] - channels], axis=2)
+        upsampled = self._convolve_before_upsampling(x, seen)
         if not skips:
             return upsampled
-        return upsampled + tf.nn.conv2d(tf.concat(skips, -1), kernel[:, :, channels:], 1, "SAME")
+        return upsampled + tf.nn.conv2d(tf.concat(skips, -1) if len(skips) > 1 else skips[0], joined, 1, "SAME")
 
     def _convolve_before_upsampling(self, x, kernel):
-        _, height, width, _ = x.shape
-        # An even row sees its own source with the lower two of the three weights, the one above with the first.
-        rows = [[kernel[0], kernel[1] + kernel[2]], [kernel[0] + kernel[1], kernel[2]]]
-        halves = [tf.stack(row) for row in rows]
-        four = [
-            tf.stack(columns, 1)
-            for k in halves
-            for columns in ([k[:, 0], k[:, 1] + k[:, 2]], [k[:, 0] + k[:, 1], k[:, 2]])
-        ]
-        # All at once: an even pixel's two sources begin one pixel before those of the odd one beside it.
-        y = tf.nn.conv2d(x, tf.concat(four, -1), 1, [[0, 0], [1, 1], [1, 1], [0, 0]])
-        parts = tf.split(y, 4, axis=-1)
-        return _interleave([[parts[2 * i + j][:, i : i + height, j : j + width] for j in range(2)] for i in range(2)])
+        _, height, width, channels = x.shape
+        flat = tf.reshape(kernel, [9, channels * self.filters])
+        pixels = tf.split(tf.matmul(tf.constant(_ADDED, flat.dtype), flat), 4)
+        four = tf.concat([tf.reshape(pixel, [2, 2, channels, self.filters]) for pixel in pixels], -1)
+        y = tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), four, 1, "VALID")
+        # The odd rows and columns come first, for the first row and column of all lies around x and is dropped.
+        rows = [tf.reshape(row, [-1, height + 1, (width + 1) * 2 * self.filters]) for row in tf.split(y, 2, axis=-1)]
+        around = tf.reshape(tf.concat(rows, -1), [-1, 2 * height + 2, 2 * width + 2, self.filters])
+        return tf.slice(around, [0, 1, 1, 0], [-1, 2 * height, 2 * width, -1])
 
     def get_config(self):
         return super().get_config() | {"filters": self.filters}
