@@ -146,8 +146,11 @@ def network(architecture, backbone, precision):
 def steps_of(model):
     import tensorflow as tf
 
+    from gitseg_tf.models.frozen import freeze
+
     image, mask = tf.random.uniform([BATCH, SIZE, SIZE, SLICES]), tf.round(tf.random.uniform([BATCH, SIZE, SIZE, 3]))
-    segment = tf.function(lambda windows: tf.sigmoid(model(windows, training=False)))
+    spec = tf.TensorSpec([None, SIZE, SIZE, SLICES])
+    segment = freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
     return {"train": training_step(model, image, mask), "infer": lambda: segment(image).numpy()}
 
 

@@ -19,6 +19,7 @@ from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.volumes import make_volume_predictor
+from gitseg_tf.models.frozen import freeze
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -95,7 +96,6 @@ def load_predictor(path: str | AnyPath):
     if exported is None:
         run = load_run(path)
         return make_predictor(run_probabilities(run), run.config)
-    # The signature alone does not keep its variables alive.
     try:
         loaded = tf.saved_model.load(str(exported))
     except (OSError, IndexError, tf.errors.OpError) as error:
@@ -105,12 +105,13 @@ def load_predictor(path: str | AnyPath):
     if not settings.is_file():
         raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")
     config = load_config(settings)
-    return make_predictor(
-        lambda windows: loaded.signatures["serving_default"](windows=windows)["probabilities"], config
-    )
+    serve = loaded.signatures["serving_default"]
+    spec = serve.structured_input_signature[1]["windows"]
+    return make_predictor(freeze(lambda windows: serve(windows=windows)["probabilities"], spec), config)
 
 
 def run_probabilities(run: Run) -> Callable:
     """The network of a run, best weights, as a function of windows to probabilities."""
     model = load_model(run)
-    return lambda windows: tf.sigmoid(model(windows, training=False))
+    spec = tf.TensorSpec(model.input_shape, tf.float32)
+    return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
