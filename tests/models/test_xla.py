@@ -1,8 +1,8 @@
 """Every network trains as one XLA program.
 
 By default one member of each family, with one block a stage where its builder takes a number of blocks: the kinds of
-its layers are those of the whole family. `pytest --whole-table` goes through the rows of `gitseg models` as they are, and
-lowers every architecture with every backbone; the 3-D rows are tests/models/test_unet3d.py's.
+its layers are those of the whole family. `pytest --whole-table` goes through the rows of `gitseg models` as they are,
+and lowers every architecture with every backbone; the 3-D rows are tests/models/test_unet3d.py's.
 """
 
 import os
