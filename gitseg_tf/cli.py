@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
     evaluate.add_argument("--fold", type=int, help="the fold to score (the one held out)")
 
+    tune = _command(commands, "tune", _tune, "find a run's post-processing on patients that it has not seen")
+    tune.add_argument("run_folder", metavar="run")
+    tune.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
+    tune.add_argument("--fold", type=int, help="the fold to tune on (the one held out)")
+    tune.add_argument("--dry-run", action="store_true", help="show what each step gains, and save nothing")
+
     predict = _command(commands, "predict", _predict, "segment the scans of a folder")
     predict.add_argument("model", help="a run, or an exported SavedModel")
     predict.add_argument("input", help="folder in the competition's layout, NIfTI or DICOM; needs no contours")
@@ -375,16 +381,30 @@ def _grid(options) -> None:
 
 def _evaluate(options) -> None:
     quiet.import_tensorflow()
-    from gitseg_tf.data.sources import open_dataset
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+
+    run, dataset = _run_and_data(options)
+    summary_lines(evaluate(run, dataset, options.fold))
+    print(f"report     {run.path / 'report.html'}")
+
+
+def _tune(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.evaluation.tune import tune
+
+    tune(*_run_and_data(options), options.fold, options.dry_run)
+
+
+def _run_and_data(options):
+    """A run, and the dataset to judge it by: --data, or what it was trained on."""
+    from gitseg_tf.data.sources import open_dataset
     from gitseg_tf.training.trainer import load_run
 
     run = load_run(options.run_folder)
     data = options.data or run.config.provenance.get("records")
     if data is None:
         raise InputError(f"{run.path}: its config does not say what it was trained on; name the data with --data")
-    summary_lines(evaluate(run, open_dataset(data, run.config.data.folds), options.fold))
-    print(f"report     {run.path / 'report.html'}")
+    return run, open_dataset(data, run.config.data.folds)
 
 
 def _predict(options) -> None:

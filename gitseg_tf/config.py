@@ -18,6 +18,7 @@ from gitseg_tf.sections.base import Section
 from gitseg_tf.sections.data import DataConfig
 from gitseg_tf.sections.evaluation import EvaluationConfig
 from gitseg_tf.sections.model import ModelConfig
+from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.sections.training import TrainingConfig
 from gitseg_tf.sections.volumes import check_volumes
 
@@ -49,6 +50,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    postprocess: PostprocessConfig = PostprocessConfig()
     provenance: dict[str, Any] = Field({}, description="versions and the dataset's fingerprint; filled in by training")
 
     @model_validator(mode="after")

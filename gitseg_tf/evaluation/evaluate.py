@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.dataset import Dataset, read_scans
+from gitseg_tf.data.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
@@ -18,7 +18,9 @@ from gitseg_tf.files import write_atomically
 from gitseg_tf.inference.outputs import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
 from gitseg_tf.progress import progress
+from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.training.run_folder import TUNED
 from gitseg_tf.training.trainer import Run
 
 
@@ -37,18 +39,13 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     Raises:
         InputError: no such fold, no contours, or a damaged shard.
     """
-    fold = run.config.data.fold if fold is None else fold
-    if fold is None:
-        raise InputError(f"{run.path}: no fold was held out; choose one with --fold")
-    dataset.check_fold(fold)
-    excluded = run.config.data.exclude_scans
-    scans, history = dataset.scans_of([fold], excluded), read_history(run.path)
-    if not scans:
-        raise InputError(f"{run.path}: its data.exclude_scans names all scans of fold {fold}; choose another --fold")
+    fold, scans = scans_of_fold(run, dataset, fold)
+    excluded, history = run.config.data.exclude_scans, read_history(run.path)
     cases = sorted({scan.case for scan in scans})
     seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
     if seen:
         say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
+    tuned_on = _tuned_on(run, cases, say)
     predict = make_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
     rows, pictures = [], []
@@ -59,12 +56,14 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
             rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
             pictures += _pictures(scan, truth, prediction)
     table = pd.DataFrame(rows)
-    summary = {"fold": fold, "trained_on": seen, "dataset": dataset.source["fingerprint"], **summarise(table)}
+    summary = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on, "dataset": dataset.source["fingerprint"]}
+    summary |= summarise(table)
     details = {
         **_network_details(run.config),
         "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
         "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
         "Surface Dice tolerance": f"{tolerance} mm",
+        "Post-processing": _postprocess_details(run.config, tuned_on),
     }
     write_atomically(run.path / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     text = io.StringIO()
@@ -73,6 +72,49 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     curves = pd.DataFrame(history) if history else None
     write_report(run.path / "report.html", summary, table, pictures, curves, f"Run {run.path.name}", details)
     return summary
+
+
+def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
+    """Which scans of a dataset a run is judged by.
+
+    Args:
+        run: a trained run.
+        dataset: with contours.
+        fold: the fold; None is the one that the run held out.
+
+    Returns:
+        The fold, and its scans without those of data.exclude_scans.
+
+    Raises:
+        InputError: no such fold, or no scan is left of it.
+    """
+    fold = run.config.data.fold if fold is None else fold
+    if fold is None:
+        raise InputError(f"{run.path}: no fold was held out; choose one with --fold")
+    dataset.check_fold(fold)
+    scans = dataset.scans_of([fold], run.config.data.exclude_scans)
+    if not scans:
+        raise InputError(f"{run.path}: its data.exclude_scans names all scans of fold {fold}; choose another --fold")
+    return fold, scans
+
+
+def _tuned_on(run: Run, cases: list[str], say: Callable[[str], None]) -> list[str]:
+    """The patients that the post-processing was tuned on; say that it was tuned, and what that does to the scores."""
+    tuned = run.config.provenance.get("tuned")
+    if tuned is None:
+        return []
+    say(f"tuned      by {run.path / TUNED}, on fold {tuned['fold']} ({len(tuned['scans'])} scans)")
+    both = sorted(set(cases) & set(tuned["cases"]))
+    if both:
+        say(f"warning    post-processing was tuned on {', '.join(both)}: these scores are optimistic for new patients")
+    return both
+
+
+def _postprocess_details(config: Config, tuned_on: list[str]) -> str:
+    if "tuned" in config.provenance:
+        on = f"fold {config.provenance['tuned']['fold']}"
+        return f"tuned on {on}" + (", which is scored here: the scores are optimistic" if tuned_on else "")
+    return "none" if config.postprocess == PostprocessConfig() else "as the run's config.yaml has it"
 
 
 def _network_details(config: Config) -> dict[str, str]:

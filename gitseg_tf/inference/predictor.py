@@ -15,10 +15,10 @@ from gitseg_tf.data.geometry import (
     window_indices,
     window_offsets,
 )
-from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.volumes import make_volume_predictor
+from gitseg_tf.inference.postprocess import clean_mask, organ_settings, postprocess
+from gitseg_tf.inference.volumes import batches_of, make_volume_function, organs_first
 from gitseg_tf.models.frozen import freeze
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
@@ -30,16 +30,51 @@ def make_predictor(
 
     Args:
         probabilities: function from float32 windows [N, height, width, slices] to probabilities [N, height, width, 3];
-            with data.patch, see `make_volume_predictor`.
-        config: window, size, threshold and batch size.
+            with data.patch, see `make_volume_function`.
+        config: window, size, threshold, batch size and post-processing.
 
     Returns:
         Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing
         (z, y, x) in mm) to bool masks [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
     """
+    settings = organ_settings(config)
+    if any(organ.smooth_mm for organ in settings):
+        find = make_scan_function(probabilities, config, tf.identity)
+
+        def predict_smooth(image, numbers, percentiles, spacing):
+            return postprocess(find(image, numbers, percentiles, spacing), settings, numbers, spacing)
+
+        return predict_smooth
+    # Without smoothing, masks alone leave the graph.
+    thresholds = np.array([organ.threshold for organ in settings], np.float32)
+    segment = make_scan_function(probabilities, config, lambda found: found >= thresholds)
+
+    def predict(image, numbers, percentiles, spacing):
+        masks = segment(image, numbers, percentiles, spacing)
+        for k, organ in enumerate(settings):
+            masks[k] = clean_mask(masks[k], organ, spacing)
+        return masks
+
+    return predict
+
+
+def make_scan_function(
+    probabilities: Callable, config: Config, finish: Callable
+) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
+    """Run a network over whole scans, with no post-processing.
+
+    Args:
+        probabilities: as in `make_predictor`.
+        config: window, size and batch size.
+        finish: function of TensorFlow's from probabilities at the scan's size, float32 [N, H, W, 3], to what is wanted
+            of them, of the same shape and any dtype; tf.identity gives the probabilities.
+
+    Returns:
+        Function as from `make_predictor`, to [3, D, H, W] of what `finish` gives.
+    """
     data, evaluation = config.data, config.evaluation
     if data.patch is not None:
-        return make_volume_predictor(probabilities, config)
+        return make_volume_function(probabilities, config, finish)
 
     @tf.function(
         input_signature=[
@@ -63,20 +98,16 @@ def make_predictor(
         ]
     )
     def segment(prepared, placement, windows, shape):
-        found = probabilities(stack_windows(prepared, windows))
-        return from_model(found, placement, shape) >= evaluation.threshold
+        return finish(from_model(probabilities(stack_windows(prepared, windows)), placement, shape))
 
-    def predict(image, numbers, percentiles, spacing):
+    def over_scan(image, numbers, percentiles, spacing):
         depth, height, width = image.shape
-        masks = np.empty((len(ORGANS), depth, height, width), bool)
         prepared, placement, windows = prepare(image, numbers, percentiles, spacing)
-        for start in range(0, depth, evaluation.batch_size):
-            part = slice(start, start + evaluation.batch_size)
-            inside = segment(prepared, placement, windows[part], (height, width))
-            masks[:, part] = np.moveaxis(inside.numpy(), -1, 0)
-        return masks
+        batches = batches_of(depth, evaluation.batch_size)
+        found = ((part, segment(prepared, placement, windows[part], (height, width)).numpy()) for part in batches)
+        return organs_first(found, image.shape)
 
-    return predict
+    return over_scan
 
 
 def load_predictor(path: str | AnyPath):

@@ -1,6 +1,6 @@
 """Whole scans by a 3-D network: patches that overlap, blended with Gaussian weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 
 import numpy as np
@@ -15,20 +15,21 @@ _OVERLAP = 0.5
 _LEAST_WEIGHT = 1e-3
 
 
-def make_volume_predictor(
-    probabilities: Callable, config: Config
+def make_volume_function(
+    probabilities: Callable, config: Config, finish: Callable
 ) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
-    """Wrap a 3-D network so that it segments whole scans; see `make_predictor`, whose interface this has.
+    """Run a 3-D network over whole scans; see `make_scan_function`, whose interface this has.
 
     Memory: besides the scan, its input and probabilities at the model's size (20 bytes a voxel), and one batch.
 
     Args:
         probabilities: function from float32 patches [N, D, H, W, 1] to probabilities [N, D, H, W, 3].
-        config: patch, size, threshold and batch size.
+        config: patch, size and batch size.
+        finish: as in `make_scan_function`.
 
     Returns:
         Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing
-        (z, y, x) in mm) to bool masks [3, D, H, W].
+        (z, y, x) in mm) to [3, D, H, W] of what `finish` gives.
     """
     data, evaluation = config.data, config.evaluation
 
@@ -53,22 +54,43 @@ def make_volume_predictor(
         ]
     )
     def at_own_size(found, placement, shape):
-        return from_model(found, placement, shape) >= evaluation.threshold
+        return finish(from_model(found, placement, shape))
 
     patches = tf.TensorSpec([evaluation.batch_size, *data.patch, 1], tf.float32)
     network = tf.function(probabilities, input_signature=[patches])
 
-    def predict(image, numbers, percentiles, spacing):
+    def over_scan(image, numbers, percentiles, spacing):
         depth, height, width = image.shape
         prepared, placement, slices = prepare(image, numbers, percentiles, spacing)
         found = blend(network, prepared.numpy(), slices.numpy(), data.patch, evaluation.batch_size)
-        masks = np.empty((len(ORGANS), depth, height, width), bool)
-        for start in range(0, depth, evaluation.batch_size):
-            part = slice(start, start + evaluation.batch_size)
-            masks[:, part] = np.moveaxis(at_own_size(found[part], placement, (height, width)).numpy(), -1, 0)
-        return masks
+        batches = batches_of(depth, evaluation.batch_size)
+        planes = ((part, at_own_size(found[part], placement, (height, width)).numpy()) for part in batches)
+        return organs_first(planes, image.shape)
 
-    return predict
+    return over_scan
+
+
+def batches_of(depth: int, batch_size: int) -> list[slice]:
+    """A scan's slices in parts of up to batch_size."""
+    return [slice(start, start + batch_size) for start in range(0, depth, batch_size)]
+
+
+def organs_first(parts: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> np.ndarray:
+    """Put the parts of a scan together.
+
+    Args:
+        parts: which slices, and what was found of them [N, H, W, 3]; together all slices.
+        shape: (D, H, W) of the scan.
+
+    Returns:
+        [3, D, H, W] of the parts' dtype.
+    """
+    scan = None
+    for part, planes in parts:
+        if scan is None:
+            scan = np.empty((len(ORGANS), *shape), planes.dtype)
+        scan[:, part] = np.moveaxis(planes, -1, 0)
+    return scan
 
 
 def blend(

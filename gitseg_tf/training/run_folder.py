@@ -10,6 +10,8 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.training.cluster import has_workers
 
+# What `gitseg tune` found for the weights of a run: a config file of a section postprocess, and provenance.tuned.
+TUNED = "postprocess.yaml"
 # What a run that goes on may have otherwise than the one before, by section.
 MAY_CHANGE = {
     "data": {"path", "service"},
@@ -57,6 +59,24 @@ def check_run_folder(run: AnyPath, resume: bool) -> None:
         raise InputError(f"{run}: is not empty and no run; choose another --out")
 
 
+def load_run_config(run: AnyPath) -> Config:
+    """The config of a run, with the post-processing that `gitseg tune` found in place of its own.
+
+    Raises:
+        InputError: config.yaml or postprocess.yaml is damaged.
+    """
+    config = load_config(run / "config.yaml")
+    if not (run / TUNED).is_file():
+        return config
+    tuned = load_config(run / TUNED)
+    facts = tuned.provenance.get("tuned")
+    if not isinstance(facts, dict) or not {"fold", "cases", "scans"} <= set(facts):
+        raise InputError(f"{run / TUNED}: provenance.tuned lacks fold, cases or scans; remove it and run gitseg tune")
+    return config.model_copy(
+        update={"postprocess": tuned.postprocess, "provenance": config.provenance | tuned.provenance}
+    )
+
+
 def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> None:
     """Make the run's folder, or check that the run there is of the same experiment; write its config.yaml.
 
@@ -69,6 +89,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> No
     check_run_folder(run, resume)
     if has_begun(run):
         _check_same_experiment(run, config, dataset)
+        _check_not_tuned(run, config)
     trained_on = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
     provenance = {
         "dataset": dataset.source["fingerprint"],
@@ -95,6 +116,13 @@ def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> No
                 raise InputError(f"{run}: {differs}; resume with the same or choose another --out")
     if before.seed != config.seed:
         raise InputError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same")
+
+
+def _check_not_tuned(run: AnyPath, config: Config) -> None:
+    from gitseg_tf.training.callbacks import read_history
+
+    if (run / TUNED).is_file() and len(read_history(run)) < config.training.epochs:
+        raise InputError(f"{run / TUNED}: was tuned for the weights as they are; remove it to train on, and tune again")
 
 
 def _numbered(name: str, resume: bool) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras as keras
 
-from gitseg_tf.config import Config, load_config
+from gitseg_tf.config import Config
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.data.pipeline import steps_per_epoch, training_windows, validation_steps, validation_windows
 from gitseg_tf.data.service import using_service
@@ -26,14 +26,14 @@ from gitseg_tf.training.divergence import StopsAtDivergence
 from gitseg_tf.training.early_stopping import EarlyStopping
 from gitseg_tf.training.initial_loss import InitialLoss
 from gitseg_tf.training.overlays import Overlays
-from gitseg_tf.training.run_folder import has_begun, open_run
+from gitseg_tf.training.run_folder import has_begun, load_run_config, open_run
 from gitseg_tf.training.setup import compiled_model, set_up
 from gitseg_tf.training.tensorboard import EpochLog, open_loggers
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that was trained: its config, and the file with its best weights."""
+    """A run folder that was trained: its config, tuned where it was, and the file with its best weights."""
 
     path: AnyPath
     config: Config
@@ -85,7 +85,7 @@ def load_run(path: str | AnyPath) -> Run:
     weights = best_weights_path(path)
     if not weights.is_file():
         raise InputError(f"{path}: no epoch of this run has finished; train it with --resume")
-    return Run(path, load_config(path / "config.yaml"), weights)
+    return Run(path, load_run_config(path), weights)
 
 
 def load_model(run: Run) -> keras.Model:
