@@ -14,6 +14,7 @@ import tf_keras as keras
 import yaml
 
 from gitseg_tf.cli import main
+from gitseg_tf.evaluation.tuning import GRID
 from gitseg_tf.training.trainer import load_model, load_run
 
 TINY = ["--epochs", "2", "--batch-size", "4", "--precision", "float32", "--set", "data.size=[32, 32]"]
@@ -146,6 +147,55 @@ def test_export_does_not_overwrite_a_folder_of_the_users(workplace, tmp_path, ca
     assert "exists already" in refused(capsys, "export", "runs/default", tmp_path / "model")
 
 
+def test_what_tune_finds_is_used_by_predict_and_export(workplace, drawn, tmp_path, capsys, monkeypatch):
+    # After two epochs there is little above a tenth.
+    monkeypatch.setitem(GRID, "threshold", (None, 0.02, 0.05, 0.1))
+    run = str(shutil.copytree(workplace / "runs/default", tmp_path / "run"))
+    plain = submission(run, drawn.root, tmp_path / "plain")
+    assert main(["tune", run, "--dry-run"]) == 0
+    assert "dry run" in capsys.readouterr().out and not (tmp_path / "run/postprocess.yaml").exists()
+    assert main(["tune", run]) == 0
+    printed = capsys.readouterr().out
+    assert "gain" in printed and str(tmp_path / "run/postprocess.yaml") in printed
+    assert main(["export", run, str(tmp_path / "exported")]) == 0
+    exported = yaml.safe_load((tmp_path / "exported/1/assets.extra/config.yaml").read_text())
+    assert exported["postprocess"] == yaml.safe_load((tmp_path / "run/postprocess.yaml").read_text())["postprocess"]
+    tuned = submission(run, drawn.root, tmp_path / "tuned")
+    assert not tuned.equals(plain)
+    pd.testing.assert_frame_equal(tuned, submission(str(tmp_path / "exported"), drawn.root, tmp_path / "from_export"))
+
+
+def submission(model, source, out):
+    assert main(["predict", model, str(source), str(out)]) == 0
+    return pd.read_csv(out / "submission.csv", keep_default_na=False)
+
+
+def test_a_tuned_run_is_not_trained_on_with_settings_of_other_weights(workplace, drawn, tmp_path, capsys):
+    run = shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    (run / "postprocess.yaml").write_text("postprocess: {stomach: {threshold: 0.4}}")
+    line = refused(
+        capsys,
+        "train",
+        "--data",
+        drawn.root,
+        *TINY,
+        "--epochs",
+        "3",
+        "--strategy",
+        "mirrored",
+        "--resume",
+        "--out",
+        run,
+    )
+    assert "postprocess.yaml" in line and "tune again" in line
+    assert len(pd.read_csv(run / "history.csv")) == 2
+
+
+def test_tune_refuses_patients_that_were_trained_on(workplace, tmp_path, capsys):
+    shutil.copytree(workplace / "runs/default", tmp_path / "run")
+    assert "was trained on case" in refused(capsys, "tune", tmp_path / "run", "--fold", "1")
+
+
 def test_png_output_is_a_picture_a_slice(workplace, drawn, tmp_path):
     assert main(["predict", "runs/default", str(drawn.root), str(tmp_path / "out"), "--format", "png"]) == 0
     assert len(list((tmp_path / "out").glob("*/*.png"))) == sum(len(scan.numbers) for scan in drawn.scans)
@@ -184,6 +234,7 @@ def test_doctor_names_versions_devices_and_what_auto_chooses(capsys):
         (["convert", "nowhere", "out"], "nowhere: no such folder"),
         (["convert", "nowhere", "out", "--workers", "0"], "--workers 0"),
         (["evaluate", "nowhere"], "nowhere: is no run"),
+        (["tune", "nowhere"], "nowhere: is no run"),
         (["export", "nowhere"], "nowhere: is no run"),
         (["predict", "nowhere", "nowhere", "out"], "nowhere"),
         (["phantom", "new", "--cases", "0"], "cases is 0"),

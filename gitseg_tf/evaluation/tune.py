@@ -60,7 +60,7 @@ def tune(
         bar = partial(progress, title="tune", unit="step")
         found, steps, before = search(pairs.means, pairs.organs, threshold, bar)
     after = steps[-1].after if steps else before
-    for line in table_lines(steps) if steps else []:
+    for line in table_lines(steps):
         say(line)
     say(f"score      {before:.4f} before, {after:.4f} after, on the {len(scans)} scans of fold {fold}")
     settings = PostprocessConfig(**found)

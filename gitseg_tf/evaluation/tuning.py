@@ -19,7 +19,7 @@ from gitseg_tf.sections.postprocess import OrganConfig
 # Thresholds are tried from the nearest to evaluation.threshold, which None is, to the farthest.
 GRID = {
     "smooth_mm": (0.0, 1.5, 3.0, 4.5),
-    "threshold": (None, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7),
+    "threshold": (None, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
     "fill_holes": (False, True),
     "smallest_ml": (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0),
     "largest_only": (False, True),
@@ -207,8 +207,10 @@ def table_lines(steps: Sequence[Step]) -> list[str]:
         steps: from `search`.
 
     Returns:
-        A line a step, and one of headings.
+        A line of headings and one a step, or one that says that there is none.
     """
+    if not steps:
+        return [f"steps      none gains {LEAST_GAIN} or more"]
     lines = [f"{'organ':<14}{'step':<14}{'setting':>9}{'before':>9}{'after':>9}{'gain':>10}{'alone':>10}"]
     for step in steps:
         setting = {None: "default", True: "on", False: "off"}.get(step.value, step.value)
