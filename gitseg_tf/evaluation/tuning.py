@@ -18,7 +18,7 @@ from gitseg_tf.sections.postprocess import OrganConfig
 # What is tried of each step, in the order of the steps; the first is off, and what follows does more and more.
 # Thresholds are tried from the nearest to evaluation.threshold, which None is, to the farthest.
 GRID = {
-    "smooth_mm": (0.0, 1.5, 3.0, 4.5),
+    "smooth_mm": (0.0, 1.5, 3.0, 4.5, 6.0),
     "threshold": (None, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
     "fill_holes": (False, True),
     "smallest_ml": (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0),

@@ -96,6 +96,11 @@ def test_slices_behind_a_long_gap_are_removed_and_the_larger_part_stays():
     np.testing.assert_array_equal(remove_far_slices(mask, 3.0, 5.9), boxes(body))
 
 
+def test_of_two_parts_the_one_with_more_voxels_stays_not_the_one_of_more_slices():
+    body, trail = ((0, 2), (5, 15), (5, 15)), ((6, 12), (20, 23), (20, 23))
+    np.testing.assert_array_equal(remove_far_slices(boxes(body, trail), 3.0, 6.0), boxes(body))
+
+
 def test_smoothing_is_the_normalised_gaussian_of_scipy():
     probabilities = noise(2)
     kernel = {"sigma": 4.0 / 3.0, "axis": 0, "mode": "constant", "truncate": 12}

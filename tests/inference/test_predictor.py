@@ -52,6 +52,17 @@ def test_the_threshold_is_the_configs():
     assert low > high > 0
 
 
+@pytest.mark.parametrize("smooth_mm", [0, 1e-3])
+def test_masks_are_cleaned_as_the_config_says(smooth_mm):
+    image, _ = ball_scan()
+    image[0, 24:34, 55:65] = 3000
+    plain = predict(image)
+    settings = {"postprocess__stomach__largest_only": True, "postprocess__stomach__smooth_mm": smooth_mm}
+    cleaned = predict(image, **settings)
+    assert plain[2, 0].any() and not cleaned[2, 0].any()
+    np.testing.assert_array_equal(cleaned[2, 1:], plain[2, 1:])
+
+
 def test_a_window_does_not_reach_over_a_gap_in_the_slice_numbers():
     image = np.full((4, 64, 64), 100, np.uint16)
     image[:2, 10:50, 10:50] = 3000

@@ -87,6 +87,17 @@ def test_masks_come_back_at_the_scans_own_size_and_place(settings):
     assert 2 * (masks[2] & inside).sum() / (masks[2].sum() + inside.sum()) > 0.95
 
 
+@pytest.mark.parametrize("smooth_mm", [0, 1e-3])
+def test_masks_are_cleaned_as_the_config_says(smooth_mm):
+    image, _ = ball_scan()
+    image[0, 24:34, 55:65] = 3000
+    plain = predict(image)
+    settings = {"postprocess__stomach__largest_only": True, "postprocess__stomach__smooth_mm": smooth_mm}
+    cleaned = predict(image, **settings)
+    assert plain[2, 0].any() and not cleaned[2, 0].any()
+    np.testing.assert_array_equal(cleaned[2, 1:], plain[2, 1:])
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_scan_with_fewer_slices_than_the_patch_is_taken(depth):
     image, inside = ball_scan()
