@@ -1,5 +1,6 @@
 """The exact distance from points of a grid to the nearest of other points, fast where they lie close together."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -95,9 +96,11 @@ class Points:
 
 def search_radius(spacing: tuple[float, ...]) -> float:
     """Give how far the neighbourhood of a point is searched, in the unit of the spacing."""
-    others = [s for axis, s in enumerate(spacing) if axis != len(spacing) - 2]
-    # 253 steps and one more than them are what uint8 holds with room for an addition.
-    return min(_REACH * math.prod(others) ** (1 / len(others)), 253 * spacing[-2])
+    *others, columns, last = spacing
+    others.append(last)
+    # 253 steps, one that stands for more, and room for an addition are what uint8 holds. A grid whose spacings differ
+    # greatly must not be searched, nor have a border, of thousands of its smallest steps.
+    return min(_REACH * math.prod(others) ** (1 / len(others)), 32 * min(others), 253 * columns)
 
 
 def reach(spacing: tuple[float, ...]) -> tuple[int, ...]:
@@ -105,19 +108,17 @@ def reach(spacing: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(int(search_radius(spacing) / s) for s in spacing)
 
 
-def _rings(shape: tuple[int, ...], spacing: tuple[float, ...], radius: float) -> list[tuple[float, np.ndarray]]:
+def _rings(shape: tuple[int, ...], spacing: tuple[float, ...], radius: float) -> list[tuple[float, list[int]]]:
     """The columns around a place, nearest first: their squared distance, and their places less its own.
 
     The place's own column is not among them.
     """
-    columns = len(shape) - 2
-    axes = [axis for axis in range(len(shape)) if axis != columns]
-    ranges = [np.arange(-int(radius / spacing[axis]), int(radius / spacing[axis]) + 1) for axis in axes]
-    squares, shifts = np.zeros(1), np.zeros(1, np.intp)
-    for axis, steps in zip(axes, ranges, strict=True):
-        squares = np.add.outer(squares, (steps * float(spacing[axis])) ** 2).ravel()
-        shifts = np.add.outer(shifts, steps * math.prod(shape[axis + 1 :])).ravel()
-    order = np.argsort(squares, kind="stable")
-    order = order[(squares[order] > 0) & (squares[order] <= radius**2)]
-    values, first = np.unique(squares[order], return_index=True)
-    return list(zip(values.tolist(), np.split(shifts[order], first[1:]), strict=True))
+    axes = [axis for axis in range(len(shape)) if axis != len(shape) - 2]
+    strides = [math.prod(shape[axis + 1 :]) for axis in axes]
+    rings = {}
+    for steps in itertools.product(*(range(-int(radius / spacing[a]), int(radius / spacing[a]) + 1) for a in axes)):
+        square = sum((step * spacing[axis]) ** 2 for step, axis in zip(steps, axes, strict=True))
+        if 0 < square <= radius**2:
+            shift = sum(step * stride for step, stride in zip(steps, strides, strict=True))
+            rings.setdefault(square, []).append(shift)
+    return sorted(rings.items())
