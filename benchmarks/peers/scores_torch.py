@@ -21,7 +21,7 @@ warnings.simplefilter("ignore")
 
 
 def main(folder, tolerance, peer):
-    measure = {"surface-distance": with_surface_distance, "MONAI": with_monai}[peer](float(tolerance))
+    measure, add = {"surface-distance": with_surface_distance, "MONAI": with_monai}[peer](float(tolerance))
     files = sorted(Path(folder).glob("*.npz"))
     seconds, figures = {}, {}
     for file in [files[0], *files]:  # the first one twice, to warm up
@@ -30,6 +30,8 @@ def main(folder, tolerance, peer):
         figures[file.stem] = measure(*pair)
         seconds[file.stem] = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    for file in files:
+        add(figures[file.stem], *load(file))
     print(json.dumps({"seconds": seconds, "mib": peak, "figures": figures}))
 
 
@@ -59,12 +61,16 @@ def with_surface_distance(tolerance):
         }
         return {name: float(score) for name, score in scores.items()}
 
-    return lambda truth, prediction, spacing: [organ(t, p, spacing) for t, p in zip(truth, prediction, strict=True)]
+    def scan(truth, prediction, spacing):
+        return [organ(t, p, spacing) for t, p in zip(truth, prediction, strict=True)]
+
+    return scan, lambda *_: None
 
 
 def with_monai(tolerance):
     import torch
     from monai import metrics
+    from monai.metrics.utils import get_edge_surface_distance
 
     def scan(truth, prediction, spacing):
         y_pred, y = (torch.from_numpy(mask[None].astype(np.float32)) for mask in (prediction, truth))
@@ -82,7 +88,19 @@ def with_monai(tolerance):
         values = [score[0].tolist() for score in scores.values()]
         return [dict(zip(scores, organ, strict=True)) for organ in zip(*values, strict=True)]
 
-    return scan
+    def add_exact_percentile(organs, truth, prediction, spacing):
+        """HD95 is a percentile in float32, whose rank among 40,000 distances is right to 1/500 of a place only.
+
+        The same percentile of MONAI's distances in float64 takes its place, beside it.
+        """
+        for organ, t, p in zip(organs, truth, prediction, strict=True):
+            organ["hd95_mm_float32"] = organ["hd95_mm"]
+            if t.any() and p.any():
+                masks = torch.from_numpy(p.astype(np.float32)), torch.from_numpy(t.astype(np.float32))
+                _, distances, _ = get_edge_surface_distance(*masks, spacing=spacing, symmetric=True)
+                organ["hd95_mm"] = max(torch.quantile(d.double(), 0.95).item() for d in distances)
+
+    return scan, add_exact_percentile
 
 
 if __name__ == "__main__":

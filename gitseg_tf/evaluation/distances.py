@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from gitseg_tf.evaluation.nearest import Points, reach, search_radius
-from gitseg_tf.evaluation.surfels import surfel_areas, surfel_codes
+from gitseg_tf.evaluation.surfels import corner_shifts, surfel_areas, surfel_codes
 
 # Within the tolerance despite rounding: with a spacing of 0.1 mm, three voxels are 0.30000000000000004 mm.
 _ROUNDING = 1e-6
+_PIECE = 1 << 17
 
 
 @dataclass(frozen=True)
 class VoxelDistances:
-    """How far the surface voxels of two masks lie from each other's surface.
+    """How far the surface voxels of two masks lie from each other's surface, in no order to rely on.
 
     Attributes:
         from_truth: float array [N], from every surface voxel of the truth to the nearest one of the prediction. All
@@ -34,6 +35,8 @@ class VoxelDistances:
             return math.nan
         if not self.from_truth.size or not self.from_prediction.size:
             return math.inf
+        if percentile == 100:
+            return float(max(self.from_truth.max(), self.from_prediction.max()))
         return float(max(np.percentile(self.from_truth, percentile), np.percentile(self.from_prediction, percentile)))
 
     def mean(self) -> float:
@@ -44,7 +47,7 @@ class VoxelDistances:
 
 @dataclass(frozen=True)
 class SurfelDistances:
-    """How far the surface elements of two masks lie from each other's, and how large they are.
+    """How far the surface elements of two masks lie from each other's, and how large they are, in the same order.
 
     Attributes:
         from_truth: float array [N], from every surface element of the truth to the nearest one of the prediction. All
@@ -91,17 +94,23 @@ class SurfelDistances:
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Two masks cut to where either is, with a border of background that `nearest.Points` needs.
+    """Two masks cut to where either is, as `nearest.Points` needs them.
 
     Attributes:
-        truth: bool array, 2-D or 3-D.
+        box: where they were cut out of the masks as given.
+        truth: bool array, the last axis but one of the mask as given being the first, with a border of background.
         prediction: bool array of the same shape.
-        spacing: the distance between voxels along each axis.
+        spacing: the distance between voxels along each axis, in the order of these axes.
+        truth_surface: int [N], the surface voxels, as indices into the flattened truth.
+        prediction_surface: int [M], the same of the prediction.
     """
 
+    box: tuple[slice, ...]
     truth: np.ndarray
     prediction: np.ndarray
     spacing: tuple[float, ...]
+    truth_surface: np.ndarray
+    prediction_surface: np.ndarray
 
     @classmethod
     def of(cls, truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> "MaskPair":
@@ -119,9 +128,10 @@ class MaskPair:
             slice(min(start for start, _ in along), max(stop for _, stop in along))
             for along in zip(*boxes, strict=True)
         )
-        border = [(steps + 1, steps + 1) for steps in reach(spacing)]
-        border[-2] = (1, 1)
-        return cls(np.pad(truth[box], border), np.pad(prediction[box], border), tuple(map(float, spacing)))
+        *first, columns, last = map(float, spacing)
+        spacing = (columns, *first, last)
+        grids = [_with_border(np.moveaxis(mask[box], -2, 0), spacing) for mask in (truth, prediction)]
+        return cls(box, *grids, spacing, *map(_surface, grids))
 
     def voxel_distances(self) -> VoxelDistances:
         """See `voxel_distances`."""
@@ -140,15 +150,14 @@ class MaskPair:
 
     def surfel_distances(self, limit: float = math.inf) -> SurfelDistances:
         """See `surfel_distances`; distances over the limit may be given as any larger ones, which is faster."""
-        codes = [surfel_codes(mask) for mask in (self.truth, self.prediction)]
-        # 0 and the code of all ones, both of which are no surface, become the two smallest numbers.
-        full = np.uint8((1 << (1 << self.truth.ndim)) - 1)
-        truth, prediction = (Points.of(((code + np.uint8(1)) & full) > 1, self.spacing) for code in codes)
+        truth, truth_codes = self._surfels(self.truth, self.truth_surface)
+        prediction, prediction_codes = self._surfels(self.prediction, self.prediction_surface)
         table, radius = surfel_areas(self.spacing), search_radius(self.spacing)
         return SurfelDistances(
             prediction.distances(truth.places, self.spacing, radius, limit),
             truth.distances(prediction.places, self.spacing, radius, limit),
-            *(table[code.ravel()[points.places]] for code, points in zip(codes, (truth, prediction), strict=True)),
+            table.take(truth_codes),
+            table.take(prediction_codes),
         )
 
     def surface_dice(self, tolerance: float) -> float:
@@ -156,8 +165,9 @@ class MaskPair:
         return self.surfel_distances(tolerance + 2 * _ROUNDING).dice(tolerance)
 
     def _measured_voxels(self) -> tuple[VoxelDistances, Points, Points]:
-        truth, prediction = (Points.of(_surface(mask), self.spacing) for mask in (self.truth, self.prediction))
-        radius = search_radius(self.spacing)
+        shape, radius = self.truth.shape, search_radius(self.spacing)
+        truth = Points.of(self.truth_surface, shape, self.spacing)
+        prediction = Points.of(self.prediction_surface, shape, self.spacing)
         from_truth = prediction.distances(truth.places, self.spacing, radius)
         from_prediction = truth.distances(prediction.places, self.spacing, radius)
         return VoxelDistances(from_truth, from_prediction), truth, prediction
@@ -173,6 +183,18 @@ class MaskPair:
         least = max(least, float(np.sqrt(((others.coordinates(voxels) - furthest) ** 2).sum(1).min())))
         candidates = points.places[in_unit > least * min(self.spacing)]
         return max(least, float(others.distances(candidates, voxels, min(reach(self.spacing))).max(initial=0.0)))
+
+    def _surfels(self, mask: np.ndarray, surface: np.ndarray) -> tuple[Points, np.ndarray]:
+        """The cells with surface in them, as places of their first voxels, and their codes."""
+        flat, corners = mask.reshape(-1), corner_shifts(mask.shape)
+        # A cell with surface in it has a surface voxel: of two neighbours one of which is outside, the other.
+        touched = np.zeros(flat.size, bool)
+        for shift in corners:
+            touched[surface - shift] = True
+        places = np.flatnonzero(touched)
+        codes = surfel_codes(flat, places, corners)
+        cut = np.flatnonzero(codes != (1 << len(corners)) - 1)
+        return Points.of(places.take(cut), mask.shape, self.spacing), codes.take(cut)
 
 
 def voxel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> VoxelDistances:
@@ -244,15 +266,27 @@ def _percentile(distances: np.ndarray, areas: np.ndarray, percentile: float) -> 
     return float(distances[order[min(shares.searchsorted(percentile / 100), len(order) - 1)]])
 
 
-def _surface(mask: np.ndarray) -> np.ndarray:
-    """The voxels of a mask, clear of the array's border, that have a face neighbour outside of it."""
-    core = (slice(1, -1),) * mask.ndim
-    surface, inside = np.zeros_like(mask), mask[core].copy()
-    for axis in range(mask.ndim):
-        for neighbour in (slice(None, -2), slice(2, None)):
-            inside &= mask[(*core[:axis], neighbour, *core[axis + 1 :])]
-    np.greater(mask[core], inside, out=surface[core])
-    return surface
+def _with_border(mask: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    border = [1, *(steps + 1 for steps in reach(spacing)[1:])]
+    grid = np.zeros([size + 2 * steps for size, steps in zip(mask.shape, border, strict=True)], bool)
+    grid[tuple(slice(steps, -steps) for steps in border)] = mask
+    return grid
+
+
+def _surface(grid: np.ndarray) -> np.ndarray:
+    """The places of the voxels of a mask with a border that have a face neighbour outside of it."""
+    flat = grid.reshape(-1)
+    strides = [math.prod(grid.shape[axis + 1 :]) for axis in range(grid.ndim)]
+    surface = np.zeros_like(flat)
+    # In pieces that stay in the processor's cache.
+    for start in range(strides[0], flat.size - strides[0], _PIECE):
+        stop = min(start + _PIECE, flat.size - strides[0])
+        inside = flat[start - 1 : stop - 1] & flat[start + 1 : stop + 1]
+        for stride in strides[:-1]:
+            inside &= flat[start - stride : stop - stride]
+            inside &= flat[start + stride : stop + stride]
+        np.greater(flat[start:stop], inside, out=surface[start:stop])
+    return np.flatnonzero(surface)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -15,14 +16,14 @@ _REACH = 6
 class Points:
     """Points of a grid, and for each place of the grid how far the nearest of them is in its own column.
 
-    A column runs along the last axis but one. It is read at the places around a point in the order of their distance
-    from it until the nearest cannot be further out: about ten readings a point where two surfaces are some voxels
-    apart, which takes less time than a query of a k-d tree.
+    A column runs along the first axis. It is read at the places around a point in the order of their distance from it
+    until the nearest cannot be further out: about ten readings a point where two surfaces are some voxels apart, which
+    takes less time than a query of a k-d tree.
 
     Attributes:
         shape: of the grid, 2 or 3 axes.
-        places: int [N], indices into the flattened grid. Along all axes but the columns' they keep clear of the border
-            by as many steps as `reach` gives.
+        places: int [N], indices into the flattened grid, ascending. Along all axes but the first they keep clear of the
+            border by as many steps as `reach` gives.
         steps: uint8, the flattened grid: steps along the column to the nearest point, or the reach and one more where
             it is further.
     """
@@ -32,17 +33,15 @@ class Points:
     steps: np.ndarray
 
     @classmethod
-    def of(cls, mask: np.ndarray, spacing: tuple[float, ...]) -> "Points":
-        """Take the true elements of a bool array as points, for distances in a grid of such a spacing."""
-        columns = mask.ndim - 2
-        beyond = reach(spacing)[columns] + 1
-        steps = np.where(mask, np.uint8(0), np.uint8(beyond))
-        along = np.moveaxis(steps, columns, 0)
-        for here, before in zip(along[1:], along, strict=False):
-            np.minimum(here, before + np.uint8(1), out=here)
-        for here, behind in zip(along[-2::-1], along[:0:-1], strict=True):
-            np.minimum(here, behind + np.uint8(1), out=here)
-        return cls(mask.shape, np.flatnonzero(mask), steps.ravel())
+    def of(cls, places: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]) -> "Points":
+        """Take places of a grid of such a shape and spacing as points."""
+        steps = np.full(shape, reach(spacing)[0] + 1, np.uint8)
+        steps.reshape(-1)[places] = 0
+        further = np.empty(shape[1:], np.uint8)
+        for here, before in [*zip(steps[1:], steps, strict=False), *zip(steps[-2::-1], steps[:0:-1], strict=True)]:
+            np.add(before, np.uint8(1), out=further)
+            np.minimum(here, further, out=here)
+        return cls(shape, places, steps.reshape(-1))
 
     def coordinates(self, spacing: tuple[float, ...], places: np.ndarray | None = None) -> np.ndarray:
         """Give the coordinates of the points, or of other places of the grid, in the unit of the spacing: [N, axes]."""
@@ -75,20 +74,20 @@ class Points:
 
     def _search(self, places: np.ndarray, spacing: tuple[float, ...], radius: float) -> np.ndarray:
         """Distances, right up to the radius; some larger number where the nearest point is further out."""
-        columns = len(self.shape) - 2
-        squares = (np.arange(256) * float(spacing[columns])) ** 2
-        squares[int(radius / spacing[columns]) + 1 :] = math.inf
+        squares = (np.arange(256) * float(spacing[0])) ** 2
+        squares[int(radius / spacing[0]) + 1 :] = math.inf
         found = squares.take(self.steps.take(places))
-        left, at, best = np.arange(len(places)), places, found
-        for square, shifts in _rings(self.shape, spacing, radius):
-            open_ = best > square
-            count = np.count_nonzero(open_)
-            if not count:
+        left, at, best = slice(None), places, found
+        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(1, len(self.shape))]
+        for square, steps in _rings(spacing, radius):
+            open_ = np.flatnonzero(best > square)
+            if not open_.size:
                 break
-            if count < 0.9 * len(best):
+            if open_.size < 0.8 * best.size:
                 found[left] = best
-                left, at, best = left[open_], at[open_], best[open_]
-            for shift in shifts:
+                left = open_ if isinstance(left, slice) else left.take(open_)
+                at, best = at.take(open_), best.take(open_)
+            for shift in steps @ strides:
                 np.minimum(best, squares.take(self.steps.take(at + shift)) + square, out=best)
         found[left] = best
         return np.sqrt(found)
@@ -96,8 +95,7 @@ class Points:
 
 def search_radius(spacing: tuple[float, ...]) -> float:
     """Give how far the neighbourhood of a point is searched, in the unit of the spacing."""
-    *others, columns, last = spacing
-    others.append(last)
+    columns, *others = spacing
     # 253 steps, one that stands for more, and room for an addition are what uint8 holds. A grid whose spacings differ
     # greatly must not be searched, nor have a border, of thousands of its smallest steps.
     return min(_REACH * math.prod(others) ** (1 / len(others)), 32 * min(others), 253 * columns)
@@ -108,17 +106,15 @@ def reach(spacing: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(int(search_radius(spacing) / s) for s in spacing)
 
 
-def _rings(shape: tuple[int, ...], spacing: tuple[float, ...], radius: float) -> list[tuple[float, list[int]]]:
-    """The columns around a place, nearest first: their squared distance, and their places less its own.
+@lru_cache(64)
+def _rings(spacing: tuple[float, ...], radius: float) -> list[tuple[float, np.ndarray]]:
+    """The columns around a place, nearest first: their squared distance, and the steps [N, axes - 1] to them.
 
     The place's own column is not among them.
     """
-    axes = [axis for axis in range(len(shape)) if axis != len(shape) - 2]
-    strides = [math.prod(shape[axis + 1 :]) for axis in axes]
     rings = {}
-    for steps in itertools.product(*(range(-int(radius / spacing[a]), int(radius / spacing[a]) + 1) for a in axes)):
-        square = sum((step * spacing[axis]) ** 2 for step, axis in zip(steps, axes, strict=True))
+    for steps in itertools.product(*(range(-int(radius / s), int(radius / s) + 1) for s in spacing[1:])):
+        square = sum((step * s) ** 2 for step, s in zip(steps, spacing[1:], strict=True))
         if 0 < square <= radius**2:
-            shift = sum(step * stride for step, stride in zip(steps, strides, strict=True))
-            rings.setdefault(square, []).append(shift)
-    return sorted(rings.items())
+            rings.setdefault(square, []).append(steps)
+    return [(square, np.array(steps)) for square, steps in sorted(rings.items())]

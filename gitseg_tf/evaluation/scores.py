@@ -214,9 +214,9 @@ def _score_organ(
     truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, float, float], tolerance_mm: float
 ) -> dict:
     pair = MaskPair.of(truth, prediction, spacing)
+    cut = truth[pair.box], prediction[pair.box]
     in_truth, in_prediction, in_both = (
-        np.array([np.count_nonzero(plane) for plane in mask])
-        for mask in (pair.truth, pair.prediction, pair.truth & pair.prediction)
+        np.array([np.count_nonzero(plane) for plane in mask], int) for mask in (*cut, cut[0] & cut[1])
     )
     volumes = _volumes(in_truth, in_prediction, in_both, math.prod(spacing) / 1000)
     if not in_truth.any():

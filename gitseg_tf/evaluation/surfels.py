@@ -1,32 +1,43 @@
 """Surface elements ("surfels") of masks: the pieces that marching cubes cuts, and their areas."""
 
+import itertools
 import math
+from functools import lru_cache
 
 import numpy as np
 
 
-def surfel_codes(mask: np.ndarray) -> np.ndarray:
-    """Give the neighbour code of every cell, the cells being what lies between 2 x 2 (x 2) neighbouring voxel centres.
+def corner_shifts(shape: tuple[int, ...]) -> list[int]:
+    """Give where the voxels of a cell are in a flattened array, less where the first is.
+
+    A cell is what lies between 2 x 2 (x 2) neighbouring voxel centres. The order is that of the bits of a neighbour
+    code: bit `4 a + 2 b + c` (in 2-D `2 a + b`) is the voxel a, b and c steps along the axes from the first.
+    """
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    corners = itertools.product((0, 1), repeat=len(shape))
+    return [sum(step * stride for step, stride in zip(steps, strides, strict=True)) for steps in corners]
+
+
+def surfel_codes(flat: np.ndarray, places: np.ndarray, corners: list[int]) -> np.ndarray:
+    """Give the neighbour codes of cells.
 
     Args:
-        mask: bool [..., H, W], 2-D or 3-D.
+        flat: bool, a flattened mask.
+        places: int [N], the cells, as indices of their first voxels.
+        corners: as `corner_shifts` gives them for the mask's shape.
 
     Returns:
-        uint8, an element less along each axis. Bit `4 dz + 2 dy + dx` (in 2-D `2 dy + dx`) is the voxel that is dz, dy
-        and dx further than the cell's first. The surface runs through the cells that are neither 0 nor all ones.
+        uint8 [N]. The surface runs through a cell whose code is neither 0 nor all ones.
     """
-    codes = mask.view(np.uint8)
-    for shift, axis in enumerate(reversed(range(mask.ndim))):
-        first, second = (
-            codes[tuple(part if a == axis else slice(None) for a in range(mask.ndim))]
-            for part in (slice(None, -1), slice(1, None))
-        )
-        codes = first | (second << (1 << shift))
+    voxels, codes = flat.view(np.uint8), np.zeros(len(places), np.uint8)
+    for bit, shift in enumerate(corners):
+        codes |= voxels.take(places + shift) << np.uint8(bit)
     return codes
 
 
+@lru_cache(64)
 def surfel_areas(spacing: tuple[float, ...]) -> np.ndarray:
-    """Give the area (2-D: length) of the surface within a cell, for every neighbour code of `surfel_codes`.
+    """Give the area (2-D: length) of the surface within a cell, for every neighbour code.
 
     Marching cubes (Lorensen and Cline 1987, https://doi.org/10.1145/37401.37422): the surface crosses the edges of the
     cell between a voxel inside and one outside half way, and cuts off, one by one, the groups of voxels that hang
@@ -37,9 +48,11 @@ def surfel_areas(spacing: tuple[float, ...]) -> np.ndarray:
         spacing: the distance between voxels along each axis, 2 or 3 of them.
 
     Returns:
-        float [16] or [256], in the unit of `spacing`, squared in 3-D.
+        float [16] or [256], in the unit of `spacing`, squared in 3-D; not to be written to.
     """
-    return np.array([_area_of_code(code, tuple(spacing)) for code in range(1 << (1 << len(spacing)))])
+    areas = np.array([_area_of_code(code, spacing) for code in range(1 << (1 << len(spacing)))])
+    areas.setflags(write=False)
+    return areas
 
 
 def _area_of_code(code: int, spacing: tuple[float, ...]) -> float:
