@@ -17,8 +17,8 @@ class Points:
     """Points of a grid, and for each place of the grid how far the nearest of them is in its own column.
 
     A column runs along the first axis. It is read at the places around a point in the order of their distance from it
-    until the nearest cannot be further out: six readings a point for organs that are some voxels apart, one for outlines
-    that are nearly the same. A k-d tree of the same points takes ten times as long and more.
+    until the nearest cannot be further out: six readings a point for organs that are some voxels apart, one for
+    outlines that are nearly the same. A k-d tree of the same points takes ten times as long and more.
 
     Attributes:
         shape: of the grid, 2 or 3 axes.
