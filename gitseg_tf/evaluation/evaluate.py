@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,18 @@ from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.run_folder import TUNED
 from gitseg_tf.training.trainer import Run
+
+# Of the printed table: the title at its width, the key in the summary, the format.
+_COLUMNS = (
+    ("   score", "score", ".3f"),
+    ("    Dice", "dice", ".3f"),
+    ("     IoU", "iou", ".3f"),
+    ("  Hausdorff", "hausdorff", ".3f"),
+    ("  HD95 mm", "hd95_mm", ".2f"),
+    ("  mean mm", "mean_surface_mm", ".2f"),
+    ("  surface Dice", "surface_dice", ".3f"),
+    ("  volume error", "volume_error_relative", ".1%"),
+)
 
 
 def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[[str], None] = print) -> dict:
@@ -48,14 +61,17 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     tuned_on = _tuned_on(run, cases, say)
     predict = make_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
-    rows, pictures = [], []
-    with naming_damaged_shards(dataset):
+    scored, pictures = [], []
+    with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
         for scan in progress(read_scans(dataset, [fold], excluded), "evaluate", len(scans), "scan"):
             truth = unpack_masks(scan["bits"])
             prediction = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
-            rows += score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
             pictures += _pictures(scan, truth, prediction)
-    table = pd.DataFrame(rows)
+            if scored:
+                scored[-1].result()  # so that no more than one scan waits
+            spacing = tuple(map(float, scan["spacing"]))
+            scored.append(scoring.submit(score_scan, scan["id"], truth, prediction, spacing, tolerance))
+    table = pd.DataFrame([row for scores in scored for row in scores.result()])
     summary = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on, "dataset": dataset.source["fingerprint"]}
     summary |= summarise(table)
     details = {
@@ -143,8 +159,9 @@ def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:
         summary: from `evaluate`.
         say: takes lines.
     """
-    say(f"{'':<14}{'score':>8}{'Dice':>8}{'Hausdorff':>11}{'HD95 mm':>9}{'surface Dice':>14}")
+    say(f"{'':<14}" + "".join(title for title, *_ in _COLUMNS))
     for name, means in {**summary["organs"], "mean": summary}.items():
-        cells = [means[key] for key in ("score", "dice", "hausdorff", "hd95_mm", "surface_dice")]
-        text = [f"{value:.3f}" if value is not None else "-" for value in cells]
-        say(f"{name:<14}{text[0]:>8}{text[1]:>8}{text[2]:>11}{text[3]:>9}{text[4]:>14}")
+        cells = [
+            f"{'-' if means[key] is None else format(means[key], form):>{len(title)}}" for title, key, form in _COLUMNS
+        ]
+        say(f"{name:<14}" + "".join(cells))

@@ -4,14 +4,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
-from scipy.spatial.distance import cdist
 
 from gitseg_tf.data.scans import ORGANS
-from gitseg_tf.evaluation.scores import dice, hausdorff, score_scan, summarise, surface_dice, surface_distances
+from gitseg_tf.evaluation.distances import voxel_distances
+from gitseg_tf.evaluation.scores import dice, hausdorff, iou, mean_surface_distance, score_scan, summarise, surface_dice
 
 VOXELS = (1.0, 1.0, 1.0)
 SPACING = (3.0, 1.5, 1.25)
@@ -21,20 +18,6 @@ def box(shape, *ranges):
     mask = np.zeros(shape, bool)
     mask[tuple(slice(start, stop) for start, stop in ranges)] = True
     return mask
-
-
-def surface_by_looking_at_every_neighbour(mask):
-    """Coordinates of the voxels of the mask that have a face neighbour outside of it, or beyond the array."""
-    found = []
-    for voxel in np.argwhere(mask):
-        for axis in range(mask.ndim):
-            for step in (-1, 1):
-                neighbour = voxel.copy()
-                neighbour[axis] += step
-                beyond = not 0 <= neighbour[axis] < mask.shape[axis]
-                if beyond or not mask[tuple(neighbour)]:
-                    found.append(tuple(voxel))
-    return np.array(sorted(set(found)), float).reshape(-1, mask.ndim)
 
 
 def distances_by_distance_transform(truth, prediction, spacing):
@@ -63,6 +46,16 @@ def test_dice_of_a_2d_mask():
 @pytest.mark.parametrize(("truth", "prediction", "expected"), [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 1, 1.0)])
 def test_dice_of_empty_and_full_masks(truth, prediction, expected):
     assert dice(np.full((2, 3, 4), bool(truth)), np.full((2, 3, 4), bool(prediction))) == expected
+
+
+@pytest.mark.parametrize(("truth", "prediction", "expected"), [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 1, 1.0)])
+def test_iou_of_empty_and_full_masks(truth, prediction, expected):
+    assert iou(np.full((2, 3, 4), bool(truth)), np.full((2, 3, 4), bool(prediction))) == expected
+
+
+def test_iou_of_two_boxes_that_share_half():
+    a, b = box((4, 8, 8), (1, 3), (2, 6), (2, 6)), box((4, 8, 8), (1, 3), (2, 6), (4, 8))
+    assert iou(a, b) == pytest.approx(1 / 3)
 
 
 def test_masks_on_different_grids_are_refused_with_both_shapes():
@@ -94,7 +87,7 @@ def test_the_longer_direction_counts():
 def test_a_mask_that_touches_the_border_has_surface_there():
     whole, centre = np.ones((5, 5, 5), bool), box((5, 5, 5), (2, 3), (2, 3), (2, 3))
     assert hausdorff(whole, centre, VOXELS) == pytest.approx(math.sqrt(12))
-    assert len(surface_distances(whole, centre, VOXELS).from_truth) == 5**3 - 3**3
+    assert len(voxel_distances(whole, centre, VOXELS).from_truth) == 5**3 - 3**3
 
 
 def test_a_hole_has_surface():
@@ -116,6 +109,8 @@ def test_empty_masks():
     assert hausdorff(full, empty, SPACING, percentile=95) == math.inf
     assert surface_dice(empty, empty, SPACING) == 1
     assert surface_dice(empty, full, SPACING) == surface_dice(full, empty, SPACING) == 0
+    assert math.isnan(mean_surface_distance(empty, empty, SPACING))
+    assert mean_surface_distance(empty, full, SPACING) == mean_surface_distance(full, empty, SPACING) == math.inf
 
 
 def test_2d_masks_have_2d_distances():
@@ -136,35 +131,24 @@ def test_distances_agree_with_the_euclidean_distance_transform(seed):
     assert hausdorff(truth, prediction, SPACING) == pytest.approx(max(from_truth.max(), from_prediction.max()))
     hd95 = max(np.percentile(from_truth, 95), np.percentile(from_prediction, 95))
     assert hausdorff(truth, prediction, SPACING, percentile=95) == pytest.approx(hd95)
-    within = np.concatenate([from_truth, from_prediction]) <= 2.0
-    assert surface_dice(truth, prediction, SPACING, 2.0) == pytest.approx(within.mean())
+    mean = np.concatenate([from_truth, from_prediction]).mean()
+    assert mean_surface_distance(truth, prediction, SPACING) == pytest.approx(mean)
 
 
-@st.composite
-def two_small_masks(draw):
-    shape = draw(array_shapes(min_dims=3, max_dims=3, max_side=5))
-    return draw(arrays(bool, shape)), draw(arrays(bool, shape))
+@pytest.mark.parametrize(
+    ("tolerance", "corners", "millimetres"),
+    [(0.9, 1, 1), (1.0, 1, 2), (2.0, 1, 3), (3.0, 1, 4), (3.9, 1, 4), (4.0, 2, 4)],
+)
+def test_surface_dice_is_the_share_of_the_line_within_the_tolerance(tolerance, corners, millimetres):
+    """A row of 5 pixels of 1.5 x 1 mm, and the same 4 mm further.
 
-
-@settings(max_examples=60, deadline=None)
-@given(two_small_masks())
-def test_distances_agree_with_all_pairs_of_surface_voxels(masks):
-    truth, prediction = (surface_by_looking_at_every_neighbour(mask) * SPACING for mask in masks)
-    found = surface_distances(*masks, SPACING)
-    assert (found.from_truth.size, found.from_prediction.size) == (len(truth), len(prediction))
-    if len(truth) and len(prediction):
-        pairs = cdist(truth, prediction)
-        np.testing.assert_allclose(np.sort(found.from_truth), np.sort(pairs.min(1)))
-        np.testing.assert_allclose(np.sort(found.from_prediction), np.sort(pairs.min(0)))
-        assert found.hausdorff() == pytest.approx(max(pairs.min(1).max(), pairs.min(0).max()))
-
-
-def test_surface_dice_counts_the_voxels_within_the_tolerance():
-    """Two plates, one voxel thick; 12 of the prediction's 16 voxels lie on the truth, 4 lie 2 mm beyond its edge."""
-    truth = box((3, 4, 8), (1, 2), (0, 4), (0, 3))
-    prediction = truth | box((3, 4, 8), (1, 2), (0, 4), (4, 5))
-    assert surface_dice(truth, prediction, VOXELS, 1.9) == (12 + 12) / (12 + 16)
-    assert surface_dice(truth, prediction, VOXELS, 2.0) == 1
+    Along either side the line around the row has 4 pieces of 1 mm, and at either end one that cuts the corner. Those of
+    one row lie 4 (the end), 3, 2, 1, 0 and 0 (the other end) mm from the other row's.
+    """
+    truth, prediction = (box((1, 40), (0, 1), (start, start + 5)) for start in (10, 14))
+    corner = math.hypot(1.5, 1) / 2
+    expected = (corners * corner + millimetres) / (2 * corner + 4)
+    assert surface_dice(truth, prediction, (1.5, 1.0), tolerance) == pytest.approx(expected)
 
 
 def test_a_distance_of_exactly_the_tolerance_is_within_it_whatever_the_rounding():
@@ -198,6 +182,7 @@ def test_the_score_is_the_referees_formula(organs):
     row = organs["large_bowel"]
     diagonal = math.sqrt(6**2 + 12**2 + 16**2)
     assert row["dice"] == 0.5
+    assert row["iou"] == pytest.approx(1 / 3)
     assert row["hausdorff_voxels"] == 2
     assert row["hausdorff_score"] == pytest.approx(1 - 2 / diagonal)
     assert row["score"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 - 2 / diagonal))
@@ -210,6 +195,21 @@ def test_distances_in_mm_and_volumes_use_the_spacing(organs):
     assert row["truth_ml"] == row["prediction_ml"] == pytest.approx(48 * 3 * 1.5 * 1.25 / 1000)
 
 
+def test_the_mean_surface_distance_is_over_the_surface_voxels(organs):
+    """Of 44 voxels 12 are 2.5 mm away, 10 are 1.25 mm; so are 2 whose counterparts are inside of the other box."""
+    assert organs["large_bowel"]["mean_surface_mm"] == pytest.approx((12 * 2.5 + 12 * 1.25) / 44)
+
+
+def test_volume_errors_are_what_was_predicted_too_much(organs):
+    truth, prediction = np.zeros((3, 4, 5, 5), bool), np.zeros((3, 4, 5, 5), bool)
+    truth[0, :2], prediction[0, :3] = True, True
+    truth[1, :2], prediction[1, :1] = True, True
+    more, less, _ = score_scan("scan", truth, prediction, (10.0, 10.0, 10.0))
+    assert (more["volume_error_ml"], more["volume_error_relative"]) == (25, 0.5)
+    assert (less["volume_error_ml"], less["volume_error_relative"]) == (-25, -0.5)
+    assert organs["small_bowel"]["volume_error_relative"] == -1  # missed
+
+
 def test_the_tolerance_is_that_asked_for():
     strict = score_scan("case7_day12", *one_organ_moved(), SPACING, tolerance_mm=1.0)
     assert strict[0]["surface_dice"] < 1
@@ -217,14 +217,14 @@ def test_the_tolerance_is_that_asked_for():
 
 def test_a_missed_organ_scores_zero_and_has_no_distance(organs):
     row = organs["small_bowel"]
-    assert row["score"] == row["dice"] == row["hausdorff_score"] == row["surface_dice"] == 0
-    assert all(math.isnan(row[name]) for name in ("hausdorff_voxels", "hausdorff_mm", "hd95_mm"))
+    assert [row[name] for name in ("score", "dice", "iou", "hausdorff_score", "surface_dice")] == [0] * 5
+    assert all(math.isnan(row[name]) for name in ("hausdorff_voxels", "hausdorff_mm", "hd95_mm", "mean_surface_mm"))
 
 
 def test_an_absent_organ_has_no_score_and_its_false_positive_volume_is_told(organs):
     row = organs["stomach"]
-    scores = ("score", "dice", "hausdorff_score", "hausdorff_voxels", "hausdorff_mm", "hd95_mm", "surface_dice")
-    assert all(math.isnan(row[name]) for name in scores)
+    told = {"scan", "case", "organ", "truth_ml", "prediction_ml", "false_positive_ml", "dice_2d_sum", "dice_2d_slices"}
+    assert len(row) == len(told) + 11 and all(math.isnan(row[name]) for name in set(row) - told)
     assert row["false_positive_ml"] == pytest.approx(8 * 3 * 1.5 * 1.25 / 1000)
     assert math.isnan(organs["large_bowel"]["false_positive_ml"])
 
@@ -265,6 +265,14 @@ def test_missed_organs_are_counted_and_left_out_of_the_distances(rows):
     summary = summarise(rows)
     assert summary["missed"] == summary["organs"]["small_bowel"]["missed"] == 1
     assert summary["hausdorff_mm"] == pytest.approx((2.5 + 0 + 0) / 3)
+
+
+def test_volume_errors_are_averaged_with_and_without_their_sign(rows):
+    summary = summarise(rows)
+    missed_ml = 4 * 3 * 1.5 * 1.25 / 1000
+    assert summary["volume_error_relative"] == pytest.approx((0 + 1 + 0 + 0) / 4)
+    assert summary["volume_error_ml"] == pytest.approx(missed_ml / 4)
+    assert summary["volume_bias_ml"] == pytest.approx(-missed_ml / 4)
 
 
 def test_an_organ_no_scan_has_is_null_and_its_false_positives_are_added_up(rows):

@@ -1,0 +1,284 @@
+"""The scores of a scan against DeepMind's surface-distance and MONAI: agreement, seconds a scan, peak memory.
+
+The predictions are made of the organs themselves: shifted, smoothed, eroded, dilated, with blobs added, touching the
+border; in two more, one of the masks or both are empty. Ours is all that `gitseg evaluate` needs of a scan, a peer's is
+what it has of it: surface-distance Hausdorff, HD95, mean distances, surface Dice and Dice, MONAI those and IoU. Each
+side scores all pairs in a fresh process, in turns.
+"""
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+ROUNDS = 3
+TOLERANCE_MM = 3.0
+PEER = Path(__file__).parent / "peers" / "scores_torch.py"
+PEERS = ("surface-distance", "MONAI")
+EMPTY = ("one empty", "both empty")
+DISTANCES = ("hausdorff_voxels", "hausdorff_mm", "hd95_mm", "surfel_hausdorff_mm", "surfel_hd95_mm")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one scan; under 3 minutes")
+    parser.add_argument("--data", type=Path, help="a table of contours with width, height, pw, ph (drawn organs)")
+    parser.add_argument("--peer-python", help="has torch, monai and surface-distance")
+    parser.add_argument("--scans", type=int, default=15, help="of the table at most")
+    parser.add_argument("--measure", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        count = write_pairs(options.data, 1 if options.quick else options.scans, Path(name))
+        print(f"{count} scans, {len(VARIANTS)} predictions of each, {ROUNDS} rounds")
+        sides = {"ours": [sys.executable, __file__, "--measure", name]}
+        if options.peer_python:
+            sides |= {peer: [options.peer_python, str(PEER), name, str(TOLERANCE_MM), peer] for peer in PEERS}
+        else:
+            print("no --peer-python: the peers are not measured")
+        rounds = [{side: run(command) for side, command in sides.items()} for _ in range(ROUNDS)]
+    for claim in [*speed(rounds), *memory(rounds), *agreement(rounds[0])]:
+        print(json.dumps(claim))
+
+
+def write_pairs(contours, count, folder):
+    """A file a scan and variant, and the number of scans."""
+    scans = real_organs(contours, count) if contours else drawn_organs(count)
+    for n, (truth, spacing) in enumerate(scans):
+        for variant, change in VARIANTS.items():
+            pair = change(truth, np.random.default_rng(n))
+            packed = {name: np.packbits(mask) for name, mask in zip(("truth", "prediction"), pair, strict=True)}
+            np.savez(folder / f"{n:03d} {variant}.npz", shape=pair[0].shape, spacing=spacing, **packed)
+    return n + 1
+
+
+def real_organs(contours, count):
+    from gitseg_tf.data.rle import rle_to_mask
+    from gitseg_tf.data.scans import ORGANS, SLICE_MM
+
+    table = pd.read_csv(contours, keep_default_na=False)
+    scans = table["id"].str.rsplit("_slice_", n=1).str
+    for _, rows in list(table.groupby(scans[0]))[:count]:
+        height, width, pixel_height, pixel_width = rows[["height", "width", "ph", "pw"]].iloc[0]
+        numbers = rows["id"].str.rsplit("_", n=1).str[1].astype(int) - 1
+        masks = np.zeros((3, numbers.max() + 1, int(height), int(width)), bool)
+        for number, organ, rle in zip(numbers, rows["class"], rows["segmentation"], strict=True):
+            masks[ORGANS.index(organ), number] = rle_to_mask(rle, masks.shape[2:])
+        yield masks, (SLICE_MM, pixel_height, pixel_width)
+
+
+def drawn_organs(count):
+    from gitseg_tf.data.phantom import render_scan
+
+    for case in range(1, min(count, 4) + 1):
+        scan = render_scan(case, 0)
+        yield scan.masks, scan.spacing
+
+
+def each(change):
+    return lambda truth, rng: (truth, np.stack([change(organ) for organ in truth]))
+
+
+def with_blobs(truth, rng):
+    ball = np.linalg.norm(np.indices((7, 15, 15)) - np.reshape([3, 7, 7], (3, 1, 1, 1)), axis=0) < 7
+    prediction = truth.copy()
+    for organ in prediction:
+        for _ in range(3):
+            z, y, x = (rng.integers(n - size) for n, size in zip(organ.shape, ball.shape, strict=True))
+            organ[z : z + 7, y : y + 15, x : x + 15] |= ball
+    return truth, prediction
+
+
+def at_the_border(truth, rng):
+    z, y, x = (
+        slice(int(np.quantile(occupied, 0.1)), int(np.quantile(occupied, 0.9))) for occupied in truth.nonzero()[1:]
+    )
+    cut = truth[:, z, y, x].copy()
+    return cut, each(lambda organ: ndimage.shift(organ, (1, 2, -3), order=0))(cut, rng)[1]
+
+
+def one_empty(truth, rng):
+    """The first organ predicted nowhere, the second predicted though it is not there."""
+    truth, prediction = truth.copy(), truth.copy()
+    prediction[0], truth[1] = False, False
+    return truth, prediction
+
+
+def both_empty(truth, rng):
+    return np.zeros_like(truth), np.zeros_like(truth)
+
+
+VARIANTS = {
+    "shifted": each(lambda organ: ndimage.shift(organ, (1, 2, -3), order=0)),
+    "smoothed": each(lambda organ: ndimage.gaussian_filter(organ.astype(np.float32), (1, 3, 3)) > 0.5),
+    "eroded": each(ndimage.binary_erosion),
+    "dilated": each(ndimage.binary_dilation),
+    "blobs added": with_blobs,
+    "touching the border": at_the_border,
+    "one empty": one_empty,
+    "both empty": both_empty,
+}
+
+
+def measure(folder):
+    """Ours, as peers/scores_torch.py does it."""
+    from gitseg_tf.evaluation.scores import score_scan
+
+    seconds, figures = {}, {}
+    files = sorted(folder.glob("*.npz"))
+    for file in [files[0], *files]:  # the first one twice, to warm up
+        truth, prediction, spacing = load(file)
+        start = time.perf_counter()
+        rows = score_scan("case1_day0", truth, prediction, spacing, TOLERANCE_MM)
+        seconds[file.stem] = time.perf_counter() - start
+        figures[file.stem] = rows
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    for file in files:
+        truth, prediction, spacing = load(file)
+        figures[file.stem] = [
+            detail(t, p, spacing, row) for t, p, row in zip(truth, prediction, figures[file.stem], strict=True)
+        ]
+    return {"seconds": seconds, "mib": peak, "figures": figures}
+
+
+def load(file):
+    stored = np.load(file)
+    shape = tuple(stored["shape"])
+    masks = (
+        np.unpackbits(stored[name], count=int(np.prod(shape))).view(bool).reshape(shape)
+        for name in ("truth", "prediction")
+    )
+    return *masks, tuple(map(float, stored["spacing"]))
+
+
+def detail(truth, prediction, spacing, row):
+    """The row's scores; where a mask is empty, what the functions say; and what only surface-distance has."""
+    from gitseg_tf.evaluation.distances import MaskPair
+    from gitseg_tf.evaluation.scores import dice, iou
+
+    pair = MaskPair.of(truth, prediction, spacing)
+    if truth.any() and prediction.any():
+        names = "hausdorff_voxels", "hausdorff_mm", "hd95_mm", "mean_surface_mm", "dice", "iou", "surface_dice"
+        scores = {name: row[name] for name in names}
+    else:
+        in_mm, in_voxels = pair.voxel_distances_and_steps()
+        scores = {"hausdorff_voxels": in_voxels, "hausdorff_mm": in_mm.hausdorff(), "hd95_mm": in_mm.hausdorff(95)}
+        scores |= {"mean_surface_mm": in_mm.mean(), "surface_dice": pair.surface_dice(TOLERANCE_MM)}
+        scores |= {"dice": dice(truth, prediction), "iou": iou(truth, prediction)}
+    scores["hd95_mm_float32"] = scores["hd95_mm"]
+    surfels = pair.surfel_distances()
+    from_truth, from_prediction = surfels.means()
+    return scores | {
+        "surfel_hausdorff_mm": surfels.hausdorff(),
+        "surfel_hd95_mm": surfels.hausdorff(95),
+        "surfel_mean_from_truth_mm": from_truth,
+        "surfel_mean_from_prediction_mm": from_prediction,
+    }
+
+
+def run(command):
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with exit status {process.returncode}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def speed(rounds):
+    sides = list(rounds[0])
+    print(f"\n{'seconds a scan':22}" + "".join(f"{side:>18}" for side in sides))
+    medians = {}
+    for variant in VARIANTS:
+        for side in sides:
+            own = [
+                seconds
+                for one in rounds
+                for name, seconds in one[side]["seconds"].items()
+                if name.split(" ", 1)[1] == variant
+            ]
+            medians[side, variant] = statistics.median(own)
+        print(f"{variant:22}" + "".join(f"{medians[side, variant]:18.4f}" for side in sides))
+    scored = [variant for variant in VARIANTS if variant not in EMPTY]
+    total = {side: statistics.mean(medians[side, variant] for variant in scored) for side in sides}
+    print(f"{'mean without the empty':22}" + "".join(f"{total[side]:18.4f}" for side in sides))
+    return [
+        {
+            "claim": f"all scores of a scan, against {peer}",
+            "ours": round(total["ours"], 4),
+            "peer": round(total[peer], 4) if peer in total else None,
+            "unit": "s/scan",
+            "ratio": round(total[peer] / total["ours"], 2) if peer in total else None,
+        }
+        for peer in PEERS
+    ]
+
+
+def memory(rounds):
+    peaks = {side: max(one[side]["mib"] for one in rounds) for side in rounds[0]}
+    print("\npeak MiB of the process  " + "  ".join(f"{side} {peak:.0f}" for side, peak in peaks.items()))
+    ours = round(peaks["ours"])
+    claim = {"claim": "peak memory, limit 1 GiB", "ours": ours, "peer": 1024, "unit": "MiB"}
+    return [claim | {"ratio": round(1024 / ours, 2)}]
+
+
+def agreement(one):
+    claims = []
+    for peer in PEERS:
+        if peer not in one:
+            claim = {"claim": f"largest difference from {peer}", "ours": None, "peer": None, "unit": "mm"}
+            claims.append(claim | {"ratio": None})
+            continue
+        differences, empties, mismatches = compare(one["ours"]["figures"], one[peer]["figures"])
+        print(f"\n{'largest difference from ' + peer:42}{'pairs':>7}    one or both masks empty: ours, {peer}")
+        for name, found in differences.items():
+            seen = sorted({f"{state} {ours:g}, {other:g}" for state, ours, other in empties[name]})
+            print(f"{name:30}{max(found):12.2e}{len(found):7}    {'; '.join(seen)}")
+        for mismatch in mismatches:
+            print(f"NOT EQUAL  {mismatch}")
+        worst = max(max(found) for name, found in differences.items() if not name.endswith("float32"))
+        claims.append(
+            {
+                "claim": f"largest difference from {peer}, of {sum(map(len, differences.values()))} scores",
+                "ours": float(f"{worst:.2e}"),
+                "peer": 1e-4,
+                "unit": "mm or 1, the peer's is the limit",
+                "ratio": round(1e-4 / max(worst, 1e-9), 2),
+            }
+        )
+    return claims
+
+
+def compare(ours, peer):
+    """By score: the differences where both masks are there, and both sides' values where one or both are empty.
+
+    And the pairs where one side has a distance and the other has none.
+    """
+    names = list(next(iter(peer.values()))[0])
+    differences, empties, mismatches = {name: [] for name in names}, {name: set() for name in names}, []
+    for file, organs in peer.items():
+        for organ, (own, other) in enumerate(zip(ours[file], organs, strict=True)):
+            distance = own["hausdorff_mm"]
+            state = "both" if math.isnan(distance) else "one" if math.isinf(distance) else "none"
+            for name in names:
+                if state != "none":
+                    empties[name].add((state, own[name], other[name]))
+                elif math.isfinite(own[name]) and math.isfinite(other[name]):
+                    differences[name].append(abs(own[name] - other[name]))
+                if name in DISTANCES and (state == "none") != math.isfinite(other[name]):
+                    mismatches.append(f"{file}, organ {organ}, {name}: ours {own[name]:g}, peer {other[name]:g}")
+    return differences, empties, mismatches
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Evaluation with a prediction that is known: no network, no shards."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gitseg_tf.config import load_config
+from gitseg_tf.data.records import pack_masks
+from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.evaluation import evaluate as evaluation
+from gitseg_tf.evaluation.scores import score_scan, summarise
+
+SPACING = (3.0, 1.5, 1.25)
+
+
+def scan(number):
+    """Scan `number` of a patient of its own, and its prediction, `number` pixels off."""
+    truth = np.zeros((3, 4, 20, 16 + number), bool)
+    truth[:, 1:3, 4:9, 3:8] = True
+    image = np.arange(truth[0].size, dtype=np.uint16).reshape(truth.shape[1:])
+    read = {"id": f"case{number}_day0", "bits": pack_masks(truth), "image": image, "numbers": np.arange(1, 5)}
+    return read | {"percentiles": None, "spacing": np.float32(SPACING)}, truth, np.roll(truth, number, axis=3)
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """Evaluate scans of `scan`: their summary; `wrong` is a scan whose prediction has another size."""
+
+    def of(numbers, wrong=None):
+        scans = {f"case{number}_day0": scan(number) for number in numbers}
+        predictions = iter([p[..., 1:] if name == wrong else p for name, (_, _, p) in scans.items()])
+        monkeypatch.setattr(evaluation, "read_scans", lambda *_: iter([read for read, _, _ in scans.values()]))
+        monkeypatch.setattr(evaluation, "run_probabilities", lambda run: None)
+        monkeypatch.setattr(evaluation, "make_predictor", lambda *_: lambda *_: next(predictions))
+        run = SimpleNamespace(path=tmp_path, config=load_config(None, {"data.fold": 0}))
+        dataset = SimpleNamespace(
+            check_fold=lambda fold: None,
+            scans_of=lambda folds, excluded: [SimpleNamespace(case=name.split("_")[0]) for name in scans],
+            source={"name": "drawn", "fingerprint": "none"},
+            folds=2,
+        )
+        return evaluation.evaluate(run, dataset)
+
+    return of
+
+
+def test_the_rows_are_those_of_the_scans_in_their_order(evaluated, tmp_path):
+    summary = evaluated([3, 0, 2, 1])
+    expected = [
+        row for n in (3, 0, 2, 1) for row in score_scan(f"case{n}_day0", *scan(n)[1:], SPACING, tolerance_mm=3.0)
+    ]
+    written = pd.read_csv(tmp_path / "evaluation.csv")
+    pd.testing.assert_frame_equal(written, pd.DataFrame(expected))
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == summary
+    assert summary.items() >= summarise(written).items()
+
+
+@pytest.mark.parametrize("wrong", ["case1_day0", "case2_day0"])
+def test_a_scan_that_cannot_be_scored_is_no_scan_less(evaluated, tmp_path, wrong):
+    with pytest.raises(ValueError, match="truth has shape"):
+        evaluated([1, 2], wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_has_a_row_an_organ_and_the_mean(evaluated):
+    lines = []
+    evaluation.summary_lines(evaluated([1]), lines.append)
+    head, *rows = lines
+    assert [row.split()[0] for row in rows] == [*ORGANS, "mean"]
+    assert len({len(line) for line in lines}) == 1
+    assert " ".join(head.split()) == "score Dice IoU Hausdorff HD95 mm mean mm surface Dice volume error"
+    dice = 2 * 2 * 5 * 4 / (2 * 2 * 5 * 5)
+    assert rows[0].split()[2:4] == [f"{dice:.3f}", f"{dice / (2 - dice):.3f}"]
+    assert rows[0].split()[-1] == "0.0%"
+
+
+def test_what_has_no_score_is_a_dash_in_the_table():
+    lines = []
+    nothing = dict.fromkeys(("score", "dice", "iou", "hausdorff", "hd95_mm", "mean_surface_mm", "surface_dice"))
+    nothing["volume_error_relative"] = None
+    evaluation.summary_lines({"organs": dict.fromkeys(ORGANS, nothing)} | nothing, lines.append)
+    assert all(line.split()[1:] == ["-"] * 8 for line in lines[1:])
