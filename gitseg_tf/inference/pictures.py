@@ -13,6 +13,7 @@ from gitseg_tf.files import AnyPath, write_atomically
 
 _PNG_SCALE = 2
 _FRAME_MS = 100
+_GREYS = 256 - len(ORGAN_COLORS)
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -55,7 +56,7 @@ def write_pngs(out: AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarray) -
 
 
 def write_gif(out: AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarray) -> None:
-    """Write OUT/SCAN.gif, from head to feet ten slices a second, again and again. Slices that look the same share a frame.
+    """Write OUT/SCAN.gif: ten slices a second, again and again; neighbours that look the same share a frame.
 
     Args:
         out: the folder.
@@ -63,20 +64,18 @@ def write_gif(out: AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarray) ->
         image: uint16 [D, H, W].
         masks: bool [3, D, H, W].
     """
-    palette = _palette()
-    first, *others = (
-        Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in overlays(image, masks, 1)
-    )
+    first, *others = map(_with_palette, overlays(image, masks, 1))
     file = io.BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=_FRAME_MS, loop=0)
     write_atomically(out / f"{scan.id}.gif", file.getvalue())
 
 
-def _palette() -> Image.Image:
-    """The organs' colours, and the rest in greys."""
-    greys = np.rint(np.linspace(0, 255, 256 - len(ORGAN_COLORS))).astype(np.uint8)
-    colours = np.concatenate([np.repeat(greys[:, None], 3, 1), np.array([*ORGAN_COLORS.values()], np.uint8)])
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(colours.tobytes())
-    return palette
+def _with_palette(picture: np.ndarray) -> Image.Image:
+    """A picture in 253 greys and the organs' colours; Pillow's own `quantize` would keep 64 greys."""
+    numbers = np.rint(picture[..., 0] / 255.0 * (_GREYS - 1)).astype(np.uint8)
+    for number, colour in enumerate(ORGAN_COLORS.values(), _GREYS):
+        numbers[(picture == colour).all(-1)] = number
+    greys = np.rint(np.linspace(0, 255, _GREYS)).astype(np.uint8)
+    paletted = Image.fromarray(numbers)
+    paletted.putpalette(np.concatenate([np.repeat(greys, 3), np.ravel([*ORGAN_COLORS.values()])]).astype(np.uint8))
+    return paletted
