@@ -61,7 +61,7 @@ def read(root: Path, table: bool = True) -> Cohort:
     series = {
         uid: images for uid, images in series.items() if damaged.keys().isdisjoint(path.parent for path, _ in images)
     }
-    broken = [(str(folder.relative_to(root)), why) for folder, why in damaged.items()]
+    broken = [(str(folder), why) for folder, why in damaged.items()]
     if not series and not broken:
         raise InputError(f"{root}: holds DICOM files, but no {' or '.join(_IMAGES)} image; add the series")
     of_series = _match(structures, series, strict=table)
@@ -162,14 +162,15 @@ def _choose(series, of_series, table: bool, ignored: list[str], broken: list[tup
     for uids in studies.values():
         referred = [uid for uid in uids if uid in of_series]
         path, header = series[uids[0]][0]
-        study = f"patient {header.PatientID}, study of {header.get('StudyDate') or 'no date'} ({path.parent})"
+        patient = f"patient {header.PatientID}"
+        study = f"{patient}, study of {header.get('StudyDate') or 'no date'} ({path.parent})"
         if not referred and table and of_series:
             reason = "no RTSTRUCT refers to it, to other studies one does; add it or move it away"
-            broken.append((study, f"{study}: {reason}"))
+            broken.append((patient, f"{study}: {reason}"))
             continue
         if not referred and len(uids) > 1:
             names = ", ".join(repr(str(series[uid][0][1].get("SeriesDescription", uid))) for uid in sorted(uids))
-            broken.append((study, f"{study}: has {len(uids)} series ({names}); keep the one to segment"))
+            broken.append((patient, f"{study}: has {len(uids)} series ({names}); keep the one to segment"))
             continue
         chosen += referred or uids
         if referred:
