@@ -18,20 +18,22 @@ THERE += ["StructureSetDate", "StructureSetTime"]
 
 
 def crossings(polygon, shape):
-    """How often a ray from each pixel's centre to the right crosses a polygon, int [H, W]: edge by edge."""
+    """How often a ray from each pixel's centre to the right crosses a polygon, downwards and upwards: int [2, H, W]."""
     rows, columns = np.indices(shape)
-    count = np.zeros(shape, int)
+    count = np.zeros((2, *shape), int)
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, 0), strict=True):
         if y0 != y1:
             spans = (rows >= min(y0, y1)) & (rows < max(y0, y1))
-            count += spans & (x0 + (rows - y0) / (y1 - y0) * (x1 - x0) > columns)
+            count[int(y1 < y0)] += spans & (x0 + (rows - y0) / (y1 - y0) * (x1 - x0) > columns)
     return count
 
 
-def filled(polygons, shape):
-    """Both ways in which software fills the contours of a slice: joined, and an odd number of them."""
-    counts = [crossings(polygon, shape) for polygon in polygons] or [np.zeros(shape, int)]
-    return np.any([count % 2 for count in counts], 0), np.sum(counts, 0) % 2 == 1
+def fillings(polygons, shape):
+    """All ways in which software fills the contours of a slice: by an odd number of crossings, or by winding, of each
+    contour and then joined, or of all together."""
+    counts = np.array([crossings(polygon, shape) for polygon in polygons] or [np.zeros((2, *shape), int)])
+    odd, wound = counts.sum(1) % 2, counts[:, 0] - counts[:, 1]
+    return [odd.any(0), odd.sum(0) % 2 == 1, (wound != 0).any(0), wound.sum(0) != 0]
 
 
 def painted(polygons, shape, times=8):
@@ -79,8 +81,25 @@ def noise(seed, share):
     ids=["rings", "all", "diagonal", "two corners", "voxel", "none", *(f"noise{i}" for i in range(9))],
 )
 def test_exactly_the_centres_of_the_masks_pixels_are_inside(mask):
-    joined, odd = filled(mask_to_polygons(mask), mask.shape)
-    assert np.array_equal(odd, mask) and np.array_equal(joined, mask)
+    assert all(np.array_equal(filling, mask) for filling in fillings(mask_to_polygons(mask), mask.shape))
+
+
+def cross_each_other(polygon):
+    """Whether two edges of a polygon have a point in common that is inside of both."""
+    start, end = polygon, np.roll(polygon, -1, 0)
+
+    def sides(points):
+        """Of each point, on which side of each edge's line it is: [points, edges]."""
+        (dx, dy), (x, y) = (end - start).T, np.moveaxis(points[:, None] - start, -1, 0)
+        return np.sign(np.round(dx * y - dy * x, 9))
+
+    apart = sides(start) * sides(end) < 0
+    return bool((apart & apart.T).any())
+
+
+@pytest.mark.parametrize("mask", [rings(), ~np.eye(9, dtype=bool), noise(0, 0.6), noise(1, 0.9)])
+def test_keyholes_cross_neither_outlines_nor_other_holes(mask):
+    assert not any(map(cross_each_other, mask_to_polygons(mask)))
 
 
 def test_opencv_paints_the_same_mask():
