@@ -18,6 +18,8 @@ from gitseg_tf.files import AnyPath, write_atomically
 
 # AAPM TG-263, which planning systems and `data.scans.organ_named` know.
 ROI_NAMES = {"large_bowel": "Bowel_Large", "small_bowel": "Bowel_Small", "stomach": "Stomach"}
+_REACH = 0.49  # of a pixel, from the centres inside
+_STRAIGHT = 1e-6
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired; what referenced studies are given as
 # Of the patient and study modules, type 2: there, but maybe empty.
 _OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
@@ -52,9 +54,9 @@ def write_rtstruct(out: AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarra
 def structure_set(scan: Scan, masks: np.ndarray) -> FileDataset:
     """Build the RT Structure Set (DICOM PS3.3 A.19.3).
 
-    Contours go half-way between the centres of voxels inside and outside, so that exactly the centres of the mask's
-    voxels are inside. A hole is joined to its outline by a keyhole, as PS3.3 C.8.8.6.3 has it: software that joins the
-    contours of a slice and software that takes an odd number of them for inside read the same mask.
+    Contours go between the centres of voxels inside and outside, see `mask_to_polygons`. A hole is joined to the
+    outline around it by a keyhole, as PS3.3 C.8.8.6.3 has it: software that joins the contours of a slice and software
+    that takes an odd number of them for inside read the same mask.
 
     Args:
         scan: from DICOM.
@@ -88,7 +90,10 @@ def structure_set(scan: Scan, masks: np.ndarray) -> FileDataset:
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed polygons around the pixels of a mask, half-way to their neighbours outside.
+    """Closed polygons around the pixels of a mask, nearly half-way to their neighbours outside.
+
+    Exactly the centres of the mask's pixels are inside. Points that are rounded to whole pixels are pixels of the mask,
+    so that software that fills so, outline included, as OpenCV's fillPoly does, gets the mask back too.
 
     Args:
         mask: bool [H, W].
@@ -98,7 +103,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
         is not the first one again. Holes are joined to the outline around them by keyholes.
     """
     padded = np.pad(mask.astype(np.float64), 1)
-    filled = contourpy.contour_generator(z=padded, fill_type="OuterOffset").filled(0.5, 2)
+    filled = contourpy.contour_generator(z=padded, fill_type="OuterOffset").filled(1 - _REACH, 2)
     polygons = []
     for points, offsets in zip(*filled, strict=True):
         outer, *holes = (_without_straight_points(points[a:b] - 1) for a, b in pairwise(offsets.tolist()))
@@ -113,7 +118,7 @@ def _without_straight_points(closed: np.ndarray) -> np.ndarray:
     """The corners of a polygon whose last point is its first one."""
     points = closed[:-1]
     before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return points[np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > _STRAIGHT]
 
 
 def _with_keyhole(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
