@@ -115,11 +115,16 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--fold", type=int, help="the fold to tune on (the one held out)")
     tune.add_argument("--dry-run", action="store_true", help="show what each step gains, and save nothing")
 
-    predict = _command(commands, "predict", _predict, "segment the scans of a folder")
+    predict = _command(commands, "predict", _predict, "segment the scans of a folder, or a single PNG or NIfTI file")
     predict.add_argument("model", help="a run, or an exported SavedModel")
-    predict.add_argument("input", help="folder in the competition's layout, NIfTI or DICOM; needs no contours")
+    predict.add_argument("input", help="a folder in the competition's layout, NIfTI or DICOM, or a file")
     predict.add_argument("out", help="the folder for the predictions")
-    predict.add_argument("--format", choices=["submission", "png"], default="submission")
+    predict.add_argument(
+        "--format",
+        choices=["submission", "nifti", "rtstruct", "png", "gif"],
+        default="submission",
+        help="of the predictions, see docs/prediction.md (%(default)s)",
+    )
 
     export = _command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")

@@ -35,3 +35,8 @@ def progress(
         dynamic_ncols=True,
         delay=delay,
     )
+
+
+def say_above(line: str) -> None:
+    """Print a line to stderr, above the bars that are shown."""
+    tqdm.write(line, file=sys.stderr)

@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import cv2
 import numpy as np
 
 from gitseg_tf.data.rle import RleError, rle_to_mask
-from gitseg_tf.data.scans import ORGANS, SLICE_MM, Cohort, Scan, Source
+from gitseg_tf.data.scans import ORGANS, SLICE_MM, Cohort, Scan, Source, build_scans
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, RemotePath, file_size
 from gitseg_tf.progress import progress
 
 _SLICE_NAME = re.compile(r"slice_(\d+)_(\d+)_(\d+)_(\d+(?:\.\d+)?)_(\d+(?:\.\d+)?)\.png")
 _SLICE_SUFFIX = re.compile(r"_slice_\d+$")
+_PIXEL_MM = 1.5  # of nearly all scans of the competition
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _BAR_AFTER = 2  # seconds of listing
 _REQUESTS = 32  # a stat of a bucket is a request of tens of milliseconds
@@ -75,6 +77,14 @@ class CompetitionSource(Source):
                         raise InputError(f"train.csv, {item.id}, {organ}: {error}; correct the row") from None
         return masks
 
+    def whole_grid(self, scan: Scan):
+        # The files do not say where the patient lies: the first pixel of slice 1 is at 0. Imported here, for nibabel's
+        # import takes a tenth of the time of a conversion of 20 scans.
+        from gitseg_tf.data.orientation import records_grid
+
+        first, last = scan.numbers[0], scan.numbers[-1]
+        return records_grid((last - first + 1, *scan.shape[1:]), scan.spacing, first - 1)
+
     def slice_strata(self, scan: Scan) -> list[int]:
         return [
             sum(1 << k for k, organ in enumerate(ORGANS) if self.rles.get((item.id, organ))) for item in self.slices
@@ -96,10 +106,11 @@ def read(root: AnyPath, table: bool = True) -> Cohort:
         table: False leaves train.csv alone, and takes the scans of test/ where both train/ and test/ are there.
 
     Returns:
-        The cohort, scans sorted by id.
+        The cohort, scans sorted by id; broken are those with a name that cannot be read, a slice twice, or slices of
+        several sizes.
 
     Raises:
-        InputError: nothing there, a name that cannot be read, an unknown organ, a row given twice.
+        InputError: nothing there, an unknown organ, a row given twice.
     """
     images = _image_root(root, ("train", "test") if table else ("test", "train"))
     listed = progress(_slices_under(images), f"list {root.name}", unit="file", delay=_BAR_AFTER)
@@ -112,11 +123,47 @@ def read(root: AnyPath, table: bool = True) -> Cohort:
     by_scan: dict[AnyPath, list[AnyPath]] = {}
     for path in files:
         by_scan.setdefault(path.parent, []).append(path)
-    scans = sorted((_scan(folder, paths, rles) for folder, paths in by_scan.items()), key=lambda s: s.id)
+    scans, broken = build_scans(
+        (folder.parent.name, partial(_scan, folder, paths, rles)) for folder, paths in by_scan.items()
+    )
     with_image = {slice_id for scan in scans for slice_id in scan.slice_ids}
-    orphans = tuple(slice_id for slice_id in rows if slice_id not in with_image)
+    without = {name for name, _ in broken}
+    orphans = tuple(
+        slice_id for slice_id in rows if slice_id not in with_image and scan_of_slice(slice_id) not in without
+    )
     fingerprint = _fingerprint(root, files, table_hash)
-    return Cohort(root, tuple(scans), has_table, fingerprint, "competition", orphans=orphans)
+    return Cohort(root, scans, has_table, fingerprint, "competition", orphans=orphans, broken=broken)
+
+
+def read_file(path: AnyPath) -> Cohort:
+    """A PNG alone is a scan of one slice.
+
+    Args:
+        path: in .../CASE_DAY/scans/ it has the ids that it has in its cohort, elsewhere the file's name is the id. A
+            name of the competition's form says the pixel size, for others the competition's own is taken and noted.
+
+    Returns:
+        A cohort without contours.
+
+    Raises:
+        InputError: the file cannot be read, or is not of the size that its name says.
+    """
+    named, notes = _SLICE_NAME.fullmatch(path.name), ()
+    if named:
+        number, spacing = int(named[1]), (SLICE_MM, float(named[5]), float(named[4]))
+    else:
+        number, spacing = 1, (SLICE_MM, _PIXEL_MM, _PIXEL_MM)
+        notes = (
+            f"{path}: its name says no pixel size, {_PIXEL_MM} x {_PIXEL_MM} mm is taken; "
+            "slice_NUMBER_WIDTH_HEIGHT_PIXELWIDTH_PIXELHEIGHT.png says it",
+        )
+    in_cohort = named and path.parent.name == "scans"
+    scan_id = path.parent.parent.name if in_cohort else path.stem
+    slice_id = f"{scan_id}_slice_{named[1]}" if in_cohort else path.stem
+    shape = read_png(path, (int(named[3]), int(named[2])) if named else None).shape
+    source = CompetitionSource((SliceFile(number, slice_id, path),), {})
+    scan = Scan(scan_id, scan_id.split("_")[0], (1, *shape), spacing, [number], [slice_id], False, source)
+    return Cohort(path, (scan,), False, _fingerprint(path.parent, [path], "no table"), "competition", notes=notes)
 
 
 def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -214,19 +261,39 @@ def _read_table(path: AnyPath) -> tuple[dict[str, dict[tuple[str, str], str]], d
     content = path.read_bytes()
     rles: dict[str, dict[tuple[str, str], str]] = {}
     seen: dict[str, int] = {}
-    for slice_id, organ, rle in _rows(path, content):
-        if organ not in ORGANS:
-            raise InputError(f"{path}: unknown class {organ!r}; the classes are {', '.join(ORGANS)}")
+    for slice_id, organ, rle in table_rows(path, content, ("id", "class", "segmentation")):
+        check_organ(path, organ)
         slice_id, bit = sys.intern(slice_id), 1 << ORGANS.index(organ)
         if seen.get(slice_id, 0) & bit:
             raise InputError(f"{path}: {slice_id}, {organ} is there twice; keep one row")
         seen[slice_id] = seen.get(slice_id, 0) | bit
         if rle := rle.strip():
-            rles.setdefault(_SLICE_SUFFIX.sub("", slice_id), {})[slice_id, sys.intern(organ)] = rle
+            rles.setdefault(scan_of_slice(slice_id), {})[slice_id, sys.intern(organ)] = rle
     return rles, dict.fromkeys(seen), hashlib.sha256(content).hexdigest()
 
 
-def _rows(path: AnyPath, content: bytes) -> Iterator[tuple[str, str, str]]:
+def scan_of_slice(slice_id: str) -> str:
+    """The scan's id in a slice's: case123_day20 of case123_day20_slice_0001."""
+    return _SLICE_SUFFIX.sub("", slice_id)
+
+
+def check_organ(path: AnyPath, organ: str) -> None:
+    """Refuse a class of a table that is none of ORGANS."""
+    if organ not in ORGANS:
+        raise InputError(f"{path}: unknown class {organ!r}; the classes are {', '.join(ORGANS)}")
+
+
+def table_rows(path: AnyPath, content: bytes, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The cells of some columns of a CSV table, row by row.
+
+    Args:
+        path: of the table, for errors.
+        content: of the file.
+        names: of the columns.
+
+    Raises:
+        InputError: a column is missing, or a row has too few or too many cells.
+    """
     # Not by pandas, whose import takes a tenth of the time of a conversion of 20 scans.
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""), strict=True)
@@ -234,10 +301,10 @@ def _rows(path: AnyPath, content: bytes) -> Iterator[tuple[str, str, str]]:
         header = next(filter(None, reader), None)
         if header is None:
             raise InputError(f"{path}: cannot be read as CSV (it is empty)")
-        missing = {"id", "class", "segmentation"} - set(header)
+        missing = set(names) - set(header)
         if missing:
-            raise InputError(f"{path}: column {min(missing)} is missing; the columns are id, class, segmentation")
-        columns = [header.index(name) for name in ("id", "class", "segmentation")]
+            raise InputError(f"{path}: column {min(missing)} is missing; the columns are {', '.join(names)}")
+        columns = [header.index(name) for name in names]
         for row in filter(None, reader):
             if len(row) != len(header):
                 raise InputError(

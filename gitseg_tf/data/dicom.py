@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pydicom
 
 from gitseg_tf.data.dicom_grid import series_grid
 from gitseg_tf.data.dicom_source import DicomSource, Roi, read_dicom
-from gitseg_tf.data.scans import ORGANS, Cohort, Scan, numbered_slice_ids, organ_named, source_digest
+from gitseg_tf.data.scans import ORGANS, Cohort, Scan, build_scans, numbered_slice_ids, organ_named, source_digest
 from gitseg_tf.errors import InputError
 from gitseg_tf.progress import progress
 
@@ -37,38 +38,47 @@ def read(root: Path, table: bool = True) -> Cohort:
         table: False leaves contours alone; structure sets still tell which of several series of a study is meant.
 
     Returns:
-        The cohort, scans sorted by id; an id is PATIENTID_STUDYDATE.
+        The cohort, scans sorted by id; an id is PATIENTID_STUDYDATE. Broken are series with a damaged file in their
+        folders, of multi-frame images, or whose slices make no grid; studies of several series of which no structure
+        set tells the one that is meant; and scans whose structure set has no organ.
 
     Raises:
-        InputError: multi-frame images, several series in a study and none that a structure set refers to, a structure
-            set without its series or without an organ, slices that make no grid.
+        InputError: no image, a structure set without its series; with the table, a damaged file.
     """
-    headers, ignored = _read_headers(root)
+    headers, ignored, damaged = _read_headers(root)
     series: dict[str, list] = {}
     structures = []
     for path, header in headers:
-        kind = header.get("Modality")
-        if kind == "RTSTRUCT":
+        if header.Modality == "RTSTRUCT":
             structures.append((path, header))
-        elif kind not in _IMAGES or "LOCALIZER" in header.get("ImageType", ()):
-            ignored.append(f"{path}: {'localizer' if kind in _IMAGES else kind}")
-        else:
-            _check_has(path, header, "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+        elif _is_image(header):
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
-    if not series:
+        else:
+            ignored.append(f"{path}: {'localizer' if header.Modality in _IMAGES else header.Modality}")
+    if damaged and table:
+        raise InputError(next(iter(damaged.values())))
+    # Whose slice a damaged file was cannot be told; a scan that lacks one would pass for whole.
+    series = {
+        uid: images for uid, images in series.items() if damaged.keys().isdisjoint(path.parent for path, _ in images)
+    }
+    broken = [(str(folder), why) for folder, why in damaged.items()]
+    if not series and not broken:
         raise InputError(f"{root}: holds DICOM files, but no {' or '.join(_IMAGES)} image; add the series")
     of_series = _match(structures, series, strict=table)
-    chosen = _choose(series, of_series, table, ignored)
+    chosen = _choose(series, of_series, table, ignored, broken)
     labelled = table and bool(structures)
     labels: Counter = Counter()
-    scans = [
-        _scan(scan_id, series[uid], of_series.get(uid, []) if labelled else [], labelled, labels, ignored)
+    scans, without_grid = build_scans(
+        (
+            scan_id,
+            partial(_scan, scan_id, series[uid], of_series.get(uid, []) if labelled else [], labelled, labels, ignored),
+        )
         for scan_id, uid in _ids(chosen, series)
-    ]
-    scans = tuple(sorted(scans, key=lambda scan: scan.id))
+    )
     names = hashlib.sha256(json.dumps([scan.id for scan in scans]).encode() + source_digest(list(scans)).encode())
     lines = tuple(f"{line} ({n} of {len(scans)} scans)" for line, n in sorted(labels.items()))
-    return Cohort(root, scans, labelled, names.hexdigest(), "DICOM", lines, tuple(ignored))
+    broken = (*broken, *without_grid)
+    return Cohort(root, scans, labelled, names.hexdigest(), "DICOM", lines, tuple(ignored), broken=broken)
 
 
 def _starts_like_dicom(path: Path) -> bool:
@@ -77,18 +87,28 @@ def _starts_like_dicom(path: Path) -> bool:
 
 
 def _read_headers(root: Path):
+    """(path, header) of what is DICOM, lines on what is not, and folder to what is wrong with a file in it."""
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
-    headers, ignored = [], []
+    headers, ignored, damaged = [], [], {}
     for path in progress(files, f"list {root.name}", unit="file", delay=2):
-        if _starts_like_dicom(path):
-            header = read_dicom(path, specific_tags=_TAGS, stop_before_pixels=True)
-            if header.get("Modality") is not None:  # a DICOMDIR has none
-                headers.append((path, header))
-        elif path.suffix.lower() in (".dcm", ".ima"):
-            raise InputError(f"{path}: is no DICOM file; copy it again or remove it")
-        else:
-            ignored.append(f"{path}: no DICOM")
-    return headers, ignored
+        try:
+            if _starts_like_dicom(path):
+                header = read_dicom(path, specific_tags=_TAGS, stop_before_pixels=True)
+                if header.get("Modality") is not None:  # a DICOMDIR has none
+                    if _is_image(header):
+                        _check_has(path, header, "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+                    headers.append((path, header))
+            elif path.suffix.lower() in (".dcm", ".ima"):
+                raise InputError(f"{path}: is no DICOM file; copy it again or remove it")
+            else:
+                ignored.append(f"{path}: no DICOM")
+        except InputError as error:
+            damaged.setdefault(path.parent, str(error))
+    return headers, ignored, damaged
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    return header.Modality in _IMAGES and "LOCALIZER" not in header.get("ImageType", ())
 
 
 def _check_image(path: Path, header: pydicom.Dataset) -> None:
@@ -133,7 +153,7 @@ def _match(structures, series, strict: bool) -> dict[str, list]:
     return matched
 
 
-def _choose(series, of_series, table: bool, ignored: list[str]) -> list[str]:
+def _choose(series, of_series, table: bool, ignored: list[str], broken: list[tuple[str, str]]) -> list[str]:
     """The series that are scans: those that structure sets refer to, or the only one of a study."""
     studies: dict[str, list[str]] = {}
     for uid, images in series.items():
@@ -142,12 +162,16 @@ def _choose(series, of_series, table: bool, ignored: list[str]) -> list[str]:
     for uids in studies.values():
         referred = [uid for uid in uids if uid in of_series]
         path, header = series[uids[0]][0]
-        study = f"patient {header.PatientID}, study of {header.get('StudyDate') or 'no date'} ({path.parent})"
+        patient = f"patient {header.PatientID}"
+        study = f"{patient}, study of {header.get('StudyDate') or 'no date'} ({path.parent})"
         if not referred and table and of_series:
-            raise InputError(f"{study}: no RTSTRUCT refers to it, to other studies one does; add it or move it away")
+            reason = "no RTSTRUCT refers to it, to other studies one does; add it or move it away"
+            broken.append((patient, f"{study}: {reason}"))
+            continue
         if not referred and len(uids) > 1:
             names = ", ".join(repr(str(series[uid][0][1].get("SeriesDescription", uid))) for uid in sorted(uids))
-            raise InputError(f"{study}: has {len(uids)} series ({names}); keep the one to segment")
+            broken.append((patient, f"{study}: has {len(uids)} series ({names}); keep the one to segment"))
+            continue
         chosen += referred or uids
         if referred:
             ignored += [f"{series[uid][0][0].parent}: series without RTSTRUCT" for uid in uids if uid not in referred]

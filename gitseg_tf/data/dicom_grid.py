@@ -36,6 +36,11 @@ class SeriesGrid(Grid):
         to_voxels = np.linalg.inv(np.array(self.affine)) @ _LPS_TO_RAS
         return points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
 
+    def points_at(self, voxels: np.ndarray) -> np.ndarray:
+        """The inverse of `voxels_at`: (column, row, step) [N, 3] to DICOM patient coordinates [N, 3] in mm."""
+        to_patient = _LPS_TO_RAS @ np.array(self.affine)
+        return voxels @ to_patient[:3, :3].T + to_patient[:3, 3]
+
     def slice_at(self, steps: np.ndarray, tolerance: float) -> int | None:
         """The slice in whose plane all of the float `steps` lie, to the tolerance; None where there is none."""
         nearest = int(np.argmin(np.abs(np.array(self.steps) - steps.mean())))

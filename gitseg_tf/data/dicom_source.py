@@ -11,7 +11,7 @@ from pydicom.pixels import apply_rescale
 
 from gitseg_tf.data.contours import contours_to_mask
 from gitseg_tf.data.dicom_grid import SeriesGrid
-from gitseg_tf.data.orientation import to_uint16
+from gitseg_tf.data.orientation import Grid, to_uint16
 from gitseg_tf.data.scans import ORGANS, Scan, Source
 from gitseg_tf.errors import InputError
 
@@ -72,6 +72,10 @@ class DicomSource(Source):
                     drawn = contours[roi.number].get("ContourSequence") or ()
                     masks[ORGANS.index(roi.organ)] = self.grid.to_records(self._fill(roi, drawn))
         return masks
+
+    def whole_grid(self, scan: Scan) -> Grid:
+        columns, rows, _ = self.grid.shape
+        return Grid((columns, rows, self.grid.steps[-1] + 1), self.grid.affine)
 
     def _fill(self, roi: Roi, drawn) -> np.ndarray:
         """bool [columns, rows, slices]."""

@@ -6,13 +6,23 @@ import re
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from gitseg_tf.data.orientation import Grid, make_grid, to_uint16
-from gitseg_tf.data.scans import ORGANS, Cohort, Scan, Source, numbered_slice_ids, organ_named, source_digest
+from gitseg_tf.data.scans import (
+    ORGANS,
+    Cohort,
+    Scan,
+    Source,
+    build_scans,
+    numbered_slice_ids,
+    organ_named,
+    source_digest,
+)
 from gitseg_tf.errors import InputError
 
 IMAGE_NAMES = ("image", "image_0000", "mri", "mr", "ct")
@@ -73,6 +83,9 @@ class NiftiSource(Source):
             masks[ORGANS.index(organ)] = inside
         return masks
 
+    def whole_grid(self, scan: Scan) -> Grid:
+        return self.grid
+
     def _read_label(self, path: Path) -> np.ndarray:
         grid, voxels = _read(path)
         _check_agreement(path, grid, self.image, self.grid)
@@ -99,18 +112,27 @@ def read(root: Path, table: bool = True) -> Cohort:
         table: False leaves labels alone, and takes imagesTs/ where it is there.
 
     Returns:
-        The cohort, scans sorted by id.
+        The cohort, scans sorted by id; broken are those whose header cannot be read or whose label is on another grid.
 
     Raises:
-        InputError: an image without label, a label without image, a label on another grid, several channels, a header
-            that cannot be read, or a dataset.json without an organ.
+        InputError: an image without label, a label without image, several channels, or a dataset.json without an organ.
     """
     images = _nnunet_images(root, table)
     found = _read_nnunet(root, images, table) if images is not None else _read_scan_folders(root, table)
-    scans, labels, ignored = found
-    scans = tuple(sorted(scans, key=lambda scan: scan.id))
+    return _cohort(root, *found)
+
+
+def read_file(path: Path) -> Cohort:
+    """An image alone, its id the file's name; see `read`."""
+    name = _stem(path)
+    return _cohort(path, [(name, partial(_scan, name, name, path, None, {}, (), {}, False))], False, [], [])
+
+
+def _cohort(root: Path, found, labelled: bool, labels: list[str], ignored: list[str]) -> Cohort:
+    scans, broken = build_scans(found)
     names = hashlib.sha256(json.dumps([scan.id for scan in scans]).encode() + source_digest(list(scans)).encode())
-    return Cohort(root, scans, scans[0].labelled, names.hexdigest(), "NIfTI", tuple(labels), tuple(ignored))
+    lines = tuple(labels), tuple(ignored)
+    return Cohort(root, scans, labelled, names.hexdigest(), "NIfTI", *lines, broken=broken)
 
 
 def _nnunet_images(root: Path, table: bool) -> Path | None:
@@ -150,11 +172,11 @@ def _read_nnunet(root: Path, images: Path, table: bool):
         odd = min(files.keys() ^ label_files.keys())
         there, missing = (images, folder) if odd in files else (folder, images)
         raise InputError(f"{there}: {odd} has no file in {missing.name}/; add it, or move this one away")
-    scans = [
-        _scan(scan_id, scan_id, path, label_files.get(scan_id), numbers, known, {}, labelled)
-        for scan_id, path in files.items()
+    found = [
+        (name, partial(_scan, name, name, path, label_files.get(name), numbers, known, {}, labelled))
+        for name, path in files.items()
     ]
-    return scans, labels, ignored
+    return found, labelled, labels, ignored
 
 
 def _label_numbers(root: Path):
@@ -204,7 +226,7 @@ def _scan_folders(root: Path):
 
 
 def _read_scan_folders(root: Path, table: bool):
-    scans, missing, labels, ignored = [], Counter(), Counter(), []
+    found, missing, labels, ignored = [], Counter(), Counter(), []
     images = list(_scan_folders(root))
     masks = {image: _masks_beside(image, ignored) if table else {} for image in images}
     labelled = any(masks.values())
@@ -214,12 +236,13 @@ def _read_scan_folders(root: Path, table: bool):
         names = image.parent.relative_to(root).parts
         labels.update(f"{path.name} is {organ}" for organ, path in masks[image].items())
         missing.update(organ for organ in ORGANS if labelled and organ not in masks[image])
-        scans.append(_scan("_".join(names), names[0], image, None, {}, (), masks[image], labelled))
-    lines = [f"{line} ({n} of {len(scans)} scans)" for line, n in sorted(labels.items())]
+        scan_id = "_".join(names)
+        found.append((scan_id, partial(_scan, scan_id, names[0], image, None, {}, (), masks[image], labelled)))
+    lines = [f"{line} ({n} of {len(found)} scans)" for line, n in sorted(labels.items())]
     lines += [
-        f"no file is {organ}: taken as absent ({n} of {len(scans)} scans)" for organ, n in sorted(missing.items())
+        f"no file is {organ}: taken as absent ({n} of {len(found)} scans)" for organ, n in sorted(missing.items())
     ]
-    return scans, lines, ignored
+    return found, labelled, lines, ignored
 
 
 def _masks_beside(image: Path, ignored: list[str]) -> dict[str, Path]:

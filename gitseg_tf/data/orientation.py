@@ -89,6 +89,19 @@ def make_grid(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Grid:
     return Grid(tuple(map(int, shape)), tuple(map(tuple, affine.tolist())))
 
 
+def records_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], skipped: int = 0) -> Grid:
+    """The grid of a scan of which nothing but the spacing is known, its axes those of the records.
+
+    Args:
+        shape: (depth, height, width).
+        spacing: (z, y, x) in mm.
+        skipped: slices before the first one; without any its first voxel is at 0.
+    """
+    affine = np.diag([-spacing[2], -spacing[1], -spacing[0], 1.0])
+    affine[2, 3] = -skipped * spacing[0]
+    return make_grid(shape[::-1], affine, "scan")
+
+
 def to_uint16(volume: np.ndarray, name: str) -> np.ndarray:
     """Fit intensities into the records.
 

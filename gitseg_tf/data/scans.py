@@ -4,16 +4,19 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from os import PathLike
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, RemotePath, as_path
+
+if TYPE_CHECKING:
+    from gitseg_tf.data.orientation import Grid
 
 ORGANS = ("large_bowel", "small_bowel", "stomach")
 SLICE_MM = 3.0
@@ -33,14 +36,16 @@ class Layout(NamedTuple):
     """A row of the table of layouts.
 
     Attributes:
-        module: has is_here(root) -> bool and read(root, table) -> Cohort.
+        module: has is_here(root) -> bool and read(root, table) -> Cohort; with endings, also read_file(path) -> Cohort.
         expected: what has to be in the folder, for people.
         remote: whether SCHEME:// folders are read too.
+        endings: of single files that are scans by themselves.
     """
 
     module: str
     expected: str
     remote: bool
+    endings: tuple[str, ...] = ()
 
 
 LAYOUTS = (
@@ -48,11 +53,13 @@ LAYOUTS = (
         "gitseg_tf.data.competition",
         "train/CASE/CASE_DAY/scans/slice_*.png with train.csv",
         remote=True,
+        endings=(".png",),
     ),
     Layout(
         "gitseg_tf.data.nifti",
         "NIfTI files (imagesTr/ and labelsTr/, or a folder a scan with image.nii.gz and a mask an organ)",
         remote=False,
+        endings=(".nii", ".nii.gz"),
     ),
     Layout("gitseg_tf.data.dicom", "DICOM series with RTSTRUCT", remote=False),
 )
@@ -77,6 +84,10 @@ class Source(ABC):
     @abstractmethod
     def read_masks(self, scan: "Scan") -> np.ndarray:
         """See the function `read_masks`; only called for scans with contours."""
+
+    @abstractmethod
+    def whole_grid(self, scan: "Scan") -> "Grid":
+        """The `orientation.Grid` from the first to the last slice, those that are left out in scan.numbers included."""
 
     def slice_strata(self, scan: "Scan") -> list[int]:
         """See the function `slice_strata`."""
@@ -123,6 +134,8 @@ class Cohort:
         labels: lines on what was taken as which organ.
         ignored: lines on what was left alone, and why.
         orphans: slice ids of the competition's table that have no image.
+        broken: (scan or folder, why it cannot be read) of what is left out for that.
+        notes: lines on what was assumed, for nothing says it.
     """
 
     root: AnyPath
@@ -133,6 +146,8 @@ class Cohort:
     labels: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_cohort(root: str | PathLike) -> bool:
@@ -141,13 +156,16 @@ def is_cohort(root: str | PathLike) -> bool:
     return root.is_dir() and _reader_of(root) is not None
 
 
-def read_cohort(root: str | PathLike, table: bool = True, list_orphans: bool = False) -> Cohort:
+def read_cohort(
+    root: str | PathLike, table: bool = True, list_orphans: bool = False, list_broken: bool = False
+) -> Cohort:
     """Find the scans of a folder in any of LAYOUTS; no pixel is read.
 
     Args:
         root: see docs/data.md for what may be in it. SCHEME:// (gs://...) in the competition's layout alone.
         table: False leaves contours alone, and takes the test scans where there are training and test scans.
         list_orphans: True lists rows of train.csv without image in the cohort instead of refusing them.
+        list_broken: True lists scans that cannot be read in the cohort instead of refusing them, as long as one can.
 
     Returns:
         The cohort, scans sorted by id.
@@ -163,12 +181,56 @@ def read_cohort(root: str | PathLike, table: bool = True, list_orphans: bool = F
         cure = "; copy NIfTI and DICOM to a local folder" if isinstance(root, RemotePath) else ""
         raise InputError(f"{root}: no slices found; expected are {EXPECTED}{cure}")
     cohort = reader.read(root, table)
+    if cohort.broken and not (list_broken and cohort.scans):
+        raise InputError(cohort.broken[0][1])
     twice = [name for name, n in Counter(scan.id for scan in cohort.scans).items() if n > 1]
     if twice:
         raise InputError(f"{root}: scan {twice[0]} is there in two folders; keep one")
     if cohort.orphans and not list_orphans:
         raise InputError(f"{root / 'train.csv'}: {cohort.orphans[0]} has no image; add its PNG or remove its rows")
     return cohort
+
+
+def read_file(path: str | PathLike) -> Cohort:
+    """Take a single file as a scan without contours.
+
+    Args:
+        path: a PNG slice or a NIfTI image.
+
+    Returns:
+        A cohort of one scan, whose root is the file.
+
+    Raises:
+        InputError: a file of another kind, or one that cannot be read.
+    """
+    path = as_path(path)
+    for layout in LAYOUTS:
+        if path.name.lower().endswith(layout.endings):
+            if isinstance(path, RemotePath) and not layout.remote:
+                raise InputError(f"{path}: copy it to a local folder; of a bucket only PNG slices are read")
+            return import_module(layout.module).read_file(path)
+    endings = ", ".join(ending for layout in LAYOUTS for ending in layout.endings)
+    raise InputError(f"{path}: ends in none of {endings}; give such a file, or a folder with {EXPECTED}")
+
+
+def build_scans(
+    found: Iterable[tuple[str, Callable[[], Scan]]],
+) -> tuple[tuple[Scan, ...], tuple[tuple[str, str], ...]]:
+    """Build scans, and go on where one cannot be read.
+
+    Args:
+        found: (name, function that builds the scan or raises InputError).
+
+    Returns:
+        The scans by rising id, and (name, why) of those that cannot be read.
+    """
+    scans, broken = [], []
+    for name, build in found:
+        try:
+            scans.append(build())
+        except InputError as error:
+            broken.append((name, str(error)))
+    return tuple(sorted(scans, key=lambda scan: scan.id)), tuple(broken)
 
 
 def read_image(scan: Scan) -> np.ndarray:

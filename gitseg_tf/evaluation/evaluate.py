@@ -16,7 +16,7 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.files import write_atomically
-from gitseg_tf.inference.outputs import to_grey
+from gitseg_tf.inference.pictures import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.postprocess import PostprocessConfig

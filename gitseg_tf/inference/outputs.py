@@ -1,67 +1,54 @@
-"""Predictions as files."""
+"""The formats that predictions are written in."""
 
-import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
-import cv2
 import numpy as np
-import pandas as pd
 
-from gitseg_tf.data.contours import draw_outlines
-from gitseg_tf.data.rle import mask_to_rle
-from gitseg_tf.data.scans import ORGANS, Scan
-from gitseg_tf.files import AnyPath, as_path, write_atomically
+from gitseg_tf.data.scans import Cohort, Scan
+from gitseg_tf.files import AnyPath
+from gitseg_tf.inference.nifti_files import write_nifti
+from gitseg_tf.inference.pictures import write_gif, write_pngs
+from gitseg_tf.inference.rtstruct import check_is_dicom, write_rtstruct
+from gitseg_tf.inference.submission import read_sample, submission_rows, write_submission
 
-
-def submission_rows(scan: Scan, masks: np.ndarray) -> list[tuple[str, str, str]]:
-    """A scan's rows of the competition's table.
-
-    Args:
-        scan: its slice ids.
-        masks: bool [3, D, H, W] at the scan's size.
-
-    Returns:
-        (id, class, predicted) a slice and organ; predicted is "" where the organ is absent.
-    """
-    return [
-        (slice_id, organ, mask_to_rle(masks[k, z]))
-        for z, slice_id in enumerate(scan.slice_ids)
-        for k, organ in enumerate(ORGANS)
-    ]
+WriteScan = Callable[[Scan, np.ndarray, np.ndarray], None]
 
 
-def write_submission(path: str | AnyPath, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Write submission.csv: id, class, predicted.
+@contextmanager
+def _submission(cohort: Cohort, out: AnyPath, say: Callable[[str], None]) -> Iterator[WriteScan]:
+    wanted, note = read_sample(cohort)
+    if note:
+        say(note)
+    rows = {}
 
-    Args:
-        path: the file; written whole or not at all.
-        rows: from `submission_rows`.
-    """
-    text = io.StringIO()
-    pd.DataFrame(rows, columns=["id", "class", "predicted"]).to_csv(text, index=False)
-    write_atomically(as_path(path), text.getvalue().encode())
+    def add(scan, image, masks):
+        rows.update(submission_rows(scan, masks))
 
-
-def to_grey(image: np.ndarray) -> np.ndarray:
-    """A scan as people look at it: uint16 [D, H, W] to uint8, the 1st to the 99.5th percentile from black to white."""
-    low, high = np.percentile(image, [1, 99.5])
-    return np.clip((image.astype(np.float32) - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
+    yield add
+    if wanted is not None:
+        rows = {key: rows[key] for key in wanted if key in rows}
+    write_submission(out / "submission.csv", rows)
 
 
-def write_overlays(folder: str | AnyPath, scan: Scan, image: np.ndarray, masks: np.ndarray) -> None:
-    """Write a PNG a slice, grey with the organs' contours.
+def _scan_by_scan(write: Callable[[AnyPath, Scan, np.ndarray, np.ndarray], None], check=lambda cohort: None):
+    """A format that needs nothing but the scan at hand."""
 
-    Args:
-        folder: gets SLICE_ID.png.
-        scan: its slice ids.
-        image: uint16 [D, H, W].
-        masks: bool [3, D, H, W].
-    """
-    folder = as_path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    grey = to_grey(image)
-    for z, slice_id in enumerate(scan.slice_ids):
-        picture = cv2.cvtColor(cv2.resize(grey[z], None, fx=2, fy=2), cv2.COLOR_GRAY2RGB)
-        draw_outlines(picture, masks[:, z])
-        _, png = cv2.imencode(".png", picture[..., ::-1])
-        write_atomically(folder / f"{slice_id}.png", png.tobytes())
+    @contextmanager
+    def output(cohort: Cohort, out: AnyPath, say: Callable[[str], None]) -> Iterator[WriteScan]:
+        check(cohort)
+        yield lambda scan, image, masks: write(out, scan, image, masks)
+
+    return output
+
+
+# Name to a function of (cohort, folder, say) that gives a context of a function of (scan, image uint16 [D, H, W], masks
+# bool [3, D, H, W]), which is called for each scan in turn, in any one thread. On entering, InputError where the cohort
+# cannot be written so; what is wanted once all scans are there is written at the end, unless there was an error.
+OUTPUTS: dict[str, Callable[[Cohort, AnyPath, Callable[[str], None]], AbstractContextManager[WriteScan]]] = {
+    "submission": _submission,
+    "nifti": _scan_by_scan(write_nifti),
+    "rtstruct": _scan_by_scan(write_rtstruct, check_is_dicom),
+    "png": _scan_by_scan(write_pngs),
+    "gif": _scan_by_scan(write_gif),
+}

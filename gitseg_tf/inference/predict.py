@@ -1,42 +1,127 @@
-"""Segmenting a folder of scans."""
+"""Segmenting the scans of a folder, or of a file."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from gitseg_tf.data.records import intensity_percentiles
-from gitseg_tf.data.scans import read_cohort, read_image
+from gitseg_tf.data.scans import Cohort, Scan, read_cohort, read_file, read_image
+from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.outputs import submission_rows, write_overlays, write_submission
+from gitseg_tf.inference.outputs import OUTPUTS, WriteScan
 from gitseg_tf.inference.predictor import load_predictor
-from gitseg_tf.progress import progress
+from gitseg_tf.progress import progress, say_above
 
 
 def predict_cohort(
-    model: str | AnyPath, source: str | AnyPath, out: str | AnyPath, output: str = "submission"
+    model: str | AnyPath,
+    source: str | AnyPath,
+    out: str | AnyPath,
+    output: str = "submission",
+    say: Callable[[str], None] = say_above,
 ) -> AnyPath:
-    """Segment every scan of a folder.
+    """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
     Args:
         model: a run folder or an exported SavedModel.
         source: a folder of any layout that `read_cohort` knows; contours are not read. Of train/ and test/ it is test/.
-        out: gets submission.csv, or a folder a scan with a PNG a slice.
-        output: "submission" or "png".
+            Or a file that `read_file` knows.
+        out: the folder for the predictions.
+        output: of OUTPUTS.
+        say: takes lines for the user.
 
     Returns:
-        What was written: the table, or the folder.
+        The folder.
 
     Raises:
-        InputError: no model, no scans, or a slice that cannot be read.
+        InputError: no model, no scans, or scans that cannot be written so; and, when all others are written, that some
+            have failed.
     """
-    cohort, out = read_cohort(source, table=False), as_path(out)
-    predict = load_predictor(model)
-    out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for scan in progress(cohort.scans, "predict", unit="scan"):
+    cohort, out = _read_source(as_path(source)), as_path(out)
+    for note in cohort.notes:
+        say(note)
+    failed = [name for name, _ in cohort.broken]
+    total = len(cohort.scans) + len(failed)
+    with OUTPUTS[output](cohort, out, say) as write:
+        predict = load_predictor(model)
+        out.mkdir(parents=True, exist_ok=True)
+        for name, reason in cohort.broken:
+            say(f"{name} failed: {reason}")
+        finished = predict_scans(cohort.scans, predict, write)
+        for scan, error in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
+            if error is not None:
+                say(f"{scan.id} failed: {error}")
+                failed.append(scan.id)
+        if len(failed) == total:
+            raise InputError(f"{source}: none of its {total} scans could be segmented, the reasons are above")
+    if failed:
+        raise InputError(
+            f"{source}: {len(failed)} of {total} scans failed for the reasons above ({', '.join(failed)}); "
+            f"the others are in {out}"
+        )
+    return out
+
+
+def predict_scans(
+    scans: Iterable[Scan], predict: Callable, write: WriteScan
+) -> Iterator[tuple[Scan, InputError | None]]:
+    """Read the next scan and write the last one while one is being segmented.
+
+    No more than four scans are in memory, however many there are.
+
+    Args:
+        scans: to be read by `read_image`.
+        predict: from `make_predictor`; called in this thread.
+        write: takes (scan, image, masks) in their order, in another thread.
+
+    Returns:
+        (scan, None), or what is wrong with it, in the order of the scans.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+
+    def segmented():
+        for reading in _ahead(_read, scans):
+            scan, image, percentiles, error = reading.result()
+            masks = None if error else predict(image, scan.numbers, percentiles, scan.spacing)
+            yield scan, image, masks, error
+
+    def finish(item):
+        scan, image, masks, error = item
+        if error is None:
+            try:
+                write(scan, image, masks)
+            except InputError as refused:
+                error = refused
+        return scan, error
+
+    for writing in _ahead(finish, segmented()):
+        yield writing.result()
+
+
+def _read_source(source: AnyPath) -> Cohort:
+    return read_file(source) if source.is_file() else read_cohort(source, table=False, list_broken=True)
+
+
+def _read(scan: Scan):
+    try:
         image = read_image(scan)
-        masks = predict(image, scan.numbers, intensity_percentiles(image), scan.spacing)
-        if output == "png":
-            write_overlays(out / scan.id, scan, image, masks)
-        else:
-            rows += submission_rows(scan, masks)
-    if output == "png":
-        return out
-    write_submission(out / "submission.csv", rows)
-    return out / "submission.csv"
+        return scan, image, intensity_percentiles(image), None
+    except InputError as error:
+        return scan, None, None, error
+    except OSError as error:
+        return scan, None, None, InputError(f"{error.filename}: {error.strerror}")
+
+
+def _ahead(function: Callable[[Any], Any], items: Iterable) -> Iterator[Future]:
+    """Call a function of each item in a thread; when the first result is handed out, the second is being made."""
+    with ThreadPoolExecutor(1) as pool:
+        begun: deque[Future] = deque()
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > 1:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()

@@ -1,13 +1,9 @@
-import cv2
 import numpy as np
-import pandas as pd
 import pytest
 import tensorflow as tf
 
 from gitseg_tf.config import load_config
 from gitseg_tf.data.records import intensity_percentiles
-from gitseg_tf.data.scans import read_cohort
-from gitseg_tf.inference.outputs import submission_rows, write_overlays, write_submission
 from gitseg_tf.inference.predictor import make_predictor
 
 SIZE = [64, 64]
@@ -74,32 +70,6 @@ def test_a_window_does_not_reach_over_a_gap_in_the_slice_numbers():
     apart = predict(image, np.array([1, 2, 7, 8]), last_slice, data__slices=3)
     assert joined[0].any((1, 2)).tolist() == [True, False, False, False]
     assert apart[0].any((1, 2)).tolist() == [True, True, False, False]
-
-
-def test_rows_of_a_submission_are_all_slices_and_organs_with_one_based_runs(drawn, tmp_path):
-    scan = read_cohort(drawn.root).scans[0]
-    masks = np.zeros((3, *scan.shape), bool)
-    masks[2, 0, 0, :3] = True
-    masks[2, 0, 1, 1] = True
-    write_submission(tmp_path / "submission.csv", submission_rows(scan, masks))
-    table = pd.read_csv(tmp_path / "submission.csv", keep_default_na=False)
-    assert list(table) == ["id", "class", "predicted"]
-    assert len(table) == 3 * scan.shape[0]
-    filled = table[table.predicted != ""]
-    assert filled["id"].tolist() == [f"{scan.id}_slice_0001"]
-    assert filled["class"].tolist() == ["stomach"]
-    assert filled["predicted"].tolist() == [f"1 3 {scan.shape[2] + 2} 1"]
-
-
-def test_overlays_are_a_picture_a_slice_with_coloured_contours(drawn, tmp_path):
-    scan = read_cohort(drawn.root).scans[0]
-    masks = np.zeros((3, *scan.shape), bool)
-    masks[0, 1, 5:20, 5:20] = True
-    write_overlays(tmp_path, scan, drawn[scan.id].image, masks)
-    pictures = {path.stem: cv2.imread(str(path)).astype(int) for path in tmp_path.glob("*.png")}
-    assert sorted(pictures) == scan.slice_ids
-    coloured = [bool((picture.max(-1) - picture.min(-1) > 20).any()) for _, picture in sorted(pictures.items())]
-    assert coloured == [z == 1 for z in range(scan.shape[0])]
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 33, 200)])
