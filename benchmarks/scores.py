@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--data", type=Path, help="a table of contours with width, height, pw, ph (drawn organs)")
     parser.add_argument("--peer-python", help="has torch, monai and surface-distance")
     parser.add_argument("--scans", type=int, default=15, help="of the table at most")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="1 for the agreement alone (%(default)s)")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -42,14 +43,19 @@ def main():
         return
     with tempfile.TemporaryDirectory() as name:
         count = write_pairs(options.data, 1 if options.quick else options.scans, Path(name))
-        print(f"{count} scans, {len(VARIANTS)} predictions of each, {ROUNDS} rounds")
+        print(f"{count} scans, {len(VARIANTS)} predictions of each, {options.rounds} rounds")
         sides = {"ours": [sys.executable, __file__, "--measure", name]}
         if options.peer_python:
             sides |= {peer: [options.peer_python, str(PEER), name, str(TOLERANCE_MM), peer] for peer in PEERS}
         else:
             print("no --peer-python: the peers are not measured")
-        rounds = [{side: run(command) for side, command in sides.items()} for _ in range(ROUNDS)]
-    for claim in [*speed(rounds), *memory(rounds), *agreement(rounds[0])]:
+        rounds = [{side: run(command) for side, command in sides.items()} for _ in range(options.rounds)]
+    for claim in [
+        *speed(rounds, "seconds"),
+        *speed(rounds, "processor_seconds"),
+        *memory(rounds),
+        *agreement(rounds[0]),
+    ]:
         print(json.dumps(claim))
 
 
@@ -136,13 +142,14 @@ def measure(folder):
     """Ours, as peers/scores_torch.py does it."""
     from gitseg_tf.evaluation.scores import score_scan
 
-    seconds, figures = {}, {}
+    seconds, processor_seconds, figures = {}, {}, {}
     files = sorted(folder.glob("*.npz"))
     for file in [files[0], *files]:  # the first one twice, to warm up
         truth, prediction, spacing = load(file)
-        start = time.perf_counter()
+        start, start_of_threads = time.perf_counter(), time.process_time()
         rows = score_scan("case1_day0", truth, prediction, spacing, TOLERANCE_MM)
         seconds[file.stem] = time.perf_counter() - start
+        processor_seconds[file.stem] = time.process_time() - start_of_threads
         figures[file.stem] = rows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for file in files:
@@ -150,7 +157,7 @@ def measure(folder):
         figures[file.stem] = [
             detail(t, p, spacing, row) for t, p, row in zip(truth, prediction, figures[file.stem], strict=True)
         ]
-    return {"seconds": seconds, "mib": peak, "figures": figures}
+    return {"seconds": seconds, "processor_seconds": processor_seconds, "mib": peak, "figures": figures}
 
 
 def load(file):
@@ -195,26 +202,28 @@ def run(command):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def speed(rounds):
+def speed(rounds, what):
+    """What is "seconds", or "processor_seconds" of all threads, which other work on the machine hardly changes."""
     sides = list(rounds[0])
-    print(f"\n{'seconds a scan':22}" + "".join(f"{side:>18}" for side in sides))
+    title = what.replace("_", " ")
+    print(f"\n{title + ' a scan':28}" + "".join(f"{side:>18}" for side in sides))
     medians = {}
     for variant in VARIANTS:
         for side in sides:
             own = [
                 seconds
                 for one in rounds
-                for name, seconds in one[side]["seconds"].items()
+                for name, seconds in one[side][what].items()
                 if name.split(" ", 1)[1] == variant
             ]
             medians[side, variant] = statistics.median(own)
-        print(f"{variant:22}" + "".join(f"{medians[side, variant]:18.4f}" for side in sides))
+        print(f"{variant:28}" + "".join(f"{medians[side, variant]:18.4f}" for side in sides))
     scored = [variant for variant in VARIANTS if variant not in EMPTY]
     total = {side: statistics.mean(medians[side, variant] for variant in scored) for side in sides}
-    print(f"{'mean without the empty':22}" + "".join(f"{total[side]:18.4f}" for side in sides))
+    print(f"{'mean without the empty':28}" + "".join(f"{total[side]:18.4f}" for side in sides))
     return [
         {
-            "claim": f"all scores of a scan, against {peer}",
+            "claim": f"all scores of a scan, {title}, against {peer}",
             "ours": round(total["ours"], 4),
             "peer": round(total[peer], 4) if peer in total else None,
             "unit": "s/scan",

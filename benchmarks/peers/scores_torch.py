@@ -2,8 +2,8 @@
 
     scores_torch.py FOLDER TOLERANCE_MM surface-distance|MONAI
 
-FOLDER holds the files that ../scores.py writes. The last line is JSON: seconds by file, peak MiB, scores by file and
-organ.
+FOLDER holds the files that ../scores.py writes. The last line is JSON: seconds and processor seconds by file, peak MiB,
+scores by file and organ.
 """
 
 import json
@@ -23,16 +23,18 @@ warnings.simplefilter("ignore")
 def main(folder, tolerance, peer):
     measure, add = {"surface-distance": with_surface_distance, "MONAI": with_monai}[peer](float(tolerance))
     files = sorted(Path(folder).glob("*.npz"))
-    seconds, figures = {}, {}
+    seconds, processor_seconds, figures = {}, {}, {}
     for file in [files[0], *files]:  # the first one twice, to warm up
         pair = load(file)
-        start = time.perf_counter()
+        start, start_of_threads = time.perf_counter(), time.process_time()
         figures[file.stem] = measure(*pair)
         seconds[file.stem] = time.perf_counter() - start
+        processor_seconds[file.stem] = time.process_time() - start_of_threads
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for file in files:
         add(figures[file.stem], *load(file))
-    print(json.dumps({"seconds": seconds, "mib": peak, "figures": figures}))
+    times = {"seconds": seconds, "processor_seconds": processor_seconds}
+    print(json.dumps({**times, "mib": peak, "figures": figures}))
 
 
 def load(file):

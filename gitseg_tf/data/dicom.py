@@ -43,7 +43,7 @@ def read(root: Path, table: bool = True) -> Cohort:
         set tells the one that is meant; and scans whose structure set has no organ.
 
     Raises:
-        InputError: no image, a structure set without its series; with the table, a damaged file.
+        InputError: no image; with the table, a structure set without its series.
     """
     headers, ignored, damaged = _read_headers(root)
     series: dict[str, list] = {}
@@ -55,8 +55,6 @@ def read(root: Path, table: bool = True) -> Cohort:
             series.setdefault(str(header.SeriesInstanceUID), []).append((path, header))
         else:
             ignored.append(f"{path}: {'localizer' if header.Modality in _IMAGES else header.Modality}")
-    if damaged and table:
-        raise InputError(next(iter(damaged.values())))
     # Whose slice a damaged file was cannot be told; a scan that lacks one would pass for whole.
     series = {
         uid: images for uid, images in series.items() if damaged.keys().isdisjoint(path.parent for path, _ in images)
@@ -64,7 +62,8 @@ def read(root: Path, table: bool = True) -> Cohort:
     broken = [(str(folder), why) for folder, why in damaged.items()]
     if not series and not broken:
         raise InputError(f"{root}: holds DICOM files, but no {' or '.join(_IMAGES)} image; add the series")
-    of_series = _match(structures, series, strict=table)
+    # The series of a structure set may be one of those that are left out.
+    of_series = _match(structures, series, strict=table and not damaged)
     chosen = _choose(series, of_series, table, ignored, broken)
     labelled = table and bool(structures)
     labels: Counter = Counter()

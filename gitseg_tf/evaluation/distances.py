@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gitseg_tf.data.masks import bounding_box
 from gitseg_tf.evaluation.nearest import Points, reach, search_radius
-from gitseg_tf.evaluation.surfels import corner_shifts, surfel_areas, surfel_codes
+from gitseg_tf.evaluation.surfels import surfel_areas, surfels
 
 # Within the tolerance despite rounding: with a spacing of 0.1 mm, three voxels are 0.30000000000000004 mm.
 _ROUNDING = 1e-6
@@ -123,9 +124,10 @@ class MaskPair:
         if truth.ndim not in (2, 3):
             raise ValueError(f"masks of shape {truth.shape}: surfaces have distances in 2-D and in 3-D")
         check_spacing(spacing, truth.ndim)
-        boxes = [box for box in (_bounding_box(truth), _bounding_box(prediction)) if box] or [((0, 0),) * truth.ndim]
+        empty = (slice(0, 0),) * truth.ndim
+        boxes = [box for box in map(bounding_box, (truth, prediction)) if box != empty] or [empty]
         box = tuple(
-            slice(min(start for start, _ in along), max(stop for _, stop in along))
+            slice(min(part.start for part in along), max(part.stop for part in along))
             for along in zip(*boxes, strict=True)
         )
         *first, columns, last = map(float, spacing)
@@ -150,8 +152,10 @@ class MaskPair:
 
     def surfel_distances(self, limit: float = math.inf) -> SurfelDistances:
         """See `surfel_distances`; distances over the limit may be given as any larger ones, which is faster."""
-        truth, truth_codes = self._surfels(self.truth, self.truth_surface)
-        prediction, prediction_codes = self._surfels(self.prediction, self.prediction_surface)
+        (truth_places, truth_codes), (prediction_places, prediction_codes) = map(surfels, (self.truth, self.prediction))
+        truth, prediction = (
+            Points.of(places, self.truth.shape, self.spacing) for places in (truth_places, prediction_places)
+        )
         table, radius = surfel_areas(self.spacing), search_radius(self.spacing)
         return SurfelDistances(
             prediction.distances(truth.places, self.spacing, radius, limit),
@@ -175,26 +179,27 @@ class MaskPair:
     def _largest_in_voxels(self, in_unit: np.ndarray, points: Points, others: Points, least: float) -> float:
         """The largest distance in voxels from points to others, or `least` where that is larger.
 
-        A distance in voxels is at most that in the unit of the spacing over the smallest spacing: only points that
-        could be further than the one that is furthest in the unit come into question.
+        A distance in voxels is at most that in the unit of the spacing over the smallest spacing, and at most that to
+        any one of the others: only points that could be further than what is known come into question. They are
+        measured one by one, the most promising first, for as long as that rules out most of the others.
         """
-        voxels = (1.0,) * len(self.spacing)
-        furthest = points.coordinates(voxels, points.places[[in_unit.argmax()]])
-        least = max(least, float(np.sqrt(((others.coordinates(voxels) - furthest) ** 2).sum(1).min())))
-        candidates = points.places[in_unit > least * min(self.spacing)]
-        return max(least, float(others.distances(candidates, voxels, min(reach(self.spacing))).max(initial=0.0)))
-
-    def _surfels(self, mask: np.ndarray, surface: np.ndarray) -> tuple[Points, np.ndarray]:
-        """The cells with surface in them, as places of their first voxels, and their codes."""
-        flat, corners = mask.reshape(-1), corner_shifts(mask.shape)
-        # A cell with surface in it has a surface voxel: of two neighbours one of which is outside, the other.
-        touched = np.zeros(flat.size, bool)
-        for shift in corners:
-            touched[surface - shift] = True
-        places = np.flatnonzero(touched)
-        codes = surfel_codes(flat, places, corners)
-        cut = np.flatnonzero(codes != (1 << len(corners)) - 1)
-        return Points.of(places.take(cut), mask.shape, self.spacing), codes.take(cut)
+        all_others, voxels, smallest = others.indices(), (1.0,) * len(self.spacing), min(self.spacing)
+        candidate = points.indices(points.places[[in_unit.argmax()]])
+        least, nearest = _furthest_of(candidate, all_others, least)
+        left = np.flatnonzero(in_unit > least * smallest)
+        limits = np.full(left.size, math.inf)
+        while left.size:
+            here = points.indices(points.places.take(left))
+            limits = np.minimum(limits, np.sqrt(sum((a - b) ** 2 for a, b in zip(here, nearest, strict=True))))
+            open_ = np.flatnonzero(limits > least)
+            if open_.size > left.size / 2:
+                places = points.places.take(left.take(open_))
+                return max(least, float(others.distances(places, voxels, min(reach(self.spacing))).max()))
+            left, limits = left.take(open_), limits.take(open_)
+            if left.size:
+                candidate = points.indices(points.places[[left[limits.argmax()]]])
+                least, nearest = _furthest_of(candidate, all_others, least)
+        return least
 
 
 def voxel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> VoxelDistances:
@@ -260,6 +265,15 @@ def check_spacing(spacing: tuple[float, ...], axes: int) -> None:
         raise ValueError(f"spacing {tuple(spacing)} of {axes}-D masks: give one positive number an axis")
 
 
+def _furthest_of(
+    point: list[np.ndarray], others: list[np.ndarray], least: float
+) -> tuple[float, tuple[np.ndarray, ...]]:
+    """The distance in voxels from a point to the nearest of others, or `least` if that is larger; and the nearest."""
+    squares = sum((theirs - own) ** 2 for theirs, own in zip(others, point, strict=True))
+    nearest = int(squares.argmin())
+    return max(least, math.sqrt(squares[nearest])), tuple(theirs[nearest] for theirs in others)
+
+
 def _percentile(distances: np.ndarray, areas: np.ndarray, percentile: float) -> float:
     order = distances.argsort()
     shares = areas[order].cumsum() / areas.sum()
@@ -281,18 +295,11 @@ def _surface(grid: np.ndarray) -> np.ndarray:
     # In pieces that stay in the processor's cache.
     for start in range(strides[0], flat.size - strides[0], _PIECE):
         stop = min(start + _PIECE, flat.size - strides[0])
+        if not flat[start:stop].any():
+            continue
         inside = flat[start - 1 : stop - 1] & flat[start + 1 : stop + 1]
         for stride in strides[:-1]:
             inside &= flat[start - stride : stop - stride]
             inside &= flat[start + stride : stop + stride]
         np.greater(flat[start:stop], inside, out=surface[start:stop])
     return np.flatnonzero(surface)
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """(first, last + 1) along each axis; nothing for an empty mask."""
-    occupied = np.flatnonzero(mask.reshape(len(mask), -1).any(1))
-    if not occupied.size:
-        return ()
-    first, stop = int(occupied[0]), int(occupied[-1]) + 1
-    return ((first, stop), *(_bounding_box(mask[first:stop].any(0)) if mask.ndim > 1 else ()))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from gitseg_tf.config import Config
+from gitseg_tf.data.masks import bounding_box
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.sections.postprocess import OrganConfig
 
@@ -84,7 +85,7 @@ def clean_mask(mask: np.ndarray, settings: OrganConfig, spacing: Sequence[float]
     """
     if not (settings.fill_holes or settings.smallest_ml or settings.largest_only or settings.gap_mm):
         return mask
-    box = _bounding_box(mask)
+    box = bounding_box(mask)
     inside = mask[box]
     if settings.fill_holes:
         inside = fill_holes(inside)
@@ -209,15 +210,7 @@ def columns_reaching(probabilities: np.ndarray, threshold: float) -> tuple[slice
     Returns:
         Three slices; of no extent where there is no such column.
     """
-    return (slice(None), *_bounding_box(probabilities.max(0) >= threshold))
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    box = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else slice(0, 0))
-    return tuple(box)
+    return (slice(None), *bounding_box(probabilities.max(0) >= threshold))
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

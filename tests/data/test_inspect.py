@@ -347,6 +347,31 @@ def test_a_damaged_image_and_a_damaged_contour_are_findings(files, drawn, rows_o
     assert len(inspection.scans) == len(drawn.scans) - 2
 
 
+def test_a_scan_that_is_no_scan_is_a_finding_and_the_others_are_inspected(files, drawn, tmp_path, capsys):
+    path = pngs(files, "case2_day0")[3]
+    path.rename(path.with_name("slice_4.png"))
+    inspection = inspect_data(files)
+    (broken,) = found(inspection.findings, "unreadable")
+    assert (broken.severity, broken.scan) == ("error", "case2_day0") and "slice_4.png" in broken.text
+    assert not found(inspection.findings, "row without image")
+    assert len(inspection.scans) == len(drawn.scans) - 1
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(files), "--out", str(page)]) == 0
+    assert "slice_4.png" in capsys.readouterr().out and "slice_4.png" in page.read_text()
+    assert main(["inspect", str(files), "--out", str(page), "--strict"]) == 1
+
+
+def test_a_damaged_dicom_file_is_a_finding_and_the_other_series_are_inspected(patients, write, clinic):
+    for index in range(2):
+        write(index).write_series().write_structures()
+    (clinic / patients.scans[1].id / "IM0099.dcm").write_bytes(b"no")
+    inspection = inspect_data(clinic)
+    broken = [finding for finding in inspection.findings if finding.check == "unreadable"]
+    assert len(broken) == 1 and "IM0099.dcm: is no DICOM file" in broken[0].text
+    (scan,) = inspection.scans
+    assert scan.case == patients.scans[0].case and scan.contours.areas.any()
+
+
 def test_repeated_and_blank_images_are_findings(files):
     first, second = pngs(files, "case6_day0")[:2]
     shutil.copy(first, second)

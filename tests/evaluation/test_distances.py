@@ -1,5 +1,6 @@
 """Surface distances against MONAI 1.6.1 and surface-distance 0.1, and against looking at all pairs of points."""
 
+import itertools
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.spatial.distance import cdist
 from gitseg_tf.evaluation.distances import MaskPair, surfel_distances, voxel_distances
 from gitseg_tf.evaluation.nearest import Points, reach, search_radius
 from gitseg_tf.evaluation.scores import dice, iou, surface_dice
-from gitseg_tf.evaluation.surfels import corner_shifts, surfel_areas, surfel_codes
+from gitseg_tf.evaluation.surfels import surfel_areas, surfels
 
 VOXELS = (1.0, 1.0, 1.0)
 
@@ -161,21 +162,44 @@ def test_a_table_of_areas_is_that_of_surface_distance():
 def test_the_surface_of_a_half_space_has_the_area_of_the_cut(axes):
     spacing = SPACING[:axes]
     for axis in range(axes):
-        cells = np.indices((6,) * axes)
-        places = np.flatnonzero((cells < 5).all(0))
-        codes = surfel_codes((cells[axis] < 3).ravel(), places, corner_shifts(cells.shape[1:]))
+        indices = np.indices((8,) * axes)
+        places, codes = surfels((indices[axis] < 4) & (indices > 0).all(0) & (indices < 7).all(0))
+        first = np.stack(np.unravel_index(places, (8,) * axes))
+        inner = ((first > 0) & (first < 6)).all(0)
         expected = 5 ** (axes - 1) * math.prod(s for a, s in enumerate(spacing) if a != axis)
-        assert surfel_areas(spacing)[codes].sum() == pytest.approx(expected)
+        assert surfel_areas(spacing)[codes[inner]].sum() == pytest.approx(expected)
 
 
 def test_an_area_does_not_depend_on_which_side_is_inside_nor_on_mirroring():
     areas = surfel_areas(SPACING)
     assert (areas == areas[::-1]).all() and areas[0] == 0
-    for code in range(256):
+    for code in range(1, 255):
         cube = np.array([code >> bit & 1 for bit in range(8)], bool).reshape(2, 2, 2)
+        assert code_of(cube) == code
         for axis in range(3):
-            mirrored = surfel_codes(np.flip(cube, axis).ravel(), np.array([0]), corner_shifts((2, 2, 2)))
-            assert areas[mirrored] == pytest.approx(areas[code])
+            assert areas[code_of(np.flip(cube, axis))] == pytest.approx(areas[code])
+
+
+def code_of(cube):
+    """Of the middle one of the 27 cells of 2 x 2 x 2 voxels with a border."""
+    places, codes = surfels(np.pad(cube, 1))
+    return int(codes[places == np.ravel_multi_index((1, 1, 1), (4, 4, 4))][0])
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 9), (70, 80, 90), (700, 800)])
+def test_surface_elements_are_found_everywhere_in_a_large_mask(shape):
+    """Larger than the pieces that are looked at one at a time; in some of these there is nothing."""
+    mask = np.random.default_rng(0).random(shape) < 0.05
+    mask[shape[0] // 2 :] = False
+    mask &= np.pad(np.ones([n - 2 for n in shape], bool), 1)
+    places, codes = surfels(mask)
+    found = np.zeros(mask.shape, int)
+    for bit, corner in enumerate(itertools.product((0, 1), repeat=mask.ndim)):
+        moved = np.roll(mask, np.negative(corner), range(mask.ndim))
+        found += moved.astype(int) << bit
+    all_inside = (1 << (1 << mask.ndim)) - 1
+    assert places.tolist() == np.flatnonzero((found > 0) & (found < all_inside)).tolist()
+    assert codes.tolist() == found.ravel()[places].tolist()
 
 
 def test_the_area_of_a_ball_is_near_that_of_the_ball():

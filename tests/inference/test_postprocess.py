@@ -87,6 +87,30 @@ def test_the_largest_component_stays():
     np.testing.assert_array_equal(keep_largest_component(boxes(large, small)), boxes(large))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_many_components_the_largest_is_that_of_scipy(seed):
+    mask = noise(seed, sigma=(0.7, 1, 1)) > 0.6
+    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = ndimage.sum_labels(mask, labels, range(1, count + 1))
+    assert count > 5
+    np.testing.assert_array_equal(keep_largest_component(mask), labels == 1 + sizes.argmax())
+
+
+@pytest.mark.parametrize("gap", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_of_slices_are_the_components_of_scipy_once_gaps_are_closed(seed, gap):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((60, 9, 9)) < 0.3) & (rng.random((60, 1, 1)) < 0.3)
+    there = mask.any((1, 2))
+    # Closed, all slices from one of a group to the next are there; at either end nothing is added.
+    groups, count = ndimage.label(ndimage.binary_closing(np.pad(there, gap), np.ones(gap)))
+    groups = groups[gap:-gap]
+    sizes = ndimage.sum_labels(mask.sum((1, 2)), groups, range(1, count + 1))
+    assert count > 1 and np.sort(sizes)[-2] < sizes.max()
+    expected = mask & (groups == 1 + sizes.argmax())[:, None, None]
+    np.testing.assert_array_equal(remove_far_slices(mask, 3.3, 3.3 * gap), expected)
+
+
 def test_slices_behind_a_long_gap_are_removed_and_the_larger_part_stays():
     body, near, far = ((6, 9), (5, 15), (5, 15)), ((4, 5), (30, 32), (3, 5)), ((12, 14), (8, 12), (8, 12))
     mask = boxes(body, near, far)

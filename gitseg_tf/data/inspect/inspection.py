@@ -59,6 +59,8 @@ def inspect_data(root: str | Path) -> Inspection:
     results = list(each_scan(source, measure, "inspect"))
     scans = [result for result in results if isinstance(result, ScanFacts)]
     unreadable = [result for result in results if isinstance(result, Unreadable)]
+    if isinstance(source, Cohort):
+        unreadable += [Unreadable(name, reason) for name, reason in source.broken]
     found = [
         *findings.unreadable_scans(unreadable),
         *(findings.left_aside(source) if isinstance(source, Cohort) else ()),

@@ -35,12 +35,12 @@ def open_source(root: str | Path) -> Cohort | Dataset:
         root: a source cohort, or the folder of a finished dataset.
 
     Returns:
-        The cohort, rows without image listed in it, or the dataset.
+        The cohort, rows without image and scans that cannot be read listed in it, or the dataset.
 
     Raises:
         InputError: nothing there that can be read.
     """
-    return load_dataset(root) if is_dataset(root) else read_cohort(root, list_orphans=True)
+    return load_dataset(root) if is_dataset(root) else read_cohort(root, list_orphans=True, list_broken=True)
 
 
 def each_scan(
