@@ -77,12 +77,33 @@ def load_config(path: str | AnyPath | None = None, overrides: dict[str, Any] | N
         InputError: no such file, no YAML, an unknown key, a wrong type, a value out of range. One line names the field.
     """
     tree = read_yaml(as_path(path)) if path is not None else {}
-    for key, value in (overrides or {}).items():
+    return _checked(tree, overrides or {}, path or "config")
+
+
+def with_overrides(config: Config, overrides: dict[str, Any], name: str | AnyPath) -> Config:
+    """An experiment with other values of some keys.
+
+    Args:
+        config: the experiment.
+        overrides: dotted keys, as of `load_config`.
+        name: of the experiment, for errors.
+
+    Returns:
+        The checked experiment.
+
+    Raises:
+        InputError: an unknown key, a wrong type, or a value out of range.
+    """
+    return _checked(config.model_dump(mode="json"), overrides, name) if overrides else config
+
+
+def _checked(tree: dict, overrides: dict[str, Any], name) -> Config:
+    for key, value in overrides.items():
         _set_dotted(tree, key, value)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{path or 'config'}: {_first_problem(error)}") from None
+        raise InputError(f"{name}: {_first_problem(error)}") from None
 
 
 def save_config(config: Config, path: str | AnyPath) -> None:

@@ -1,5 +1,8 @@
 """Commands that judge and use what was trained."""
 
+import argparse
+from dataclasses import replace
+
 from gitseg_tf import quiet
 from gitseg_tf.commands.parsers import command
 from gitseg_tf.errors import InputError
@@ -11,15 +14,22 @@ def add_parsers(commands) -> None:
     evaluate.add_argument("run_folder", metavar="run")
     evaluate.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
     evaluate.add_argument("--fold", type=int, help="the fold to score (the one held out)")
+    _tta_argument(evaluate)
 
     tune = command(commands, "tune", _tune, "find a run's post-processing on patients that it has not seen")
     tune.add_argument("run_folder", metavar="run")
     tune.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
     tune.add_argument("--fold", type=int, help="the fold to tune on (the one held out)")
     tune.add_argument("--dry-run", action="store_true", help="show what each step gains, and save nothing")
+    _tta_argument(tune)
 
     predict = command(commands, "predict", _predict, "segment the scans of a folder, or a single PNG or NIfTI file")
-    predict.add_argument("model", help="a run, or an exported SavedModel")
+    predict.add_argument(
+        "models",
+        nargs="+",
+        metavar="model",
+        help="a run, an exported SavedModel, or a cross-validation; of several the mean of their probabilities",
+    )
     predict.add_argument("input", help="a folder in the competition's layout, NIfTI or DICOM, or a file")
     predict.add_argument("out", help="the folder for the predictions")
     predict.add_argument(
@@ -28,10 +38,33 @@ def add_parsers(commands) -> None:
         default="submission",
         help="of the predictions, see docs/prediction.md (%(default)s)",
     )
+    _tta_argument(predict)
+    predict.add_argument("--postprocess", metavar="FILE.yaml", help="its section postprocess, not the models' own")
+    predict.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of evaluation or postprocess, dotted"
+    )
 
     export = command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")
     export.add_argument("out", nargs="?", help="gets 1/ (RUN/export)")
+
+
+def _tta_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta",
+        type=_tta,
+        metavar="flip,scale",
+        default={},
+        help="test-time augmentation: flip, scale (0.9 and 1.1), both, or none (as the config has it)",
+    )
+
+
+def _tta(text: str) -> dict:
+    """The config keys that --tta sets."""
+    names = text.split(",")
+    if names != ["none"] and not set(names) <= {"flip", "scale"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of flip, scale, flip,scale and none")
+    return {"evaluation.tta.flip": "flip" in names, "evaluation.tta.scales": [0.9, 1.1] if "scale" in names else []}
 
 
 def _evaluate(options) -> None:
@@ -52,10 +85,15 @@ def _tune(options) -> None:
 
 def _run_and_data(options):
     """A run, and the dataset to judge it by: --data, or what it was trained on."""
+    from gitseg_tf.config import with_overrides
     from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.inference.predictor import doubtful_augmentation
     from gitseg_tf.training.trainer import load_run
 
     run = load_run(options.run_folder)
+    run = replace(run, config=with_overrides(run.config, options.tta, run.path))
+    for line in doubtful_augmentation(run.path, run.config):
+        print(f"warning    {line}")
     data = options.data or run.config.provenance.get("records")
     if data is None:
         raise InputError(f"{run.path}: its config does not say what it was trained on; name the data with --data")
@@ -64,9 +102,19 @@ def _run_and_data(options):
 
 def _predict(options) -> None:
     quiet.import_tensorflow()
+    from gitseg_tf.config import parse_assignment
     from gitseg_tf.inference.predict import predict_cohort
 
-    print(f"written    {predict_cohort(options.model, options.input, options.out, options.format)}")
+    overrides = options.tta | dict(map(parse_assignment, options.set))
+    out = predict_cohort(
+        options.models,
+        options.input,
+        options.out,
+        options.format,
+        overrides=overrides,
+        postprocess=options.postprocess,
+    )
+    print(f"written    {out}")
 
 
 def _export(options) -> None:

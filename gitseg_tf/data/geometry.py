@@ -88,13 +88,32 @@ def fitted_shape(shape, size: tuple[int, int]):
     return tf.clip_by_value(fitted, 1, tf.constant(size, tf.int32))
 
 
-def to_model(volume, placement: dict, size: tuple[int, int]):
+def field_of(placement: dict, size: tuple[int, int]):
+    """The size of a model's input, or what is larger of it so that nothing of a scan is cut.
+
+    Args:
+        placement: from `place`.
+        size: (height, width) of the model.
+
+    Returns:
+        int32 [2], height and width, at least those of `size`; for `to_model`.
+    """
+    return tf.maximum(placement["fitted"], size)
+
+
+def at_scale(placement: dict, scale: float) -> dict:
+    """A placement in which the scan is larger or smaller by a factor, about the same middle."""
+    fitted = tf.round(tf.cast(placement["fitted"], tf.float32) * scale)
+    return placement | {"fitted": tf.maximum(tf.cast(fitted, tf.int32), 1)}
+
+
+def to_model(volume, placement: dict, size):
     """Cut, scale and pad slices into the model's input, with zeros around them.
 
     Args:
         volume: float32 [D, H, W].
         placement: from `place`.
-        size: (height, width) of the model.
+        size: (height, width) of the model, or of a field larger than that, an int32 tensor.
 
     Returns:
         float32 [D, height, width], smoothed before it is made smaller.
@@ -110,21 +129,22 @@ def to_model(volume, placement: dict, size: tuple[int, int]):
     planes = tf.pad(
         planes, [[missing[0] // 2, (missing[0] + 1) // 2], [missing[1] // 2, (missing[1] + 1) // 2], [0, 0]]
     )
-    return tf.ensure_shape(tf.transpose(planes, [2, 0, 1]), [None, *size])
+    planes = tf.transpose(planes, [2, 0, 1])
+    return tf.ensure_shape(planes, [None, *size]) if isinstance(size, tuple) else planes
 
 
 def from_model(planes, placement: dict, shape):
     """Undo `to_model`.
 
     Args:
-        planes: float32 [N, height, width, C] of the model.
+        planes: float32 [N, height, width, C] of the model, or of a field larger than that.
         placement: from `place`.
         shape: int32 [2], (H, W) of the scan.
 
     Returns:
         float32 [N, H, W, C]; zeros where the model did not look.
     """
-    size = tf.constant([*planes.shape[1:3]], tf.int32)
+    size = tf.shape(planes)[1:3]
     fitted, (y, x, height, width) = placement["fitted"], tf.unstack(placement["box"])
     missing, cut = tf.maximum(size - fitted, 0), tf.maximum(fitted - size, 0)
     top, left = missing[0] // 2, missing[1] // 2

@@ -16,6 +16,7 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.files import write_atomically
+from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.pictures import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
 from gitseg_tf.progress import progress
@@ -73,12 +74,14 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
             scored.append(scoring.submit(score_scan, scan["id"], truth, prediction, spacing, tolerance))
     table = pd.DataFrame([row for scores in scored for row in scores.result()])
     summary = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on, "dataset": dataset.source["fingerprint"]}
+    summary["tta"] = run.config.evaluation.tta.model_dump(mode="json")
     summary |= summarise(table)
     details = {
         **_network_details(run.config),
         "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
         "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
         "Surface Dice tolerance": f"{tolerance} mm",
+        "Test-time augmentation": tta_words(run.config),
         "Post-processing": _postprocess_details(run.config, tuned_on),
     }
     write_atomically(run.path / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())

@@ -1,7 +1,7 @@
 """Segmenting the scans of a folder, or of a file."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,28 +15,32 @@ from gitseg_tf.progress import progress, say_above
 
 
 def predict_cohort(
-    model: str | AnyPath,
+    models: str | AnyPath | Sequence[str | AnyPath],
     source: str | AnyPath,
     out: str | AnyPath,
     output: str = "submission",
     say: Callable[[str], None] = say_above,
+    overrides: dict[str, Any] | None = None,
+    postprocess: str | AnyPath | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
     Args:
-        model: a run folder or an exported SavedModel.
+        models: runs, exported SavedModels or cross-validations, see `load_predictor`; of several the mean.
         source: a folder of any layout that `read_cohort` knows; contours are not read. Of train/ and test/ it is test/.
             Or a file that `read_file` knows.
         out: the folder for the predictions.
         output: of OUTPUTS.
         say: takes lines for the user.
+        overrides: dotted keys of the sections evaluation and postprocess, for all models.
+        postprocess: a YAML file whose section postprocess takes the place of the models' own.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no model, no scans, or scans that cannot be written so; and, when all others are written, that some
-            have failed.
+        InputError: no model, models that do not go together, no scans, or scans that cannot be written so; and, when
+            all others are written, that some have failed.
     """
     cohort, out = _read_source(as_path(source)), as_path(out)
     for note in cohort.notes:
@@ -44,7 +48,7 @@ def predict_cohort(
     failed = [name for name, _ in cohort.broken]
     total = len(cohort.scans) + len(failed)
     with OUTPUTS[output](cohort, out, say) as write:
-        predict = load_predictor(model)
+        predict = load_predictor(models, overrides, postprocess, say)
         out.mkdir(parents=True, exist_ok=True)
         for name, reason in cohort.broken:
             say(f"{name} failed: {reason}")

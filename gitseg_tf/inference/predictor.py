@@ -1,144 +1,109 @@
 """From a scan's voxels to its organ masks, at the scan's own size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from gitseg_tf.config import Config, load_config
-from gitseg_tf.data.geometry import (
-    from_model,
-    normalize,
-    place,
-    stack_windows,
-    to_model,
-    window_indices,
-    window_offsets,
-)
+from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.postprocess import clean_mask, organ_settings, postprocess
-from gitseg_tf.inference.volumes import batches_of, make_volume_function, organs_first
+from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
+from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.models.frozen import freeze
+from gitseg_tf.training.cross_validation import MARKER, fold_runs
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
-def make_predictor(
-    probabilities: Callable, config: Config
-) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
+def make_predictor(probabilities: Callable, config: Config) -> Predictor:
     """Wrap a network so that it segments whole scans.
 
     Args:
-        probabilities: function from float32 windows [N, height, width, slices] to probabilities [N, height, width, 3];
-            with data.patch, see `make_volume_function`.
-        config: window, size, threshold, batch size and post-processing.
+        probabilities: as in `Member`.
+        config: as in `Member`, with thresholds and post-processing.
 
     Returns:
         Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing
         (z, y, x) in mm) to bool masks [3, D, H, W]. Probabilities are scaled to the scan's size before the threshold.
     """
-    settings = organ_settings(config)
-    if any(organ.smooth_mm for organ in settings):
-        find = make_scan_function(probabilities, config, tf.identity)
-
-        def predict_smooth(image, numbers, percentiles, spacing):
-            return postprocess(find(image, numbers, percentiles, spacing), settings, numbers, spacing)
-
-        return predict_smooth
-    # Without smoothing, masks alone leave the graph.
-    thresholds = np.array([organ.threshold for organ in settings], np.float32)
-    segment = make_scan_function(probabilities, config, lambda found: found >= thresholds)
-
-    def predict(image, numbers, percentiles, spacing):
-        masks = segment(image, numbers, percentiles, spacing)
-        for k, organ in enumerate(settings):
-            masks[k] = clean_mask(masks[k], organ, spacing)
-        return masks
-
-    return predict
+    return make_ensemble([Member(config.name, probabilities, config)], organ_settings(config))
 
 
-def make_scan_function(
-    probabilities: Callable, config: Config, finish: Callable
-) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
+def make_scan_function(probabilities: Callable, config: Config, finish: Callable) -> Predictor:
     """Run a network over whole scans, with no post-processing.
 
     Args:
-        probabilities: as in `make_predictor`.
-        config: window, size and batch size.
+        probabilities: as in `Member`.
+        config: as in `Member`.
         finish: function of TensorFlow's from probabilities at the scan's size, float32 [N, H, W, 3], to what is wanted
             of them, of the same shape and any dtype; tf.identity gives the probabilities.
 
     Returns:
         Function as from `make_predictor`, to [3, D, H, W] of what `finish` gives.
     """
-    data, evaluation = config.data, config.evaluation
-    if data.patch is not None:
-        return make_volume_function(probabilities, config, finish)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None, None], tf.uint16),
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None], tf.float32),
-            tf.TensorSpec([3], tf.float32),
-        ]
-    )
-    def prepare(image, numbers, percentiles, spacing):
-        placement = place(image, percentiles, spacing, data)
-        prepared = to_model(normalize(image, percentiles), placement, data.size)
-        return prepared, placement, window_indices(numbers, window_offsets(spacing, data))
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, *data.size], tf.float32),
-            {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)},
-            tf.TensorSpec([None, data.slices], tf.int32),
-            tf.TensorSpec([2], tf.int32),
-        ]
-    )
-    def segment(prepared, placement, windows, shape):
-        return finish(from_model(probabilities(stack_windows(prepared, windows)), placement, shape))
-
-    def over_scan(image, numbers, percentiles, spacing):
-        depth, height, width = image.shape
-        prepared, placement, windows = prepare(image, numbers, percentiles, spacing)
-        batches = batches_of(depth, evaluation.batch_size)
-        found = ((part, segment(prepared, placement, windows[part], (height, width)).numpy()) for part in batches)
-        return organs_first(found, image.shape)
-
-    return over_scan
+    return make_mean_function([Member(config.name, probabilities, config)], finish)
 
 
-def load_predictor(path: str | AnyPath):
-    """A predictor, as `make_predictor` gives, for a run folder or an exported SavedModel.
+def load_predictor(
+    models: str | AnyPath | Sequence[str | AnyPath],
+    overrides: dict[str, Any] | None = None,
+    postprocess: str | AnyPath | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Predictor:
+    """A predictor, as `make_predictor` gives, of one model or of the mean of several.
 
     Args:
-        path: RUN, RUN/export or RUN/export/1.
+        models: each a run (RUN), an exported SavedModel (RUN/export or RUN/export/1), or a cross-validation, which is
+            all its runs.
+        overrides: dotted keys of the sections evaluation and postprocess, for all models.
+        postprocess: a YAML file whose section postprocess takes the place of the models' own.
+        say: takes lines for the user.
 
     Returns:
         The predictor.
 
     Raises:
-        InputError: neither is there, or it is damaged.
+        InputError: no such model, a damaged one, a key of another section, or models that differ in post-processing.
     """
-    path = as_path(path)
-    exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
-    if exported is None:
-        run = load_run(path)
-        return make_predictor(run_probabilities(run), run.config)
-    try:
-        loaded = tf.saved_model.load(str(exported))
-    except (OSError, IndexError, tf.errors.OpError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{exported}: the SavedModel is damaged ({reason}); export it again") from None
-    settings = exported / "assets.extra" / "config.yaml"
-    if not settings.is_file():
-        raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")
-    config = load_config(settings)
-    serve = loaded.signatures["serving_default"]
-    spec = serve.structured_input_signature[1]["windows"]
-    return make_predictor(freeze(lambda windows: serve(windows=windows)["probabilities"], spec), config)
+    overrides = checked_overrides(overrides or {}, postprocess)
+    listed = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
+    opened = [
+        (path, with_overrides(config, overrides, path), probabilities)
+        for path, config, probabilities in map(_open, _single_models(listed))
+    ]
+    settings = agreed_settings([(path, config) for path, config, _ in opened])
+    for line in dict.fromkeys(line for path, config, _ in opened for line in doubtful_augmentation(path, config)):
+        say(line)
+    if len(opened) > 1:
+        say(f"the mean of {len(opened)} models: {', '.join(str(path) for path, *_ in opened)}")
+    # The networks last: all else that can be wrong with the models is known by then.
+    return make_ensemble([Member(str(path), load(), config) for path, config, load in opened], settings)
+
+
+def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | None = None) -> dict[str, Any]:
+    """What may be set otherwise than a model was trained with.
+
+    Args:
+        overrides: dotted keys of the sections evaluation and postprocess.
+        postprocess: a YAML file with a section postprocess.
+
+    Returns:
+        The overrides, those of the file first.
+
+    Raises:
+        InputError: a key of another section, or a file without such a section.
+    """
+    for key in overrides:
+        if key.split(".")[0] not in ("evaluation", "postprocess"):
+            raise InputError(
+                f"--set {key}: the model is as it was trained; evaluation and postprocess are all that can be set"
+            )
+    if postprocess is None:
+        return overrides
+    path = as_path(postprocess)
+    if "postprocess" not in read_yaml(path):
+        raise InputError(f"{path}: has no section postprocess; give a file such as gitseg tune writes")
+    return {"postprocess": load_config(path).postprocess.model_dump(mode="json")} | overrides
 
 
 def run_probabilities(run: Run) -> Callable:
@@ -146,3 +111,45 @@ def run_probabilities(run: Run) -> Callable:
     model = load_model(run)
     spec = tf.TensorSpec(model.input_shape, tf.float32)
     return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
+
+
+def doubtful_augmentation(path: AnyPath, config: Config) -> Iterator[str]:
+    """Lines on test-time augmentation that makes what the network has not seen in training."""
+    tta, augment = config.evaluation.tta, config.augment
+    if tta.flip and not augment.flip.p:
+        yield f"{path}: was trained without flips (augment.flip.p is 0); mirrored scans are new to it"
+    reach = augment.affine.scale if augment.affine.p else 0.0
+    far = [scale for scale in tta.scales if abs(scale - 1) > reach + 1e-6]
+    if far:
+        yield f"{path}: was trained on sizes up to {reach:g} apart (augment.affine); {far[0]} is new to it"
+
+
+def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
+    for path in map(as_path, paths):
+        folds = fold_runs(path)
+        if not folds and (path / MARKER).is_file():
+            raise InputError(f"{path}: no fold of this cross-validation has been trained; train it with --resume")
+        yield from folds or [path]
+
+
+def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
+    """A model's path, its config, and a function that loads the network."""
+    exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
+    if exported is None:
+        run = load_run(path)
+        return path, run.config, lambda: run_probabilities(run)
+    settings = exported / "assets.extra" / "config.yaml"
+    if not settings.is_file():
+        raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")
+    return path, load_config(settings), lambda: _exported_probabilities(exported)
+
+
+def _exported_probabilities(exported: AnyPath) -> Callable:
+    try:
+        loaded = tf.saved_model.load(str(exported))
+    except (OSError, IndexError, tf.errors.OpError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{exported}: the SavedModel is damaged ({reason}); export it again") from None
+    serve = loaded.signatures["serving_default"]
+    spec = serve.structured_input_signature[1]["windows"]
+    return freeze(lambda windows: serve(windows=windows)["probabilities"], spec)

@@ -1,37 +1,72 @@
 """Whole scans by a 3-D network: patches that overlap, blended with Gaussian weights."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.geometry import from_model, normalize, place, to_model, window_offsets
+from gitseg_tf.data.geometry import at_scale, field_of, from_model, normalize, place, to_model, window_offsets
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.data.tiles import tile_slices, tile_starts
+from gitseg_tf.sections.data import DataConfig
 
-_OVERLAP = 0.5
+# Of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing (z, y, x) in mm), gives
+# one after the other (which slices, their probabilities float32 [N, H, W, 3] at the scan's size).
+View = Callable[[np.ndarray, Sequence[int], np.ndarray, Sequence[float]], Iterator[tuple[slice, tf.Tensor]]]
+
 _LEAST_WEIGHT = 1e-3
+_PLACEMENT = {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)}
 
 
-def make_volume_function(
-    probabilities: Callable, config: Config, finish: Callable
-) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
-    """Run a 3-D network over whole scans; see `make_scan_function`, whose interface this has.
+def make_volume_view(network: Callable, config: Config, scale: float = 1.0) -> View:
+    """Look at whole scans by a 3-D network.
 
     Memory: besides the scan, its input and probabilities at the model's size (20 bytes a voxel), and one batch.
 
     Args:
-        probabilities: function from float32 patches [N, D, H, W, 1] to probabilities [N, D, H, W, 3].
-        config: patch, size and batch size.
-        finish: as in `make_scan_function`.
+        network: function from float32 patches [N, D, H, W, 1] to probabilities [N, D, H, W, 3].
+        config: patch, size, batch size and overlap.
+        scale: factor by which the scan is larger in the model's input, in the plane.
 
     Returns:
-        Function of (image uint16 [D, H, W], slice numbers [D], percentiles float32 [11] of the scan, spacing
-        (z, y, x) in mm) to [3, D, H, W] of what `finish` gives.
+        The view.
     """
     data, evaluation = config.data, config.evaluation
+    prepare = make_prepare(
+        data, scale, lambda numbers, spacing: tile_slices(numbers, window_offsets(spacing, data), evaluation.overlap)
+    )
+    at_own_size = make_at_own_size()
+
+    def of_patches(patches):
+        return network(tf.constant(patches))
+
+    def view(image, numbers, percentiles, spacing):
+        depth, height, width = image.shape
+        prepared, placement, slices = prepare(image, numbers, percentiles, spacing)
+        found = blend(
+            of_patches, prepared.numpy(), slices.numpy(), data.patch, evaluation.batch_size, evaluation.overlap
+        )
+        for part in batches_of(depth, evaluation.batch_size):
+            yield part, at_own_size(found[part], placement, (height, width))
+
+    return view
+
+
+def make_prepare(data: DataConfig, scale: float, chosen_slices: Callable) -> Callable:
+    """A function that brings a scan to the model's pixels.
+
+    Nothing is cut: where the scan is larger than data.size, so is what it becomes, see `field_of`.
+
+    Args:
+        data: size, crop and pixel_mm.
+        scale: as in `make_volume_view`.
+        chosen_slices: function of the slices' numbers and the spacing to the slices that belong together.
+
+    Returns:
+        Function of a scan, as `View`, to float32 [D, height, width], its placement and the chosen slices.
+    """
 
     @tf.function(
         input_signature=[
@@ -42,32 +77,17 @@ def make_volume_function(
         ]
     )
     def prepare(image, numbers, percentiles, spacing):
-        placement = place(image, percentiles, spacing, data)
-        prepared = to_model(normalize(image, percentiles), placement, data.size)
-        return prepared, placement, tile_slices(numbers, window_offsets(spacing, data), _OVERLAP)
+        placement = at_scale(place(image, percentiles, spacing, data), scale)
+        prepared = to_model(normalize(image, percentiles), placement, field_of(placement, data.size))
+        return prepared, placement, chosen_slices(numbers, spacing)
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, *data.size, len(ORGANS)], tf.float32),
-            {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)},
-            tf.TensorSpec([2], tf.int32),
-        ]
-    )
-    def at_own_size(found, placement, shape):
-        return finish(from_model(found, placement, shape))
+    return prepare
 
-    patches = tf.TensorSpec([evaluation.batch_size, *data.patch, 1], tf.float32)
-    network = tf.function(probabilities, input_signature=[patches])
 
-    def over_scan(image, numbers, percentiles, spacing):
-        depth, height, width = image.shape
-        prepared, placement, slices = prepare(image, numbers, percentiles, spacing)
-        found = blend(network, prepared.numpy(), slices.numpy(), data.patch, evaluation.batch_size)
-        batches = batches_of(depth, evaluation.batch_size)
-        planes = ((part, at_own_size(found[part], placement, (height, width)).numpy()) for part in batches)
-        return organs_first(planes, image.shape)
-
-    return over_scan
+def make_at_own_size() -> Callable:
+    """`from_model` as a graph."""
+    planes = tf.TensorSpec([None, None, None, len(ORGANS)], tf.float32)
+    return tf.function(from_model, input_signature=[planes, _PLACEMENT, tf.TensorSpec([2], tf.int32)])
 
 
 def batches_of(depth: int, batch_size: int) -> list[slice]:
@@ -99,7 +119,7 @@ def blend(
     slices: np.ndarray,
     patch: tuple[int, int, int],
     batch_size: int,
-    overlap: float = _OVERLAP,
+    overlap: float,
 ) -> np.ndarray:
     """Run a network over a volume patch by patch, and average what it says of a voxel with `gaussian_weights`.
 
@@ -152,12 +172,26 @@ def gaussian_weights(patch: tuple[int, int, int]) -> np.ndarray:
     return np.maximum(weights, _LEAST_WEIGHT).astype(np.float32)
 
 
-def _batches(slices, plane: tuple[int, int], patch: tuple[int, int], batch_size: int, overlap: float) -> Iterator[list]:
-    """Lists of up to batch_size places: slices, and the rows and columns of the plane."""
+def tile_places(plane: Sequence[int], tile: Sequence[int], overlap: float) -> list[tuple[slice, slice]]:
+    """The rows and columns of tiles that cover a plane.
+
+    Args:
+        plane: its height and width, at least the tile's.
+        tile: height and width.
+        overlap: share of a tile that the next one covers again, 0 to below 1.
+
+    Returns:
+        (rows, columns) of each tile; one where the plane is of the tile's size.
+    """
     rows, columns = (
         [slice(start, start + size) for start in tile_starts(extent, size, overlap)]
-        for extent, size in zip(plane, patch, strict=True)
+        for extent, size in zip(plane, tile, strict=True)
     )
-    places = list(product(slices, rows, columns))
+    return list(product(rows, columns))
+
+
+def _batches(slices, plane: tuple[int, int], patch: tuple[int, int], batch_size: int, overlap: float) -> Iterator[list]:
+    """Lists of up to batch_size places: slices, and the rows and columns of the plane."""
+    places = [(which, *place) for which, place in product(slices, tile_places(plane, patch, overlap))]
     for start in range(0, len(places), batch_size):
         yield places[start : start + batch_size]
