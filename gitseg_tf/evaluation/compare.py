@@ -184,13 +184,11 @@ def table_lines(comparison: Comparison) -> list[str]:
         for row in comparison.table[comparison.table["score"] == title].itertuples():
             name = f"{title if row.organ == _MEAN else '':<14}{row.organ:<13}"
             lines.append(f"{name}{row.patients:>8}{_figures(row, digits)}{_p(row.p):>16}")
-    lines.append(
-        "           means over patients; interval by drawing patients, p by Wilcoxon's signed-rank test (exact,"
-    )
-    lines.append("           two-sided, of each line by itself: of 16 lines about one is below 0.05 by chance)")
+    lines.append("means over patients; interval from draws of patients; p of Wilcoxon's signed-rank test, exact and")
+    lines.append("two-sided, each line by itself: of 16 lines one is below 0.05 by chance")
     whole = comparison.table[comparison.table["organ"] == _MEAN]
     for row in whole[whole["dropped"] > 0].itertuples():
-        lines.append(f"left out   {row.dropped} organs without {row.score}: predicted nowhere by A or B")
+        lines.append(f"left out   {row.dropped} organs of scans have no {row.score}: A or B predicted them nowhere")
     if (most := whole["patients"].max()) < _FEWEST:
         lines.append(f"patients   only {most}: p cannot fall below {2 / 2**most:.2g}, with 6 or more it can reach 0.05")
     return lines + comparison.notes

@@ -1,5 +1,6 @@
 """Scoring a cross-validation: each scan by the one run that did not train on it."""
 
+import itertools
 from collections.abc import Callable
 
 import pandas as pd
@@ -50,10 +51,11 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
         keras.backend.clear_session()  # otherwise the networks add up
         scored = score_fold(run, dataset, *_counted(run, dataset, fold))
         parts.append(Scored(scored.rows.assign(fold=fold), scored.pictures))
-    scored = Scored(pd.concat([part.rows for part in parts], ignore_index=True), sum((p.pictures for p in parts), []))
-    facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(sum(tuned_on, []))}
-    summary = summary_of(scored.rows, dataset, folds.config, facts)
-    summary["folds"] = {str(fold): _means(own) for fold, own in scored.rows.groupby("fold")}
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    scored = Scored(rows, [picture for part in parts for picture in part.pictures])
+    facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
+    summary = summary_of(rows, dataset, folds.config, facts)
+    summary["folds"] = {str(fold): _means(own) for fold, own in rows.groupby("fold")}
     details = {
         **network_details(folds.config),
         "Data": f"{dataset.source['name']}, {len(runs)} folds, each scored by the run that did not train on it",
