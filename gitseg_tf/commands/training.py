@@ -99,12 +99,17 @@ def _fold_or_all(text: str) -> int | str:
 
 def _train(options) -> None:
     from gitseg_tf.config import load_config
+    from gitseg_tf.training.cross_validation import is_cross_validation
     from gitseg_tf.training.run_folder import choose_run, has_begun
 
     if options.overfit_batches is not None:
         return _overfit(options)
     if options.fold == "all":
         return _train_folds(options)
+    if options.out and is_cross_validation(options.out):
+        raise InputError(
+            f"{options.out}: is a cross-validation; go on with --fold all --resume or choose another --out"
+        )
     overrides = _overrides(options)
     out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
     resumed = options.resume and has_begun(out)

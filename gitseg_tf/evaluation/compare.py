@@ -190,7 +190,9 @@ def table_lines(comparison: Comparison) -> list[str]:
     for row in whole[whole["dropped"] > 0].itertuples():
         lines.append(f"left out   {row.dropped} organs of scans have no {row.score}: A or B predicted them nowhere")
     if (most := whole["patients"].max()) < _FEWEST:
-        lines.append(f"patients   only {most}: p cannot fall below {2 / 2**most:.2g}, with 6 or more it can reach 0.05")
+        lines.append(
+            f"patients   only {most}: p cannot fall below {min(1, 2 / 2**most):.2g}, with 6 or more it can reach 0.05"
+        )
     return lines + comparison.notes
 
 
