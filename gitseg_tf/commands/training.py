@@ -107,9 +107,7 @@ def _train(options) -> None:
     if options.fold == "all":
         return _train_folds(options)
     if options.out and is_cross_validation(options.out):
-        raise InputError(
-            f"{options.out}: is a cross-validation; go on with --fold all --resume or choose another --out"
-        )
+        raise InputError(f"{options.out}: is a cross-validation; go on with --fold all --resume, or choose another")
     overrides = _overrides(options)
     out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
     resumed = options.resume and has_begun(out)

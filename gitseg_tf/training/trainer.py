@@ -158,7 +158,7 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) ->
     epochs = len(read_history(run))
     latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
     if latest is None:
-        if epochs:
+        if epochs > 1:  # after the first one it may have been killed before it had a checkpoint
             raise InputError(f"{run}: {epochs} epochs have finished but their checkpoint is gone; choose another --out")
         return
     try:

@@ -37,7 +37,7 @@ SETTINGS = {
     "model.filters": 4,
     "model.levels": 2,
     "augment.dropout.p": 0.0,
-    "training.epochs": 3,
+    "training.epochs": 2,
     "training.learning_rate": 3e-2,
     "training.strategy": "one_device",
     "training.precision": "float32",
@@ -57,7 +57,7 @@ def quiet(line):
 # Without TensorFlow: which runs are trained, and what is refused.
 
 
-def finish(run, config, epochs=3, exported=None):
+def finish(run, config, epochs=2, exported=None):
     """What a finished run leaves, as far as a cross-validation looks at it."""
     (run / "export" / "1" / "assets.extra").mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.yaml")
@@ -133,9 +133,9 @@ def test_finished_folds_are_skipped_and_an_interrupted_one_is_resumed(commands, 
     [
         lambda run: (run / "evaluation.json").unlink(),
         lambda run: (run / "export/1/assets.extra/config.yaml").unlink(),
-        lambda run: finish(run, configured(), epochs=2),
+        lambda run: finish(run, configured(), epochs=1),
         lambda run: (run / "history.csv").write_text(""),
-        lambda run: finish(run, configured(), exported=configured(training__epochs=2)),
+        lambda run: finish(run, configured(), exported=configured(training__epochs=1)),
     ],
 )
 def test_a_run_is_finished_only_with_all_epochs_scores_and_their_export(commands, drawn_dataset, spoil):
@@ -235,7 +235,7 @@ def test_the_default_folder_is_numbered_and_a_resumed_one_is_the_last(tmp_path, 
     assert str(choose_cross_validation(None, "x", True)) == "runs/x-folds"
 
 
-def test_the_training_of_a_fold_holds_the_lock_after_its_parent_is_gone(drawn_dataset, tmp_path, monkeypatch):
+def test_the_training_of_a_fold_holds_the_lock_after_its_parent_is_gone(drawn_dataset, tmp_path):
     """Otherwise a second process would resume the run that the orphan still writes to."""
     orphan = tmp_path / "orphan.py"
     orphan.write_text("import time\nprint('training', flush=True)\ntime.sleep(60)\n")
@@ -248,7 +248,7 @@ def test_the_training_of_a_fold_holds_the_lock_after_its_parent_is_gone(drawn_da
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        while "training" not in parent.stdout.readline():
+        while parent.stdout.readline() != "training\n":
             assert parent.poll() is None
         parent.kill()
         parent.wait()
@@ -307,7 +307,7 @@ def validated(drawn_dataset, tmp_path_factory):
     command = [sys.executable, "-m", "gitseg_tf", "train", "--fold", "all", "--out", str(place / "cv")]
     command += ["--config", str(place / "tiny.yaml"), "--data", str(drawn_dataset.root)]
     seen = SimpleNamespace(out=place / "cv", log=place / "log.txt")
-    seen.killed = killed_when(seen.out / "fold1" / "history.csv", command, seen.log)
+    seen.killed = killed_when(seen.out / "fold1" / "checkpoints" / "state" / "checkpoint", command, seen.log)
     seen.left = {str(p.relative_to(seen.out)): p.stat().st_mtime_ns for p in seen.out.rglob("*") if p.is_file()}
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -330,7 +330,7 @@ def test_a_killed_cross_validation_goes_on_where_it_was(validated):
 
 def test_the_resumed_fold_ends_as_one_trained_by_itself(validated, drawn_dataset, tmp_path):
     alone = train(configured(data__fold=1), drawn_dataset, tmp_path / "alone", say=quiet)
-    assert history_of(validated.out / "fold1") == history_of(alone.path) and len(history_of(alone.path)) == 3
+    assert history_of(validated.out / "fold1") == history_of(alone.path) and len(history_of(alone.path)) == 2
     assert load_run(validated.out / "fold1").config.data.fold == 1
 
 
