@@ -20,7 +20,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
-def locked(folder: AnyPath, wait: bool, say: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: AnyPath, wait: bool, say: Callable[[str], None]) -> Iterator[int | None]:
     """Hold a folder for oneself; the file .lock is in it meanwhile.
 
     Folders in buckets, and systems without fcntl, have no such lock: nothing is held there.
@@ -30,16 +30,20 @@ def locked(folder: AnyPath, wait: bool, say: Callable[[str], None]) -> Iterator[
         wait: wait for the process that holds it, rather than refuse.
         say: takes the line that tells the user of the wait, or of a file system without locks.
 
+    Returns:
+        Context of the lock's file descriptor, or None without a lock. A process that inherits it holds the folder too,
+        for as long as it runs.
+
     Raises:
         InputError: another process holds the folder.
     """
     if fcntl is None or not isinstance(folder, Path):
-        yield
+        yield None
         return
     path = folder / LOCK
     file = _take(path, wait, say)
     try:
-        yield
+        yield file
     finally:
         path.unlink(missing_ok=True)
         os.close(file)

@@ -10,11 +10,16 @@ from gitseg_tf.errors import InputError
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands to argparse's subparsers."""
-    evaluate = command(commands, "evaluate", _evaluate, "score a run and write its report")
-    evaluate.add_argument("run_folder", metavar="run")
+    evaluate = command(commands, "evaluate", _evaluate, "score a run or a cross-validation, and write a report")
+    evaluate.add_argument("run_folder", metavar="run", help="the folder of a run, or of train.py --fold all")
     evaluate.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
     evaluate.add_argument("--fold", type=int, help="the fold to score (the one held out)")
     _tta_argument(evaluate)
+
+    compare = command(commands, "compare", _compare, "compare the scores of two runs, patient by patient")
+    compare.add_argument("one", metavar="run", help="scored by gitseg evaluate; a run or a cross-validation")
+    compare.add_argument("other", metavar="other", help="another, on the same patients")
+    compare.add_argument("--out", default="compare.png", metavar="FILE.png", help="the picture (%(default)s)")
 
     tune = command(commands, "tune", _tune, "find a run's post-processing on patients that it has not seen")
     tune.add_argument("run_folder", metavar="run")
@@ -68,12 +73,41 @@ def _tta(text: str) -> dict:
 
 
 def _evaluate(options) -> None:
+    from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
+
     quiet.import_tensorflow()
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
 
+    if is_cross_validation(options.run_folder):
+        if options.fold is None:
+            return _evaluate_folds(options)
+        options.run_folder = read_cross_validation(options.run_folder).run_of(options.fold)
     run, dataset = _run_and_data(options)
     summary_lines(evaluate(run, dataset, options.fold))
     print(f"report     {run.path / 'report.html'}")
+
+
+def _evaluate_folds(options) -> None:
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.evaluation.evaluate import summary_lines
+    from gitseg_tf.evaluation.out_of_fold import evaluate_cross_validation
+    from gitseg_tf.training.cross_validation import read_cross_validation
+
+    folds = read_cross_validation(options.run_folder)
+    dataset = open_dataset(options.data or folds.config.provenance["records"], len(folds.cases))
+    summary_lines(evaluate_cross_validation(folds.path, dataset))
+    print(f"report     {folds.path / 'report.html'}")
+
+
+def _compare(options) -> None:
+    from gitseg_tf.evaluation.compare import check_picture, compare, draw_comparison, read_evaluation, table_lines
+
+    out = check_picture(options.out)
+    comparison = compare(read_evaluation(options.one), read_evaluation(options.other))
+    for line in table_lines(comparison):
+        print(line)
+    draw_comparison(out, comparison)
+    print(f"picture    {out}")
 
 
 def _tune(options) -> None:

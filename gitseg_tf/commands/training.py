@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
 from functools import partial
 
 from gitseg_tf import quiet
@@ -33,7 +34,8 @@ def add_parsers(commands) -> None:
     grid = command(commands, "grid", _grid, "train all combinations of some values, and compare them")
     grid.add_argument("grid", metavar="GRID.yaml", help="lists by key: training.learning_rate: [0.001, 0.003]")
     grid.add_argument("--out", help="the grid's folder; what is finished there is not run again (runs/GRID)")
-    for parser in (train, lr_find, grid):
+    _experiment_arguments(train, _fold_or_all, ", or all: each fold in turn, then the scores over all patients")
+    for parser in (lr_find, grid):
         _experiment_arguments(parser)
 
     models = command(commands, "models", _models, "what each network costs: parameters, operations, speed")
@@ -49,12 +51,13 @@ def add_parsers(commands) -> None:
     command(commands, "doctor", _doctor, "versions, devices, and what auto would choose")
 
 
-def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+def _experiment_arguments(parser: argparse.ArgumentParser, fold: Callable | None = None, more: str = "") -> None:
     parser.add_argument("--config", help="YAML file; what it leaves out has the default (configs/default.yaml)")
     parser.add_argument("--data", help="TFRecords or a cohort; without it the phantom")
     parser.add_argument("--strategy", help="auto, one_device, mirrored, multiworker or tpu")
     parser.add_argument("--precision", help="auto, float32, mixed_float16 or mixed_bfloat16")
-    parser.add_argument("--fold", type=_fold, help="the fold that is held out, or none: train on all, score nothing")
+    held_out = f"the fold that is held out, or none: train on all, score nothing{more}"
+    parser.add_argument("--fold", type=fold or _fold, help=held_out)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch-size", type=int, help="over all replicas")
     parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="a data service prepares the training data")
@@ -77,6 +80,8 @@ def _overrides(options) -> dict:
     given = {key: value for key, value in flags.items() if value is not None}
     if options.fold == "none":
         given["data.fold"] = None
+    if options.fold == "all":
+        given["data.fold"] = 0  # each run is given its own
     return dict(map(parse_assignment, options.set)) | given
 
 
@@ -86,12 +91,23 @@ def _fold(text: str) -> int | str:
     return text if text == "none" else int(text)
 
 
+def _fold_or_all(text: str) -> int | str:
+    if text != "all" and text != "none" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor none nor all")
+    return text if text == "all" else _fold(text)
+
+
 def _train(options) -> None:
     from gitseg_tf.config import load_config
+    from gitseg_tf.training.cross_validation import is_cross_validation
     from gitseg_tf.training.run_folder import choose_run, has_begun
 
     if options.overfit_batches is not None:
         return _overfit(options)
+    if options.fold == "all":
+        return _train_folds(options)
+    if options.out and is_cross_validation(options.out):
+        raise InputError(f"{options.out}: is a cross-validation; go on with --fold all --resume, or choose another")
     overrides = _overrides(options)
     out = choose_run(options.out, load_config(options.config, overrides).name, options.resume)
     resumed = options.resume and has_begun(out)
@@ -118,10 +134,36 @@ def _train(options) -> None:
     print(f"SavedModel {export(run)}")
 
 
+def _train_folds(options) -> None:
+    from gitseg_tf.config import load_config
+    from gitseg_tf.data.sources import open_dataset
+    from gitseg_tf.training.cross_validation import MARKER, choose_cross_validation, is_cross_validation, train_folds
+
+    overrides = _overrides(options)
+    out = choose_cross_validation(options.out, load_config(options.config, overrides).name, options.resume)
+    resumed = is_cross_validation(out)
+    if options.resume and not resumed:
+        print(f"starting   {out}, for there is nothing to resume")
+    config = load_config(out / MARKER if resumed and not options.config else options.config, overrides)
+    if "://" in str(config.data.path):
+        quiet.import_tensorflow()
+    dataset = open_dataset(config.data.path, config.data.folds)
+    train_folds(config, dataset, out, options.resume, partial(print, flush=True))
+
+    quiet.import_tensorflow()
+    from gitseg_tf.evaluation.evaluate import summary_lines
+    from gitseg_tf.evaluation.out_of_fold import evaluate_cross_validation
+
+    summary_lines(evaluate_cross_validation(out, dataset))
+    print(f"report     {out / 'report.html'}")
+
+
 def _overfit(options) -> None:
     from gitseg_tf.config import load_config
     from gitseg_tf.training.run_folder import choose_run
 
+    if options.fold == "all":
+        options.wrong_usage("--overfit-batches trains one network; name one --fold")
     if options.resume:
         options.wrong_usage("--overfit-batches makes no run that could be resumed")
     config = load_config(options.config, _overrides(options))

@@ -4,18 +4,21 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from gitseg_tf import __version__
 from gitseg_tf.config import Config
 from gitseg_tf.data.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
+from gitseg_tf.evaluation.intervals import RESAMPLES, mean_intervals
 from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
-from gitseg_tf.files import write_atomically
+from gitseg_tf.files import AnyPath, write_atomically
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.pictures import to_grey
 from gitseg_tf.inference.predictor import make_predictor, run_probabilities
@@ -36,6 +39,15 @@ _COLUMNS = (
     ("  surface Dice", "surface_dice", ".3f"),
     ("  volume error", "volume_error_relative", ".1%"),
 )
+_WITH_INTERVAL, _INTERVAL_WIDTH = ("score", "dice"), len(" (0.00-1.00)")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What predicting and scoring some scans gave: the rows of `score_scan`, and slices to show."""
+
+    rows: pd.DataFrame
+    pictures: list[ScanPicture]
 
 
 def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[[str], None] = print) -> dict:
@@ -54,17 +66,49 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
         InputError: no such fold, no contours, or a damaged shard.
     """
     fold, scans = scans_of_fold(run, dataset, fold)
-    excluded, history = run.config.data.exclude_scans, read_history(run.path)
+    history = read_history(run.path)
     cases = sorted({scan.case for scan in scans})
     seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
     if seen:
         say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
-    tuned_on = _tuned_on(run, cases, say)
+    tuned_on = tuned_on_cases(run, cases, say)
+    scored = score_fold(run, dataset, fold, len(scans))
+    facts = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on}
+    details = {
+        **network_details(run.config),
+        "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
+        "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
+        "Surface Dice tolerance": f"{run.config.evaluation.tolerance_mm} mm",
+        "Test-time augmentation": tta_words(run.config),
+        "Post-processing": postprocess_details(run.config, tuned_on),
+    }
+    summary = summary_of(scored.rows, dataset, run.config, facts)
+    curves = pd.DataFrame(history) if history else None
+    write_evaluation(run.path, summary, scored, curves, f"Run {run.path.name}", details)
+    return summary
+
+
+def score_fold(run: Run, dataset: Dataset, fold: int, count: int) -> Scored:
+    """Predict the scans of a fold, and score each while the next one is predicted.
+
+    Args:
+        run: a trained run.
+        dataset: with contours.
+        fold: one of the dataset's.
+        count: of its scans, for the progress bar.
+
+    Returns:
+        The scores and pictures, in the order of the records.
+
+    Raises:
+        InputError: a damaged shard.
+    """
     predict = make_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
     scored, pictures = [], []
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
-        for scan in progress(read_scans(dataset, [fold], excluded), "evaluate", len(scans), "scan"):
+        scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
+        for scan in progress(scans, "evaluate", count, "scan"):
             truth = unpack_masks(scan["bits"])
             prediction = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
             pictures += _pictures(scan, truth, prediction)
@@ -72,25 +116,44 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
                 scored[-1].result()  # so that no more than one scan waits
             spacing = tuple(map(float, scan["spacing"]))
             scored.append(scoring.submit(score_scan, scan["id"], truth, prediction, spacing, tolerance))
-    table = pd.DataFrame([row for scores in scored for row in scores.result()])
-    summary = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on, "dataset": dataset.source["fingerprint"]}
-    summary["tta"] = run.config.evaluation.tta.model_dump(mode="json")
-    summary |= summarise(table)
-    details = {
-        **_network_details(run.config),
-        "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
-        "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
-        "Surface Dice tolerance": f"{tolerance} mm",
-        "Test-time augmentation": tta_words(run.config),
-        "Post-processing": _postprocess_details(run.config, tuned_on),
-    }
-    write_atomically(run.path / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+    return Scored(pd.DataFrame([row for scores in scored for row in scores.result()]), pictures)
+
+
+def summary_of(rows: pd.DataFrame, dataset: Dataset, config: Config, facts: dict) -> dict:
+    """What evaluation.json holds.
+
+    Args:
+        rows: of all scans.
+        dataset: that they are of.
+        config: that they were scored by.
+        facts: fold, trained_on and tuned_on.
+
+    Returns:
+        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarise` and their
+        intervals.
+    """
+    evaluation = config.evaluation
+    facts = facts | {"dataset": dataset.source["fingerprint"], "tolerance_mm": evaluation.tolerance_mm}
+    facts["tta"] = evaluation.tta.model_dump(mode="json")
+    return facts | {"gitseg_tf": __version__, **summarise(rows), "intervals": mean_intervals(rows)}
+
+
+def write_evaluation(
+    folder: AnyPath, summary: dict, scored: Scored, curves: pd.DataFrame | None, title: str, details: dict[str, str]
+) -> None:
+    """Write evaluation.json, evaluation.csv and report.html.
+
+    Args:
+        folder: of a run or of a cross-validation.
+        summary: from `summary_of`.
+        scored: that it summarises.
+        curves, title, details: for `write_report`.
+    """
+    write_atomically(folder / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     text = io.StringIO()
-    table.to_csv(text, index=False)
-    write_atomically(run.path / "evaluation.csv", text.getvalue().encode())
-    curves = pd.DataFrame(history) if history else None
-    write_report(run.path / "report.html", summary, table, pictures, curves, f"Run {run.path.name}", details)
-    return summary
+    scored.rows.to_csv(text, index=False)
+    write_atomically(folder / "evaluation.csv", text.getvalue().encode())
+    write_report(folder / "report.html", summary, scored.rows, scored.pictures, curves, title, details)
 
 
 def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
@@ -117,8 +180,14 @@ def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, li
     return fold, scans
 
 
-def _tuned_on(run: Run, cases: list[str], say: Callable[[str], None]) -> list[str]:
-    """The patients that the post-processing was tuned on; say that it was tuned, and what that does to the scores."""
+def tuned_on_cases(run: Run, cases: list[str], say: Callable[[str], None]) -> list[str]:
+    """Those of some patients that a run's post-processing was tuned on.
+
+    Args:
+        run: a trained run.
+        cases: that are scored.
+        say: takes a line where the run was tuned, and a warning where that was on one of the patients.
+    """
     tuned = run.config.provenance.get("tuned")
     if tuned is None:
         return []
@@ -129,14 +198,16 @@ def _tuned_on(run: Run, cases: list[str], say: Callable[[str], None]) -> list[st
     return both
 
 
-def _postprocess_details(config: Config, tuned_on: list[str]) -> str:
+def postprocess_details(config: Config, tuned_on: list[str]) -> str:
+    """Where a run's post-processing comes from, for the report; `tuned_on` is from `tuned_on_cases`."""
     if "tuned" in config.provenance:
         on = f"fold {config.provenance['tuned']['fold']}"
         return f"tuned on {on}" + (", which is scored here: the scores are optimistic" if tuned_on else "")
     return "none" if config.postprocess == PostprocessConfig() else "as the run's config.yaml has it"
 
 
-def _network_details(config: Config) -> dict[str, str]:
+def network_details(config: Config) -> dict[str, str]:
+    """Network and input of a config in words, for the report."""
     network, (height, width), patch = config.model.architecture, config.data.size, config.data.patch
     if patch is not None:
         shape = " x ".join(map(str, patch))
@@ -156,15 +227,32 @@ def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator
 
 
 def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:
-    """Print the scores as a small table.
+    """Print the scores as a small table, with the intervals of score and Dice, and how these were found.
 
     Args:
-        summary: from `evaluate`.
+        summary: from `evaluate`, or with `folds`, {fold: means}, which get a row each.
         say: takes lines.
     """
-    say(f"{'':<14}" + "".join(title for title, *_ in _COLUMNS))
-    for name, means in {**summary["organs"], "mean": summary}.items():
-        cells = [
-            f"{'-' if means[key] is None else format(means[key], form):>{len(title)}}" for title, key, form in _COLUMNS
-        ]
-        say(f"{name:<14}" + "".join(cells))
+    intervals = summary["intervals"]
+    folds = {f"fold {fold}": (means, {}) for fold, means in summary.get("folds", {}).items()}
+    organs = {organ: (means, intervals["organs"][organ]) for organ, means in summary["organs"].items()}
+    gaps = {key: " " * _INTERVAL_WIDTH for key in _WITH_INTERVAL}
+    say(f"{'':<14}" + "".join(title + gaps.get(key, "") for title, key, _ in _COLUMNS))
+    for name, (means, own) in {**organs, **folds, "mean": (summary, intervals)}.items():
+        cells = (_cell(means[key], title, form) for title, key, form in _COLUMNS)
+        between = (_interval(own.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
+        say(f"{name:<14}" + "".join(map("".join, zip(cells, between, strict=True))))
+    cases, level = summary["cases"], intervals["level"]
+    if cases < 2:
+        say("intervals  none, for these are scans of one patient, and how patients differ takes two or more")
+    else:
+        few = "; with fewer than 20 they are too narrow, see docs/evaluation.md" if cases < 20 else ""
+        say(f"intervals  {level:.0%}, from {RESAMPLES:,} draws of the {cases} patients{few}")
+
+
+def _cell(value: float | None, title: str, form: str) -> str:
+    return f"{'-' if value is None else format(value, form):>{len(title)}}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return f"{'' if ends is None else ' ({:.2f}-{:.2f})'.format(*ends):<{_INTERVAL_WIDTH}}"

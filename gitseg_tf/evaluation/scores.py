@@ -198,14 +198,28 @@ def _means_by_organ(rows: pd.DataFrame) -> dict:
     return {organ: _means(rows[rows["organ"] == organ]) for organ in ORGANS}
 
 
+def mean_terms(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What each pair of organ and scan adds to the means of `summarise`, which are sums of one over sums of the other.
+
+    Args:
+        rows: of `score_scan`.
+
+    Returns:
+        Numerators and denominators, each with the rows of `rows` and a column a mean, by its name in the summary. Both
+        are 0 where a pair has no part in a mean: the truth lacks the organ, or a missed organ has no distance.
+    """
+    present = rows["truth_ml"] > 0
+    values = {name: rows[column] for name, column in _MEANS.items()}
+    values |= {name: rows[name].abs() for name in _MEANS_OF_SIZES}
+    values = pd.DataFrame(values, index=rows.index).where(present)
+    counts = values.notna().astype(float).assign(dice_2d=rows["dice_2d_slices"].where(present, 0.0))
+    return values.fillna(0.0).assign(dice_2d=rows["dice_2d_sum"].where(present, 0.0)), counts
+
+
 def _means(rows: pd.DataFrame) -> dict:
-    present = rows[rows["truth_ml"] > 0]
-    slices = present["dice_2d_slices"].sum()
-    means = {name: present[column].mean() for name, column in _MEANS.items()}
-    means |= {name: present[name].abs().mean() for name in _MEANS_OF_SIZES}
-    means["dice_2d"] = present["dice_2d_sum"].sum() / slices if slices else math.nan
-    return {name: float(mean) if math.isfinite(mean) else None for name, mean in means.items()} | {
-        "missed": int((present["prediction_ml"] == 0).sum()),
+    sums, counts = (terms.sum() for terms in mean_terms(rows))
+    return {name: float(sums[name] / counts[name]) if counts[name] else None for name in sums.index} | {
+        "missed": int(((rows["truth_ml"] > 0) & (rows["prediction_ml"] == 0)).sum()),
         "false_positive_ml": float(rows["false_positive_ml"].sum()),
     }
 

@@ -28,6 +28,13 @@ class DataConfig(Section):
     service: str | None = Field(None, description="grpc://HOST:PORT of a data service that prepares training windows")
     cache_mib: int = Field(1024, ge=0, description="prepared scans are kept in memory when they fit in this many MiB")
 
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _one_fold(cls, value):
+        if value == "all":
+            raise ValueError("must be a number or null; train.py --fold all trains one fold after the other")
+        return value
+
     @field_validator("slices")
     @classmethod
     def _odd(cls, value: int) -> int:

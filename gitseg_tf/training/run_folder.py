@@ -34,7 +34,7 @@ def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> An
     Raises:
         InputError: a run is there already (without resume), or something else.
     """
-    run = as_path(out) if out else _numbered(name, resume)
+    run = as_path(out) if out else numbered(name, resume)
     # Of several workers the chief may have made the folder a moment ago: it checks by itself, in `open_run`.
     if not has_workers():
         check_run_folder(run, resume)
@@ -88,7 +88,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> No
 
     check_run_folder(run, resume)
     if has_begun(run):
-        _check_same_experiment(run, config, dataset)
+        check_same_experiment(run, load_config(run / "config.yaml"), config, dataset)
         _check_not_tuned(run, config)
     trained_on = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
     provenance = {
@@ -104,11 +104,27 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> No
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
 
 
-def _check_same_experiment(run: AnyPath, config: Config, dataset: Dataset) -> None:
-    before = load_config(run / "config.yaml")
+def check_same_experiment(
+    run: AnyPath,
+    before: Config,
+    config: Config,
+    dataset: Dataset,
+    sections: tuple[str, ...] = ("data", "augment", "model", "training"),
+) -> None:
+    """Refuse to go on with another experiment, but for what `MAY_CHANGE` lists.
+
+    Args:
+        run: the folder, for the message.
+        before: the config that it was begun with.
+        config, dataset: to go on with.
+        sections: of the config, which are compared.
+
+    Raises:
+        InputError: dataset, seed or a key differs.
+    """
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
         raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
-    for section in ("data", "augment", "model", "training"):
+    for section in sections:
         was, wanted = (getattr(c, section).model_dump(exclude=MAY_CHANGE.get(section)) for c in (before, config))
         for key in was:
             if was[key] != wanted[key]:
@@ -125,7 +141,8 @@ def _check_not_tuned(run: AnyPath, config: Config) -> None:
         raise InputError(f"{run / TUNED}: was tuned for the weights as they are; remove it to train on, and tune again")
 
 
-def _numbered(name: str, resume: bool) -> Path:
+def numbered(name: str, resume: bool) -> Path:
+    """The default folder of a new run of that name, runs/NAME with a number where that is there, or of the last one."""
     number, out = 1, Path("runs", name)
     while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
         number, out = number + 1, following

@@ -22,6 +22,7 @@ from gitseg_tf.models.weights import read_backbone_weights
 from gitseg_tf.training.agreement import check_agreement, naming_lost_workers
 from gitseg_tf.training.callbacks import AveragedValidation, EpochBars, RunRecorder, best_weights_path, read_history
 from gitseg_tf.training.checkpoints import RunningEpoch, WithinEpoch
+from gitseg_tf.training.cross_validation import is_cross_validation
 from gitseg_tf.training.divergence import StopsAtDivergence
 from gitseg_tf.training.early_stopping import EarlyStopping
 from gitseg_tf.training.initial_loss import InitialLoss
@@ -80,6 +81,8 @@ def load_run(path: str | AnyPath) -> Run:
         InputError: no run there, or no epoch of it has finished.
     """
     path = as_path(path)
+    if is_cross_validation(path):
+        raise InputError(f"{path}: is a cross-validation; give one of its runs, such as {path / 'fold0'}")
     if not has_begun(path):
         raise InputError(f"{path}: is no run (config.yaml is missing); give the folder that train.py wrote")
     weights = best_weights_path(path)
@@ -155,7 +158,7 @@ def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) ->
     epochs = len(read_history(run))
     latest = tf.train.latest_checkpoint(str(run / "checkpoints" / "state"))
     if latest is None:
-        if epochs:
+        if epochs > 1:  # after the first one it may have been killed before it had a checkpoint
             raise InputError(f"{run}: {epochs} epochs have finished but their checkpoint is gone; choose another --out")
         return
     try:

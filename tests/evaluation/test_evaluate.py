@@ -11,6 +11,7 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.records import pack_masks
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.evaluation import evaluate as evaluation
+from gitseg_tf.evaluation.intervals import mean_intervals
 from gitseg_tf.evaluation.scores import score_scan, summarise
 
 SPACING = (3.0, 1.5, 1.25)
@@ -55,7 +56,8 @@ def test_the_rows_are_those_of_the_scans_in_their_order(evaluated, tmp_path):
     written = pd.read_csv(tmp_path / "evaluation.csv")
     pd.testing.assert_frame_equal(written, pd.DataFrame(expected))
     assert json.loads((tmp_path / "evaluation.json").read_text()) == summary
-    assert summary.items() >= summarise(written).items()
+    assert summary.items() >= summarise(written).items() and summary["tolerance_mm"] == 3.0
+    assert summary["intervals"] == mean_intervals(written)
 
 
 @pytest.mark.parametrize("wrong", ["case1_day0", "case2_day0"])
@@ -68,9 +70,9 @@ def test_a_scan_that_cannot_be_scored_is_no_scan_less(evaluated, tmp_path, wrong
 def test_the_table_has_a_row_an_organ_and_the_mean(evaluated):
     lines = []
     evaluation.summary_lines(evaluated([1]), lines.append)
-    head, *rows = lines
+    head, *rows, _ = lines
     assert [row.split()[0] for row in rows] == [*ORGANS, "mean"]
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in (head, *rows)}) == 1
     assert " ".join(head.split()) == "score Dice IoU Hausdorff HD95 mm mean mm surface Dice volume error"
     dice = 2 * 2 * 5 * 4 / (2 * 2 * 5 * 5)
     assert rows[0].split()[2:4] == [f"{dice:.3f}", f"{dice / (2 - dice):.3f}"]
@@ -81,5 +83,7 @@ def test_what_has_no_score_is_a_dash_in_the_table():
     lines = []
     nothing = dict.fromkeys(("score", "dice", "iou", "hausdorff", "hd95_mm", "mean_surface_mm", "surface_dice"))
     nothing["volume_error_relative"] = None
-    evaluation.summary_lines({"organs": dict.fromkeys(ORGANS, nothing)} | nothing, lines.append)
-    assert all(line.split()[1:] == ["-"] * 8 for line in lines[1:])
+    intervals = {"level": 0.95, "organs": {organ: {} for organ in ORGANS}}
+    summary = {"organs": dict.fromkeys(ORGANS, nothing), "intervals": intervals, "cases": 2} | nothing
+    evaluation.summary_lines(summary, lines.append)
+    assert len(lines) == 6 and all(line.split()[1:] == ["-"] * 8 for line in lines[1:5])

@@ -162,6 +162,12 @@ def killed_before_the_history(root, run):
     train(root, run)
 
 
+def killed_before_the_first_checkpoint(root, run):
+    """The first epoch is in the history, and its checkpoint is not there yet."""
+    tf.train.CheckpointManager.save = lambda *_, **__: die()
+    train(root, run, training__checkpoint_minutes=0)
+
+
 def without_space(root, run):
     """From the second epoch on files cannot become larger than 2 kB, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -181,6 +187,8 @@ def main(root: Path, out: Path) -> dict:
     ):
         ended[work.__name__] = in_a_process(work, root, run)
     ended["killed"] = in_a_process(train, root, run)
+    ended["early"] = in_a_process(killed_before_the_first_checkpoint, root, out / "early")
+    ended["early, resumed"] = in_a_process(train, root, out / "early")
     ended["full"] = in_a_process(without_space, root, full)
     left = sorted(str(path.relative_to(full)) for path in full.rglob("*") if path.is_file())
     ended["full, resumed"] = in_a_process(train, root, full)

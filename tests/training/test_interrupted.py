@@ -57,6 +57,11 @@ def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(runs):
     assert_same_end(runs["out"] / "killed", runs["out"] / "undisturbed")
 
 
+def test_a_run_killed_between_its_first_epoch_and_the_first_checkpoint_begins_anew(runs):
+    assert runs["ended"]["early"][0] == -9 and runs["ended"]["early, resumed"] == [0, ""]
+    assert_same_end(runs["out"] / "early", runs["out"] / "undisturbed")
+
+
 def test_whenever_a_run_dies_its_folder_holds_a_state_that_the_undisturbed_run_had(runs):
     """Of the history and the best weights too: a resumed run goes on from these and from nothing else."""
     had = dict(line.split() for line in (runs["out"] / "steps.txt").read_text().splitlines())
