@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,11 +13,13 @@ from gitseg_tf.data.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
-from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
+from gitseg_tf.evaluation.chosen import PictureShelf
+from gitseg_tf.evaluation.reliability import Reliability, make_level_predictor
+from gitseg_tf.evaluation.report import write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.evaluation.scroller import picture_scan
 from gitseg_tf.files import write_atomically
-from gitseg_tf.inference.pictures import to_grey
-from gitseg_tf.inference.predictor import make_predictor, run_probabilities
+from gitseg_tf.inference.predictor import run_probabilities
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.training.callbacks import read_history
@@ -59,21 +61,27 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     if seen:
         say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
     tuned_on = _tuned_on(run, cases, say)
-    predict = make_predictor(run_probabilities(run), run.config)
+    predict = make_level_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
-    scored, pictures = [], []
-    with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
+    scored, reliability = [], Reliability()
+
+    def score(scan: dict, truth: np.ndarray, prediction: np.ndarray, levels: np.ndarray) -> list[dict]:
+        rows = score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
+        reliability.add(levels, truth)
+        shelf.add(scan["id"], rows, lambda: picture_scan(scan, truth, prediction))
+        return rows
+
+    with naming_damaged_shards(dataset), PictureShelf(len(scans)) as shelf, ThreadPoolExecutor(1) as scoring:
         for scan in progress(read_scans(dataset, [fold], excluded), "evaluate", len(scans), "scan"):
             truth = unpack_masks(scan["bits"])
-            prediction = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
-            pictures += _pictures(scan, truth, prediction)
+            prediction, levels = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
             if scored:
                 scored[-1].result()  # so that no more than one scan waits
-            spacing = tuple(map(float, scan["spacing"]))
-            scored.append(scoring.submit(score_scan, scan["id"], truth, prediction, spacing, tolerance))
-    table = pd.DataFrame([row for scores in scored for row in scores.result()])
+            scored.append(scoring.submit(score, scan, truth, prediction, levels))
+        table = pd.DataFrame([row for scores in scored for row in scores.result()])
+        chosen = shelf.chosen()
     summary = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on, "dataset": dataset.source["fingerprint"]}
-    summary |= summarise(table)
+    summary |= summarise(table) | {"calibration": reliability.summary()}
     details = {
         **_network_details(run.config),
         "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
@@ -86,7 +94,7 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     table.to_csv(text, index=False)
     write_atomically(run.path / "evaluation.csv", text.getvalue().encode())
     curves = pd.DataFrame(history) if history else None
-    write_report(run.path / "report.html", summary, table, pictures, curves, f"Run {run.path.name}", details)
+    write_report(run.path / "report.html", summary, table, chosen, curves, f"Run {run.path.name}", details)
     return summary
 
 
@@ -142,14 +150,6 @@ def _network_details(config: Config) -> dict[str, str]:
         "Network": f"{network}, {config.model.backbone} encoder",
         "Input": f"{config.data.slices} slices of {height} x {width}",
     }
-
-
-def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator[ScanPicture]:
-    grey = to_grey(scan["image"])
-    for z in pick_slices(truth):
-        yield ScanPicture(
-            scan["id"], int(scan["numbers"][z]), grey[z].copy(), truth[:, z].copy(), prediction[:, z].copy()
-        )
 
 
 def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:
