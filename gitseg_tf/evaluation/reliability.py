@@ -112,13 +112,12 @@ class Reliability:
 def _summarise(voxels: np.ndarray, true: np.ndarray) -> dict:
     below = float(true[0] / true.sum()) if true.any() else None
     middles = (np.arange(LEVELS) + 0.5) / LEVELS
-    counted = np.where(np.arange(LEVELS) > 0, voxels, 0)
+    counted, true_counted = (np.where(np.arange(LEVELS) > 0, counts, 0) for counts in (voxels, true))
     total = int(counted.sum())
     if not total:
         return {"voxels": 0, "ece": None, "mce": None, "predicted": None, "observed": None, "below": below, "bins": []}
     in_bins, true_in_bins, predicted_in_bins = (
-        values.reshape(-1, _PER_BIN).sum(axis=1)
-        for values in (counted, np.where(np.arange(LEVELS) > 0, true, 0), counted * middles)
+        values.reshape(-1, _PER_BIN).sum(axis=1) for values in (counted, true_counted, counted * middles)
     )
     there = in_bins > 0
     predicted, observed = predicted_in_bins[there] / in_bins[there], true_in_bins[there] / in_bins[there]
