@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gitseg_tf.data.scans import ORGANS
@@ -126,17 +127,16 @@ def _draw_dice_of_volumes(axes: Axes, present: pd.DataFrame) -> None:
         own = present[present["organ"] == organ]
         axes.scatter(own["truth_ml"], own["dice"], marker=_MARKERS[organ], **_marks(organ))
     axes.set_xscale("log")
-    _plain_log(axes)
+    _plain_log(axes.xaxis)
     axes.set(xlabel="reference, ml", ylabel="Dice", ylim=(min(0.5, present["dice"].min()) - 0.02, 1.01))
     axes.legend(loc="lower right", frameon=False, labelcolor=INK)
 
 
-def _plain_log(axes: Axes) -> None:
-    low, high = axes.get_xlim()
-    if high / low < 20:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+def _plain_log(axis: Axis) -> None:
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 50 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1e5 else f"{value / 1e6:,g} M"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_volumes(axes: Axes, present: pd.DataFrame) -> None:
@@ -172,6 +172,7 @@ def _draw_voxels(axes: Axes, calibration: dict) -> None:
             line = {"marker": _MARKERS[organ], "markersize": 5, "linewidth": 1.6}
             axes.plot(bins["predicted"], bins["voxels"], **line, **organ_style(organ))
     axes.set_yscale("log")
+    _plain_log(axes.yaxis)
     axes.set(xlim=(0, 1), xlabel="predicted", ylabel="voxels")
 
 

@@ -247,8 +247,8 @@ def test_intervals_stand_beside_their_scores(report):
     organs = {organ: {"score": [0.5, 0.6], "dice": None} for organ in ORGANS} | {"stomach": {}}
     intervals = {"level": 0.95, "dice": [0.6123, 0.7654], "hd95_mm": None, "score": None, "organs": organs}
     text = report({"case1_day0": 0.4, "case2_day0": 1.0}, intervals=intervals).text
-    assert "Dice 0.700 0.612–0.765 3-D" in text and "95 % confidence interval" in text
-    assert text.count("0.500–0.600") == 2
+    assert "Dice 0.700 0.612\N{EN DASH}0.765 3-D" in text and "95 % confidence interval" in text
+    assert text.count("0.500\N{EN DASH}0.600") == 2
     assert "confidence" not in report({"case1_day0": 0.4}).text
 
 
