@@ -1,6 +1,7 @@
 """Which scans the report shows slice by slice, and their pictures, without keeping those of all scans."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,17 +15,20 @@ WORST = 5
 _ENDINGS = {2: "nd", 3: "rd"}
 
 
-def choose_scans(scores: dict[str, float | None], worst: int = WORST) -> dict[str, str]:
-    """Choose the best scan, the median one and the worst ones by score.
+def choose_scans(
+    scores: dict[str, float | None], distances: dict[str, float] | None = None, worst: int = WORST
+) -> dict[str, str]:
+    """Choose the best scan, the median one and the worst ones by score, and the one with the largest distance.
 
     Args:
         scores: {scan: its score, None where it has none}.
+        distances: {scan: the largest Hausdorff distance of its organs}, of the scans that have any.
         worst: how many of the worst.
 
     Returns:
-        {scan: "best", "median", "worst", "2nd worst", ...} in this order. A scan is chosen once: two scans have no
-        median one, a single scan is the best; scans without a score (no organ in the truth) come into question only
-        where no scan has one.
+        {scan: "best", "median", "worst", "2nd worst", ..., "largest Hausdorff"} in this order. A scan is chosen once: two
+        scans have no median one, a single scan is the best; scans without a score (no organ in the truth) come into
+        question only where no scan has one.
     """
     ranking = _rank(scores)
     if not ranking:
@@ -34,16 +38,20 @@ def choose_scans(scores: dict[str, float | None], worst: int = WORST) -> dict[st
         roles[ranking[len(ranking) // 2]] = "median"
     for place, scan in enumerate(ranking[: -worst - 1 : -1], 1):
         roles.setdefault(scan, "worst" if place == 1 else f"{place}{_ENDINGS.get(place, 'th')} worst")
+    if distances:
+        roles.setdefault(max(distances, key=distances.get), "largest Hausdorff")
     return roles
 
 
-def may_be_chosen(scores: dict[str, float | None], left: int, worst: int = WORST) -> set[str]:
+def may_be_chosen(
+    scores: dict[str, float | None], left: int, distances: dict[str, float] | None = None, worst: int = WORST
+) -> set[str]:
     """The scans that `choose_scans` can still choose once the rest has been scored, whatever the rest's scores.
 
     Args:
         scores: of the scans so far.
         left: how many scans are still to come, at most.
-        worst: as for `choose_scans`.
+        distances, worst: as for `choose_scans`.
     """
     ranking = _rank(scores)
     count = len(ranking)
@@ -51,7 +59,8 @@ def may_be_chosen(scores: dict[str, float | None], left: int, worst: int = WORST
     # (count + a + b) // 2 is r + a only if count + b - a is 2r or 2r + 1.
     middle = {scan for place, scan in enumerate(ranking) if -left <= 2 * place - count <= left}
     middle |= {scan for place, scan in enumerate(ranking) if -left <= 2 * place + 1 - count <= left}
-    return middle | set(ranking[:1]) | set(ranking[-worst:])
+    farthest = [max(distances, key=distances.get)] if distances else []
+    return middle | {*ranking[:1], *ranking[-worst:], *farthest}
 
 
 def _rank(scores: dict[str, float | None]) -> list[str]:
@@ -78,6 +87,7 @@ class PictureShelf:
     def __init__(self, count: int, worst: int = WORST):
         self._count, self._worst = count, worst
         self._scores: dict[str, float | None] = {}
+        self._distances: dict[str, float] = {}
         self._kept: dict[str, Path] = {}
 
     def __enter__(self):
@@ -97,7 +107,10 @@ class PictureShelf:
         """
         scores = [row["score"] for row in rows if row["truth_ml"] > 0]
         self._scores[scan] = float(np.mean(scores)) if scores else None
-        wanted = may_be_chosen(self._scores, self._count - len(self._scores), self._worst)
+        distances = [row["hausdorff_mm"] for row in rows if math.isfinite(row["hausdorff_mm"])]
+        if distances:
+            self._distances[scan] = max(distances)
+        wanted = may_be_chosen(self._scores, self._count - len(self._scores), self._distances, self._worst)
         for dropped in self._kept.keys() - wanted:
             self._kept.pop(dropped).unlink()
         if scan in wanted:
@@ -106,5 +119,5 @@ class PictureShelf:
 
     def chosen(self) -> list[Chosen]:
         """The chosen scans, in the order of `choose_scans`."""
-        roles = choose_scans(self._scores, self._worst)
+        roles = choose_scans(self._scores, self._distances, self._worst)
         return [Chosen(role, ScanPictures(**json.loads(self._kept[scan].read_text()))) for scan, role in roles.items()]

@@ -54,7 +54,7 @@ def write_report(
         present=rows[rows["truth_ml"] > 0]["organ"].value_counts().to_dict(),
         rows=rows.to_dict("records"),
         outliers=_outliers(rows),
-        scrollable=sorted(galleries, key=lambda gallery: not gallery["role"].endswith("worst")),
+        scrollable=sorted(galleries, key=lambda gallery: gallery["role"] in ("best", "median")),
         galleries=[gallery for gallery in galleries if gallery["role"] in _PRINTED],
         score_charts=score_charts(rows),
         reliability_charts=reliability_charts(summary.get("calibration") or {}),

@@ -13,7 +13,7 @@ from gitseg_tf.pages import close_up, outline
 
 # Bytes that the JPEG pictures of one scan may take, before base64 makes four of three: with as many scans as
 # `chosen.choose_scans` gives, and their masks, a report stays below 20 MB.
-_PICTURE_BYTES = 1_500_000
+_PICTURE_BYTES = 1_300_000
 # What is tried until a scan's pictures fit: JPEG quality, and the side of a picture as a share of the slice's.
 _STEPS = ((85, 1.0), (75, 1.0), (65, 1.0), (55, 1.0), (45, 1.0), (60, 0.5), (40, 0.5), (40, 0.25), (30, 0.125))
 _SAMPLE = 8
