@@ -26,8 +26,8 @@ def choose_scans(
         worst: how many of the worst.
 
     Returns:
-        {scan: "best", "median", "worst", "2nd worst", ..., "largest Hausdorff"} in this order. A scan is chosen once: two
-        scans have no median one, a single scan is the best; scans without a score (no organ in the truth) come into
+        {scan: "best", "median", "worst", "2nd worst", ..., "largest Hausdorff"} in this order. A scan is chosen once:
+        two scans have no median one, a single scan is the best; scans without a score (no organ in the truth) come into
         question only where no scan has one.
     """
     ranking = _rank(scores)

@@ -30,8 +30,11 @@ def score_charts(rows: pd.DataFrame) -> list[dict]:
         chart("Dice of every scan", lambda axes: _draw_boxes(axes, present, "dice")),
         chart("Surface Dice of every scan", lambda axes: _draw_boxes(axes, present, "surface_dice")),
     ]
-    if np.isfinite(present["hd95_mm"]).any():
-        charts.append(chart("HD95 of every scan in mm", lambda axes: _draw_boxes(axes, present, "hd95_mm")))
+    if has_values(present, "hausdorff_mm"):
+        charts += [
+            chart("Hausdorff of every scan in mm", lambda axes: _draw_boxes(axes, present, "hausdorff_mm")),
+            chart("HD95 of every scan in mm", lambda axes: _draw_boxes(axes, present, "hd95_mm")),
+        ]
     return [
         *charts,
         chart("Dice against the organ's volume", lambda axes: _draw_dice_of_volumes(axes, present)),
@@ -113,13 +116,15 @@ def _draw_boxes(axes: Axes, present: pd.DataFrame, score: str) -> None:
     axes.set_yticks(range(len(ORGANS)), [organ.replace("_", " ") for organ in ORGANS])
     axes.set_ylim(len(ORGANS) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    if score == "hd95_mm":
-        # Distances reach from a pixel to the whole scan; 0 is drawn at the left end.
+    if not score.endswith("_mm"):
+        axes.set_xlim(min(0.5, present[score].min()) - 0.02, 1.01)
+    elif present[score].min() > 0:
+        axes.set_xscale("log")
+        _plain_log(axes.xaxis)
+    else:
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        axes.set_xlim(min(0.5, present[score].min()) - 0.02, 1.01)
 
 
 def _draw_dice_of_volumes(axes: Axes, present: pd.DataFrame) -> None:
