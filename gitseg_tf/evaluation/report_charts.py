@@ -134,7 +134,7 @@ def _draw_dice_of_volumes(axes: Axes, present: pd.DataFrame) -> None:
     axes.set_xscale("log")
     _plain_log(axes.xaxis)
     axes.set(xlabel="reference, ml", ylabel="Dice", ylim=(min(0.5, present["dice"].min()) - 0.02, 1.01))
-    axes.legend(loc="lower right", frameon=False, labelcolor=INK)
+    axes.legend(frameon=False, labelcolor=INK)
 
 
 def _plain_log(axis: Axis) -> None:
