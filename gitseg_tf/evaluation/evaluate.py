@@ -2,9 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,15 @@ from gitseg_tf.data.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.records import unpack_masks
 from gitseg_tf.data.verify import naming_damaged_shards
 from gitseg_tf.errors import InputError
+from gitseg_tf.evaluation.chosen import Chosen, PictureShelf
 from gitseg_tf.evaluation.intervals import RESAMPLES, mean_intervals
-from gitseg_tf.evaluation.report import ScanPicture, pick_slices, write_report
+from gitseg_tf.evaluation.reliability import Reliability, make_level_predictor
+from gitseg_tf.evaluation.report import write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.evaluation.scroller import picture_scan
 from gitseg_tf.files import AnyPath, write_atomically
 from gitseg_tf.inference.ensemble import tta_words
-from gitseg_tf.inference.pictures import to_grey
-from gitseg_tf.inference.predictor import make_predictor, run_probabilities
+from gitseg_tf.inference.predictor import run_probabilities
 from gitseg_tf.progress import progress
 from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.training.callbacks import read_history
@@ -40,14 +41,6 @@ _COLUMNS = (
     ("  volume error", "volume_error_relative", ".1%"),
 )
 _WITH_INTERVAL, _INTERVAL_WIDTH = ("score", "dice"), len(" (0.00-1.00)")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What predicting and scoring some scans gave: the rows of `score_scan`, and slices to show."""
-
-    rows: pd.DataFrame
-    pictures: list[ScanPicture]
 
 
 def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[[str], None] = print) -> dict:
@@ -72,7 +65,10 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     if seen:
         say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
     tuned_on = tuned_on_cases(run, cases, say)
-    scored = score_fold(run, dataset, fold, len(scans))
+    with PictureShelf(len(scans)) as shelf:
+        reliability = Reliability()
+        rows = score_fold(run, dataset, fold, len(scans), shelf, reliability)
+        chosen = shelf.chosen()
     facts = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on}
     details = {
         **network_details(run.config),
@@ -82,13 +78,15 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
         "Test-time augmentation": tta_words(run.config),
         "Post-processing": postprocess_details(run.config, tuned_on),
     }
-    summary = summary_of(scored.rows, dataset, run.config, facts)
+    summary = summary_of(rows, reliability, dataset, run.config, facts)
     curves = pd.DataFrame(history) if history else None
-    write_evaluation(run.path, summary, scored, curves, f"Run {run.path.name}", details)
+    write_evaluation(run.path, summary, rows, chosen, curves, f"Run {run.path.name}", details)
     return summary
 
 
-def score_fold(run: Run, dataset: Dataset, fold: int, count: int) -> Scored:
+def score_fold(
+    run: Run, dataset: Dataset, fold: int, count: int, shelf: PictureShelf, reliability: Reliability
+) -> pd.DataFrame:
     """Predict the scans of a fold, and score each while the next one is predicted.
 
     Args:
@@ -96,64 +94,80 @@ def score_fold(run: Run, dataset: Dataset, fold: int, count: int) -> Scored:
         dataset: with contours.
         fold: one of the dataset's.
         count: of its scans, for the progress bar.
+        shelf: takes the scans' pictures.
+        reliability: takes their probabilities.
 
     Returns:
-        The scores and pictures, in the order of the records.
+        The rows of `score_scan`, in the order of the records.
 
     Raises:
         InputError: a damaged shard.
     """
-    predict = make_predictor(run_probabilities(run), run.config)
+    predict = make_level_predictor(run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
-    scored, pictures = [], []
+    scored = []
+
+    def score(scan: dict, truth: np.ndarray, prediction: np.ndarray, levels: np.ndarray) -> list[dict]:
+        rows = score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
+        reliability.add(levels, truth)
+        shelf.add(scan["id"], rows, lambda: picture_scan(scan, truth, prediction))
+        return rows
+
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
         for scan in progress(scans, "evaluate", count, "scan"):
             truth = unpack_masks(scan["bits"])
-            prediction = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
-            pictures += _pictures(scan, truth, prediction)
+            prediction, levels = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
             if scored:
                 scored[-1].result()  # so that no more than one scan waits
-            spacing = tuple(map(float, scan["spacing"]))
-            scored.append(scoring.submit(score_scan, scan["id"], truth, prediction, spacing, tolerance))
-    return Scored(pd.DataFrame([row for scores in scored for row in scores.result()]), pictures)
+            scored.append(scoring.submit(score, scan, truth, prediction, levels))
+    return pd.DataFrame([row for scores in scored for row in scores.result()])
 
 
-def summary_of(rows: pd.DataFrame, dataset: Dataset, config: Config, facts: dict) -> dict:
+def summary_of(rows: pd.DataFrame, reliability: Reliability, dataset: Dataset, config: Config, facts: dict) -> dict:
     """What evaluation.json holds.
 
     Args:
         rows: of all scans.
+        reliability: of their voxels.
         dataset: that they are of.
         config: that they were scored by.
         facts: fold, trained_on and tuned_on.
 
     Returns:
-        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarise` and their
-        intervals.
+        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarise`, their
+        intervals, and the calibration.
     """
     evaluation = config.evaluation
     facts = facts | {"dataset": dataset.source["fingerprint"], "tolerance_mm": evaluation.tolerance_mm}
     facts["tta"] = evaluation.tta.model_dump(mode="json")
-    return facts | {"gitseg_tf": __version__, **summarise(rows), "intervals": mean_intervals(rows)}
+    means = summarise(rows) | {"intervals": mean_intervals(rows), "calibration": reliability.summary()}
+    return facts | {"gitseg_tf": __version__} | means
 
 
 def write_evaluation(
-    folder: AnyPath, summary: dict, scored: Scored, curves: pd.DataFrame | None, title: str, details: dict[str, str]
+    folder: AnyPath,
+    summary: dict,
+    rows: pd.DataFrame,
+    chosen: list[Chosen],
+    curves: pd.DataFrame | None,
+    title: str,
+    details: dict[str, str],
 ) -> None:
     """Write evaluation.json, evaluation.csv and report.html.
 
     Args:
         folder: of a run or of a cross-validation.
         summary: from `summary_of`.
-        scored: that it summarises.
+        rows: that it summarises.
+        chosen: scans to show.
         curves, title, details: for `write_report`.
     """
     write_atomically(folder / "evaluation.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     text = io.StringIO()
-    scored.rows.to_csv(text, index=False)
+    rows.to_csv(text, index=False)
     write_atomically(folder / "evaluation.csv", text.getvalue().encode())
-    write_report(folder / "report.html", summary, scored.rows, scored.pictures, curves, title, details)
+    write_report(folder / "report.html", summary, rows, chosen, curves, title, details)
 
 
 def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
@@ -216,14 +230,6 @@ def network_details(config: Config) -> dict[str, str]:
         "Network": f"{network}, {config.model.backbone} encoder",
         "Input": f"{config.data.slices} slices of {height} x {width}",
     }
-
-
-def _pictures(scan: dict, truth: np.ndarray, prediction: np.ndarray) -> Iterator[ScanPicture]:
-    grey = to_grey(scan["image"])
-    for z in pick_slices(truth):
-        yield ScanPicture(
-            scan["id"], int(scan["numbers"][z]), grey[z].copy(), truth[:, z].copy(), prediction[:, z].copy()
-        )
 
 
 def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:

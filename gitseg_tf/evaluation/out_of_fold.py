@@ -8,8 +8,8 @@ import tf_keras as keras
 
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.errors import InputError
+from gitseg_tf.evaluation.chosen import PictureShelf
 from gitseg_tf.evaluation.evaluate import (
-    Scored,
     network_details,
     postprocess_details,
     scans_of_fold,
@@ -18,6 +18,7 @@ from gitseg_tf.evaluation.evaluate import (
     tuned_on_cases,
     write_evaluation,
 )
+from gitseg_tf.evaluation.reliability import Reliability
 from gitseg_tf.evaluation.scores import summarise
 from gitseg_tf.files import AnyPath
 from gitseg_tf.inference.ensemble import tta_words
@@ -46,16 +47,17 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
     runs = _runs(folds, dataset)
     tuned_on = [tuned_on_cases(run, list(cases), say) for run, cases in zip(runs, folds.cases, strict=True)]
     cleaning = dict.fromkeys(postprocess_details(run.config, on) for run, on in zip(runs, tuned_on, strict=True))
-    parts = []
-    for fold, run in enumerate(runs):
-        say(f"fold {fold + 1}/{len(runs)}   {run.path}")
-        keras.backend.clear_session()  # otherwise the networks add up
-        scored = score_fold(run, dataset, *_counted(run, dataset, fold))
-        parts.append(Scored(scored.rows.assign(fold=fold), scored.pictures))
-    rows = pd.concat([part.rows for part in parts], ignore_index=True)
-    scored = Scored(rows, [picture for part in parts for picture in part.pictures])
+    counts = [len(scans_of_fold(run, dataset, fold)[1]) for fold, run in enumerate(runs)]
+    parts, reliability = [], Reliability()
+    with PictureShelf(sum(counts)) as shelf:
+        for fold, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            say(f"fold {fold + 1}/{len(runs)}   {run.path}")
+            keras.backend.clear_session()  # otherwise the networks add up
+            parts.append(score_fold(run, dataset, fold, count, shelf, reliability).assign(fold=fold))
+        chosen = shelf.chosen()
+    rows = pd.concat(parts, ignore_index=True)
     facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
-    summary = summary_of(rows, dataset, folds.config, facts)
+    summary = summary_of(rows, reliability, dataset, folds.config, facts)
     summary["folds"] = {str(fold): _means(own) for fold, own in rows.groupby("fold")}
     details = {
         **network_details(folds.config),
@@ -64,13 +66,8 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
         "Test-time augmentation": tta_words(folds.config),
         "Post-processing": "; ".join(cleaning),
     }
-    write_evaluation(folds.path, summary, scored, None, f"Cross-validation {folds.path.name}", details)
+    write_evaluation(folds.path, summary, rows, chosen, None, f"Cross-validation {folds.path.name}", details)
     return summary
-
-
-def _counted(run: Run, dataset: Dataset, fold: int) -> tuple[int, int]:
-    fold, scans = scans_of_fold(run, dataset, fold)
-    return fold, len(scans)
 
 
 def _means(rows: pd.DataFrame) -> dict:

@@ -33,9 +33,14 @@ def evaluated(tmp_path, monkeypatch):
     def of(numbers, wrong=None):
         scans = {f"case{number}_day0": scan(number) for number in numbers}
         predictions = iter([p[..., 1:] if name == wrong else p for name, (_, _, p) in scans.items()])
+
+        def predict(*_):
+            masks = next(predictions)
+            return masks, np.where(masks, 80, 20).astype(np.uint8)
+
         monkeypatch.setattr(evaluation, "read_scans", lambda *_: iter([read for read, _, _ in scans.values()]))
         monkeypatch.setattr(evaluation, "run_probabilities", lambda run: None)
-        monkeypatch.setattr(evaluation, "make_predictor", lambda *_: lambda *_: next(predictions))
+        monkeypatch.setattr(evaluation, "make_level_predictor", lambda *_: predict)
         run = SimpleNamespace(path=tmp_path, config=load_config(None, {"data.fold": 0}))
         dataset = SimpleNamespace(
             check_fold=lambda fold: None,

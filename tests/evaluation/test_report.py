@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gitseg_tf.evaluation.report import ScanPicture, choose_scans, pick_slices, write_report
+from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.evaluation.chosen import Chosen, PictureShelf
+from gitseg_tf.evaluation.report import write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.evaluation.scroller import ScanPictures, draw_slice
 
 HISTORY = pd.DataFrame(
     {
@@ -25,7 +29,7 @@ HISTORY = pd.DataFrame(
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text outside of style and script."""
+    """What a browser would see: tags with their attributes, and the text outside of style, script and template."""
 
     def __init__(self, html):
         super().__init__()
@@ -35,7 +39,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag in ("style", "script"):
+        if tag in ("style", "script", "template"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -62,21 +66,28 @@ def scan_with_dice(dice):
     return truth, prediction
 
 
+def picture(scan, slices=()):
+    return ScanPictures(scan, list(slices), "{}")
+
+
 def evaluation(dice_of_scans):
-    rows, pictures = [], []
-    for scan, dice in dice_of_scans.items():
-        truth, prediction = scan_with_dice(dice)
-        rows += score_scan(scan, truth, prediction, (3.0, 1.5, 1.5))
-        image = np.arange(144, dtype=np.uint8).reshape(12, 12)
-        pictures.append(ScanPicture(scan, 2, image, truth[:, 1], prediction[:, 1]))
-    return pd.DataFrame(rows), pictures
+    rows = []
+    image = np.arange(144, dtype=np.uint8).reshape(12, 12)
+    with PictureShelf(len(dice_of_scans)) as shelf:
+        for scan, dice in dice_of_scans.items():
+            truth, prediction = scan_with_dice(dice)
+            own = score_scan(scan, truth, prediction, (3.0, 1.5, 1.5))
+            drawn = picture(scan, [draw_slice(2, image, truth[:, 1], prediction[:, 1])])
+            shelf.add(scan, own, lambda drawn=drawn: drawn)
+            rows += own
+        return pd.DataFrame(rows), shelf.chosen()
 
 
 @pytest.fixture
 def report(tmp_path):
-    def write(dice_of_scans, history=None, title="A run", details=None):
-        rows, pictures = evaluation(dice_of_scans)
-        write_report(tmp_path / "report.html", summarise(rows), rows, pictures, history, title, details or {})
+    def write(dice_of_scans, history=None, title="A run", details=None, **more):
+        rows, chosen = evaluation(dice_of_scans)
+        write_report(tmp_path / "report.html", summarise(rows) | more, rows, chosen, history, title, details or {})
         return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
 
     return write
@@ -97,14 +108,14 @@ def test_an_older_report_is_replaced(report, tmp_path):
 
 def test_a_report_that_fails_leaves_the_older_one_and_no_temporary_file(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("older")
-    rows, pictures = evaluation(SCANS)
+    rows, chosen = evaluation(SCANS)
 
     def full_disk(_):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
-        write_report(tmp_path / "report.html", summarise(rows), rows, pictures, None, "A run", {})
+        write_report(tmp_path / "report.html", summarise(rows), rows, chosen, None, "A run", {})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "older")]
 
 
@@ -137,12 +148,22 @@ def test_every_scan_is_in_the_table(report):
 
 def test_names_and_values_are_shown_as_they_are_not_run(report):
     hostile = '<script>alert("x")</script>'
-    page = report({"<u>": 0.9}, title=hostile, details={"<i>": hostile})
+    page = report({"<u>": 0.9}, title=hostile, details={"<em>": hostile})
     tags = [tag for tag, _ in page.tags]
-    assert "u" not in tags and "i" not in tags and tags.count("script") == 1
+    assert "u" not in tags and tags.count("script") == 2  # the page's own, and the scroller's scan
     assert page.text.count(hostile) == 3
-    assert "<u>" in page.text and "<i>" in page.text
-    assert page.attributes("td", "data-text")[0] == "<u>"
+    assert "<u>" in page.text and "<em>" in page.text
+    assert page.attributes("td", "data-text")[0] == page.attributes("a", "data-scan")[0] == "<u>"
+
+
+def test_a_scroller_cannot_end_the_script_that_holds_it(tmp_path):
+    rows, _ = evaluation({"case1_day0": 0.9})
+    chosen = [Chosen("best", ScanPictures("case1_day0", [], '{"numbers": "</script><h6>"}'))]
+    write_report(tmp_path / "report.html", summarise(rows), rows, chosen, None, "A run", {})
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "h6" not in [tag for tag, _ in Page(html).tags]
+    written = re.search(r'<script type="application/json" id="scan-1">(.*?)</script>', html).group(1)
+    assert json.loads(written) == {"numbers": "</script><h6>"}
 
 
 def test_best_median_and_worst_scan_are_pictured(report):
@@ -171,8 +192,8 @@ def test_contours_enclose_the_area_of_the_mask(report):
 def test_a_mask_at_the_border_has_a_closed_contour(tmp_path):
     rows, _ = evaluation({"case1_day0": 1.0})
     full = np.ones((3, 12, 12), bool)
-    picture = ScanPicture("case1_day0", 1, np.zeros((12, 12), np.uint8), full, full)
-    write_report(tmp_path / "report.html", summarise(rows), rows, [picture], None, "A run", {})
+    drawn = picture("case1_day0", [draw_slice(1, np.zeros((12, 12), np.uint8), full, full)])
+    write_report(tmp_path / "report.html", summarise(rows), rows, [Chosen("best", drawn)], None, "A run", {})
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     path = next(a["d"] for tag, a in page.tags if tag == "path" and "filled" in a.get("class", ""))
     assert path.count("M") == path.count("Z") == 1
@@ -222,44 +243,43 @@ def test_a_cohort_without_any_organ_is_reported(tmp_path):
     assert "case1_day0" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 
 
-def test_slices_are_spread_and_lie_where_the_organs_are():
-    truth = np.zeros((3, 30, 20, 20), bool)
-    truth[0, 5:26, :4, :4] = True
-    truth[0, [9, 15, 22], :15, :15] = True
-    assert pick_slices(truth) == [9, 15, 22]
+def test_intervals_stand_beside_their_scores(report):
+    organs = {organ: {"score": [0.5, 0.6], "dice": None} for organ in ORGANS} | {"stomach": {}}
+    intervals = {"level": 0.95, "dice": [0.6123, 0.7654], "hd95_mm": None, "score": None, "organs": organs}
+    text = report({"case1_day0": 0.4, "case2_day0": 1.0}, intervals=intervals).text
+    assert "Dice 0.700 0.612\N{EN DASH}0.765 3-D" in text and "95 % confidence interval" in text
+    assert text.count("0.500\N{EN DASH}0.600") == 2
+    assert "confidence" not in report({"case1_day0": 0.4}).text
 
 
-def test_a_small_organ_counts_as_much_as_a_large_one():
-    truth = np.zeros((3, 10, 20, 20), bool)
-    truth[0, :, :15, :15] = True
-    truth[2, 5, 18, 18] = True
-    assert pick_slices(truth, 1) == [5]
+def test_the_largest_distances_come_first_and_those_beyond_the_fence_are_told(tmp_path):
+    """Quartiles of 1, 2, 3, 4, 5, 50 are 2.25 and 4.75: the fence is at 4.75 + 1.5 * 2.5 = 8.5."""
+    rows, _ = evaluation({f"case{number}_day0": 0.9 for number in range(1, 7)})
+    present = rows["organ"] == "large_bowel"
+    rows.loc[present, "hausdorff_mm"] = [3.0, 1.0, 50.0, 2.0, 5.0, 4.0]
+    chosen = [Chosen("worst", picture("case3_day0"))]
+    write_report(tmp_path / "report.html", summarise(rows), rows, chosen, None, "A run", {})
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    listed = page.text[page.text.index("Largest Hausdorff") : page.text.index("Slice by slice")]
+    assert re.findall(r"case(\d)_day0", listed) == ["3", "5", "6", "1", "4", "2"]
+    assert listed.count("outlier ") == 1 and listed.index("outlier ") < listed.index("case5_day0")
+    assert "large bowel 8.5 mm" in listed
+    assert set(page.attributes("a", "data-scan")) == {"case3_day0"}
 
 
-@pytest.mark.parametrize("annotated", [1, 2, 3, 5, 7])
-def test_no_slice_is_shown_twice_and_none_without_an_organ(annotated):
-    truth = np.zeros((3, 10, 4, 4), bool)
-    truth[1, 1 : 1 + annotated] = True
-    slices = pick_slices(truth)
-    assert len(slices) == len(set(slices)) == min(3, annotated)
-    assert slices == sorted(slices) and truth[1, slices].any(axis=(1, 2)).all()
+def test_reliability_is_shown_where_it_was_counted(report):
+    bins = [{"predicted": 0.15, "observed": 0.1, "voxels": 900}, {"predicted": 0.9, "observed": 0.7, "voxels": 100}]
+    counted = {"voxels": 1000, "ece": 0.065, "mce": 0.2, "predicted": 0.225, "observed": 0.16, "below": 0.123}
+    nothing = {"voxels": 0, "ece": None, "mce": None, "predicted": None, "observed": None, "below": None, "bins": []}
+    calibration = {organ: nothing for organ in ORGANS} | {"stomach": counted | {"bins": bins}}
+    text = report(SCANS, calibration=calibration).text
+    assert "stomach 0.065 0.200 0.225 0.160 1,000 12.3 %" in text
+    assert "Observed frequency against predicted probability" in text
+    assert "Reliability" not in report(SCANS).text
 
 
-def test_a_scan_without_organs_still_has_slices_to_show():
-    slices = pick_slices(np.zeros((3, 40, 4, 4), bool))
-    assert len(slices) == 3 and slices == sorted(slices) and 0 < slices[0] < slices[-1] < 39
-
-
-@pytest.mark.parametrize(
-    ("scores", "expected"),
-    [
-        ({"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.1, "e": 0.8}, {"b": "best", "c": "median", "d": "worst"}),
-        ({"a": 0.5, "b": 0.9}, {"b": "best", "a": "worst"}),
-        ({"a": 0.5}, {"a": "best"}),
-        ({"a": None, "b": 0.0, "c": 0.2}, {"c": "best", "b": "worst"}),
-        ({"a": None}, {"a": "best"}),
-    ],
-)
-def test_scans_are_chosen_by_score(scores, expected):
-    chosen = choose_scans({"per_scan": {scan: {"score": score} for scan, score in scores.items()}})
-    assert list(chosen.items()) == list(expected.items())
+def test_every_chosen_scan_can_be_scrolled_through_worst_first(report):
+    page = report(SCANS)
+    shown = ["case2_day0", "case4_day0", "case1_day0", "case5_day0", "case3_day0"]
+    assert page.attributes("button", "data-show") == shown
+    assert len({a["id"] for tag, a in page.tags if a.get("type") == "application/json"}) == 5

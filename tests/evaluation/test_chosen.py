@@ -1,0 +1,85 @@
+"""Which scans are shown, and that their pictures are kept until it is known."""
+
+import tempfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gitseg_tf.evaluation.chosen import PictureShelf, choose_scans, may_be_chosen
+from gitseg_tf.evaluation.scroller import ScanPictures
+
+SCORES = st.lists(st.none() | st.sampled_from([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 1.0]), min_size=1, max_size=14)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.1, "e": 0.8}, {"b": "best", "c": "median", "d": "worst"}),
+        ({"a": 0.5, "b": 0.9}, {"b": "best", "a": "worst"}),
+        ({"a": 0.5}, {"a": "best"}),
+        ({"a": None, "b": 0.0, "c": 0.2}, {"c": "best", "b": "worst"}),
+        ({"a": None}, {"a": "best"}),
+        ({}, {}),
+    ],
+)
+def test_scans_are_chosen_by_score(scores, expected):
+    assert list(choose_scans(scores, worst=1).items()) == list(expected.items())
+
+
+def test_more_of_the_worst_are_told_by_their_place():
+    scores = {name: k / 10 for k, name in enumerate("abcdefgh")}
+    expected = {"h": "best", "d": "median", "a": "worst", "b": "2nd worst", "c": "3rd worst", "e": "5th worst"}
+    assert choose_scans(scores) == expected
+
+
+def test_the_largest_distance_is_shown_unless_its_scan_is_already():
+    scores = {name: k / 10 for k, name in enumerate("abcdefgh")}
+    assert choose_scans(scores, {"a": 3.0, "g": 90.0, "h": 5.0}, worst=1)["g"] == "largest Hausdorff"
+    assert choose_scans(scores, {"a": 99.0, "g": 90.0}, worst=1) == {"h": "best", "d": "median", "a": "worst"}
+
+
+@given(SCORES, st.integers(1, 6), st.randoms(use_true_random=False))
+def test_nothing_that_is_chosen_in_the_end_was_thought_impossible(scores, worst, random):
+    named = {f"s{k}": score for k, score in enumerate(scores)}
+    distances = {scan: random.choice([1.0, 2.0, 3.0]) for scan, score in named.items() if score}
+
+    def first(values, seen):
+        return {scan: value for scan, value in values.items() if int(scan[1:]) < seen}
+
+    for seen in range(1, len(named) + 1):
+        possible = may_be_chosen(first(named, seen), len(named) - seen, first(distances, seen), worst)
+        assert first(choose_scans(named, distances, worst), seen).keys() <= possible
+
+
+def test_half_of_the_scans_are_kept_at_most_and_few_at_the_end():
+    """Falling scores are the hardest: each scan is the worst when it comes."""
+    scores = {f"s{k}": 1 - k / 100 for k in range(100)}
+    kept = [len(may_be_chosen(dict(list(scores.items())[:seen]), 100 - seen)) for seen in range(1, 101)]
+    assert max(kept) <= 58 and kept[-1] == 7
+
+
+def rows_with(score, distance=4.0):
+    present = {"score": 0.0 if score is None else score, "truth_ml": float(score is not None), "hausdorff_mm": distance}
+    return [present, {"score": float("nan"), "truth_ml": 0.0, "hausdorff_mm": float("nan")}]
+
+
+def test_pictures_come_back_and_those_of_no_use_are_never_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    drawn = []
+
+    def draw(scan):
+        drawn.append(scan)
+        return ScanPictures(scan, [{"slice_number": 3}], f"[{scan!r}]")
+
+    with PictureShelf(9, worst=2) as shelf:
+        for k, score in enumerate([0.5, 0.4, 0.3, None, 0.9, 0.2, 0.1, 0.8, 0.45]):
+            shelf.add(f"s{k}", rows_with(score, 9.0 if k == 2 else float("nan")), lambda k=k: draw(f"s{k}"))
+        chosen = shelf.chosen()
+        assert len(list(tmp_path.glob("*/*"))) == 5
+    assert not list(tmp_path.iterdir())
+    assert {c.pictures.scan: c.role for c in chosen} == {
+        "s4": "best", "s1": "median", "s6": "worst", "s5": "2nd worst", "s2": "largest Hausdorff"
+    }  # fmt: skip
+    assert chosen[0].pictures == ScanPictures("s4", [{"slice_number": 3}], "['s4']")
+    assert "s3" not in drawn and "s7" not in drawn
