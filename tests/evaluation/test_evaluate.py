@@ -92,3 +92,14 @@ def test_what_has_no_score_is_a_dash_in_the_table():
     summary = {"organs": dict.fromkeys(ORGANS, nothing), "intervals": intervals, "cases": 2} | nothing
     evaluation.summary_lines(summary, lines.append)
     assert len(lines) == 6 and all(line.split()[1:] == ["-"] * 8 for line in lines[1:5])
+
+
+def test_reliability_is_counted_and_scans_are_pictured(evaluated, tmp_path):
+    """Each organ: of 2 x 25 voxels a scan at 80 %, those that the shift leaves in place are right."""
+    summary = evaluated([0, 2])
+    own = summary["calibration"]["stomach"]
+    low = sum(4 * 20 * (16 + number) for number in (0, 2)) - 100
+    assert [b["voxels"] for b in own["bins"]] == [low, 100]
+    assert own["bins"][1]["observed"] == pytest.approx((50 + 2 * 5 * 3) / 100)
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert report.count('<script type="application/json"') == 2 and "Reliability" in report

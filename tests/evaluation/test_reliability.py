@@ -65,7 +65,11 @@ SCAN = (
     np.linspace(0, 4000, 11).astype(np.float32),
     np.float32((3, 1.5, 1.5)),
 )
-CLEANED = {"postprocess.stomach.fill_holes": True, "postprocess.small_bowel.threshold": 0.35}
+CLEANED = {
+    "postprocess.stomach.smallest_ml": 0.02,
+    "postprocess.stomach.threshold": 0.9,
+    "postprocess.small_bowel.threshold": 0.35,
+}
 
 
 def network(windows):
@@ -73,7 +77,7 @@ def network(windows):
     import tensorflow as tf
 
     middle = windows[..., windows.shape[-1] // 2]
-    return tf.stack([tf.sigmoid(middle * slope) for slope in (1.0, -2.0, 6.0)], axis=-1)
+    return tf.stack([tf.sigmoid((middle - 0.7) * slope) for slope in (4.0, -5.0, 9.0)], axis=-1)
 
 
 @pytest.mark.parametrize("smooth", [{}, {"postprocess.large_bowel.smooth_mm": 3.0}], ids=["plain", "smooth"])
@@ -86,5 +90,7 @@ def test_masks_are_the_predictors_own_and_levels_the_networks_probabilities(smoo
     masks, levels = make_level_predictor(network, config)(*SCAN)
     np.testing.assert_array_equal(masks, make_predictor(network, config)(*SCAN))
     probabilities = make_scan_function(network, config, tf.identity)(*SCAN)
+    uncleaned = probabilities[2] >= 0.9
+    assert masks[2].any() and masks[2].sum() < uncleaned.sum()
     assert masks.any() and not masks.all() and len(np.unique(levels)) > 20
     np.testing.assert_array_equal(levels, np.minimum(np.float32(100) * probabilities, 99).astype(np.uint8))
