@@ -127,6 +127,8 @@ def decode_example(record: bytes) -> dict[str, bytes | np.ndarray]:
 
 def _decode_entry(entry: memoryview) -> tuple[str, bytes | np.ndarray]:
     parts = dict(_fields(entry))
+    if parts.keys() != {1, 2}:
+        raise ValueError("a feature lacks its name or its value")
     ((kind, items),) = _fields(parts[2])
     values = [value for _, value in _fields(items)]
     packed = values[0] if values else b""

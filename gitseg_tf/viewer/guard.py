@@ -1,4 +1,4 @@
-"""Which requests are answered: GET and HEAD, to one of the server's own names."""
+"""Which requests are answered: GET, to one of the server's own names."""
 
 import ipaddress
 import re
@@ -81,8 +81,8 @@ class Guard:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or not self._serves_host(hosts[0]):
             await _refuse(with_headers, 421, b"this server has another name")
-        elif scope["method"] not in ("GET", "HEAD"):
-            await _refuse(with_headers, 405, b"scans are looked at with GET alone", [(b"allow", b"GET, HEAD")])
+        elif scope["method"] != "GET":
+            await _refuse(with_headers, 405, b"scans are looked at with GET alone", [(b"allow", b"GET")])
         else:
             await self._app(scope, receive, with_headers)
 

@@ -52,7 +52,7 @@ class Predictions:
             if self._running is not None and self._running[0] == number:
                 return "running", self._running[1]
             self._wanted = number
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._serve, daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -73,7 +73,7 @@ class Predictions:
             try:
                 bits = self._predict(number)
                 self._cache.put(("prediction", number), bits)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 self._failed[number] = str(error)
             finally:
                 with self._changed:

@@ -34,7 +34,7 @@ def view(
     """
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise InputError(f"gitseg view needs {' and '.join(missing)}; install with pip install fastapi uvicorn")
+        raise InputError(f"gitseg view needs {' and '.join(missing)}; pip install 'gitseg-tf[view]'")
     import uvicorn
 
     from gitseg_tf.viewer.app import make_app
@@ -67,8 +67,8 @@ def view(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        family, *_ = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OverflowError:
         raise InputError(f"--port {port}: ports are 0 to 65535") from None

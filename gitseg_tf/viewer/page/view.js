@@ -303,6 +303,10 @@ async function openScan(number, then = {}) {
   showPrediction("none", "");
   $("scan-name").textContent = entry.id;
   document.title = `${entry.id} · ${library.name}`;
+  if (entry.broken) {
+    refuseScan(entry, entry.broken);
+    return;
+  }
   say("Reading the scan …");
   try {
     const answer = await (await ask(`api/scans/${number}`)).json();
@@ -591,7 +595,7 @@ function buildList() {
   }));
   $("rows").replaceChildren(...order.map((number) => {
     const entry = library.scans[number], row = make("tr", "", entry.broken ? "broken" : "");
-    row.dataset.number = number;
+    Object.assign(row.dataset, { number, scan: entry.id });
     row.tabIndex = 0;
     for (const column of columns()) {
       const v = column.value(entry);
