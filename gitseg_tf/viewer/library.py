@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from gitseg_tf.config import Config
 from gitseg_tf.data.dataset import Dataset, Shard, is_dataset, load_dataset
 from gitseg_tf.data.records import decode_scan, intensity_percentiles, pack_masks
 from gitseg_tf.data.scans import EXPECTED, Scan, is_cohort, read_cohort, read_file, read_image, read_masks
@@ -96,19 +97,30 @@ def open_library(
         if data is None:
             raise InputError(f"{path}: does not say what it was trained on; name the data with --data")
     entries, notes = _entries(as_path(data), (path, *allowed))
-    by_fold = {config.data.fold: run for config, run in zip(configs, runs, strict=True)} if len(runs) > 1 else {}
-    cases = _fold_of_cases(as_path(data)) if by_fold else {}
-    trained_on = set(configs[0].provenance.get("trained_on", ())) if len(runs) == 1 else set()
+    model_of, trained_on = _models(path, runs, configs, as_path(data))
     scores = _scores(path)
-    if not scores:
+    if runs and not scores:
         notes = (*notes, f"{path}: has no evaluation.json, so the list has no scores; gitseg evaluate makes them")
-    listed = []
-    for entry in entries:
-        model = by_fold.get(cases.get(entry.case)) if by_fold else path
-        model = runs[0] if len(runs) == 1 else model
-        seen = entry.case in trained_on
-        listed.append(replace(entry, model=model, trained_on=seen, scores=scores.get(entry.id)))
+    listed = [
+        replace(e, model=model_of(e.case), trained_on=e.case in trained_on, scores=scores.get(e.id)) for e in entries
+    ]
     return Library(path.name or str(path), tuple(listed), notes)
+
+
+def _models(path: AnyPath, runs: list[AnyPath], configs: list[Config], data: AnyPath):
+    # A function of a patient to what predicts it, and the patients that this has seen. Of a cross-validation, each
+    # patient is predicted by the run that held it out.
+    if len(runs) < 2:
+        model = runs[0] if runs else path
+        trained_on = {case for config in configs for case in config.provenance.get("trained_on", ())}
+        return (lambda case: model), trained_on
+    if not is_dataset(data):
+        raise InputError(
+            f"{data}: has no folds to tell which run predicts a scan; give the dataset, or one of the runs"
+        )
+    fold_of = {scan.case: shard.fold for shard in load_dataset(data).shards for scan in shard.scans}
+    by_fold = {config.data.fold: run for config, run in zip(configs, runs, strict=True)}
+    return (lambda case: by_fold.get(fold_of.get(case))), set()
 
 
 def _entries(path: AnyPath, others: tuple[AnyPath, ...]) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
@@ -124,7 +136,12 @@ def _entries(path: AnyPath, others: tuple[AnyPath, ...]) -> tuple[tuple[Entry, .
         raise InputError(f"{path}: holds no scans; give a run, TFRecords made by gitseg convert, or {EXPECTED}")
     entries = [_of_cohort(scan, folders) for scan in cohort.scans]
     entries += [Entry(name, name, broken=why) for name, why in cohort.broken]
-    return tuple(sorted(entries, key=lambda entry: entry.id)), cohort.notes
+    notes = cohort.notes
+    if cohort.orphans:
+        notes += (
+            f"{len(cohort.orphans)} slices of {path / 'train.csv'} have no image, {cohort.orphans[0]} is the first",
+        )
+    return tuple(sorted(entries, key=lambda entry: entry.id)), notes
 
 
 def _of_cohort(scan: Scan, folders: GivenFolders) -> Entry:
@@ -176,12 +193,6 @@ def _read_scan(dataset: Dataset, shard: Shard, number: int, folders: GivenFolder
     if fields["id"] != shard.scans[number].id:
         raise InputError(f"{path}: record {number} is {fields['id']}, not {shard.scans[number].id}; convert again")
     return fields
-
-
-def _fold_of_cases(data: AnyPath) -> dict[str, int]:
-    if not is_dataset(data):
-        raise InputError(f"{data}: is no dataset, so it has no folds to tell which of the runs predicts a scan")
-    return {scan.case: shard.fold for shard in load_dataset(data).shards for scan in shard.scans}
 
 
 def _scores(run: AnyPath) -> dict[str, dict]:

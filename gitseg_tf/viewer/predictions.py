@@ -111,7 +111,8 @@ class Predictions:
 
 def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the viewer ends this process
-    os.nice(_NICENESS)
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
     from gitseg_tf import quiet
 
     loaded: dict[AnyPath, object] = {}

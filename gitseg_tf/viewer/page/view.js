@@ -308,6 +308,7 @@ async function openScan(number, then = {}) {
     return;
   }
   say("Reading the scan …");
+  const truth = entry.labelled ? organsOf(number, "truth") : null; // contours are read while the image is
   try {
     const answer = await (await ask(`api/scans/${number}`)).json();
     if (turn !== opening) return;
@@ -323,7 +324,7 @@ async function openScan(number, then = {}) {
   buildLayers();
   setUpWindow();
   showPlane();
-  if (entry.labelled) loadOrgans("truth");
+  keepOrgans(number, "truth", truth);
   if (entry.predicted) followPrediction();
 }
 
@@ -334,9 +335,10 @@ function refuseScan(entry, reason) {
   buildList();
 }
 
-async function loadOrgans(layer) {
-  const number = state.scan;
-  const shown = await ask(`api/scans/${number}/${layer}/organs`).then((answer) => answer.json()).catch(() => null);
+const organsOf = (number, layer) => ask(`api/scans/${number}/${layer}/organs`).then((answer) => answer.json()).catch(() => null);
+
+async function keepOrgans(number, layer, promised) {
+  const shown = await promised;
   if (number === state.scan && shown && scan) {
     scan.organs[layer] = shown;
     drawStrip();
@@ -360,7 +362,7 @@ async function followPrediction() {
     showPrediction(answer.state, answer.line);
     if (answer.state === "ready") {
       scan.predictionReady = true;
-      loadOrgans("prediction");
+      keepOrgans(number, "prediction", organsOf(number, "prediction"));
       redraw();
     }
     if (["ready", "failed", "none"].includes(answer.state)) return;
