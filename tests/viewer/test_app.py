@@ -1,5 +1,6 @@
 """What the server answers, by its addresses; the browser's part is in test_page.py."""
 
+import asyncio
 import re
 import shutil
 import socket
@@ -9,7 +10,7 @@ import pytest
 
 from gitseg_tf.data.records import pack_masks
 from gitseg_tf.data.scans import ORGAN_COLORS
-from gitseg_tf.viewer.guard import is_loopback, own_names
+from gitseg_tf.viewer.guard import Guard, is_loopback, own_names
 from gitseg_tf.viewer.library import open_library
 
 SECRET = b"what nobody may read"
@@ -170,6 +171,21 @@ def test_a_request_for_this_machine_is_answered(client, host):
 def test_a_request_for_another_host_is_refused(client, hosts):
     answer = client.get("/api/scans", hosts=hosts)
     assert answer.status in (400, 421) and b"case1_day0" not in answer.content
+
+
+@pytest.mark.parametrize("hosts", [[b"localhost", b"evil.example"], [b"evil.example", b"localhost"], []])
+def test_of_two_hosts_none_is_believed_whatever_the_parser_lets_through(hosts):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        raise AssertionError("was let through")
+
+    scope = {"type": "http", "method": "GET", "headers": [(b"host", host) for host in hosts]}
+    asyncio.run(Guard(app, own_names("127.0.0.1"))(scope, None, send))
+    assert sent[0]["status"] == 421
 
 
 def test_of_all_networks_any_address_and_the_machines_name_are_its_own():

@@ -223,6 +223,16 @@ def test_a_shard_that_is_a_link_out_is_refused(drawn_dataset, tmp_path, refusal)
     assert "outside of the given folders" in refusal(open_library, root)
 
 
+def test_a_shard_that_becomes_a_link_out_after_listing_is_refused(drawn_dataset, tmp_path, refusal):
+    root = shutil.copytree(drawn_dataset.root, tmp_path / "records")
+    shard = root / drawn_dataset.shards[0].file
+    entry = entry_of(open_library(root), drawn_dataset.shards[0].scans[0].id)
+    shutil.move(shard, tmp_path / "shard")
+    shard.symlink_to(tmp_path / "shard")
+    assert "outside of the given folders" in refusal(entry.read_voxels)
+    assert "outside of the given folders" in refusal(entry.read_contours)
+
+
 def test_an_evaluation_that_is_a_link_out_is_refused(untrained, tmp_path, refusal):
     run = shutil.copytree(untrained, tmp_path / "run")
     shutil.move(run / "evaluation.json", tmp_path / "other.json")

@@ -131,9 +131,10 @@ def test_a_picture_has_the_greys_of_its_window(page, drawn):
     middle = canvas[canvas.shape[0] // 2, canvas.shape[1] // 2]
     expected = np.clip((float(image[20, 32]) - low) / (high - low) * 255, 0, 255)
     assert np.ptp(middle) == 0 and abs(middle[0] - expected) < 2
-    page.driver.execute_script("document.querySelector('[data-window=full]').click()")
-    full = np.clip((float(image[20, 32]) - image.min()) / (drawn[SCAN].image.max() - image.min()) * 255, 0, 255)
-    page.until(lambda: abs(page.canvas()[canvas.shape[0] // 2, canvas.shape[1] // 2][0] - full) < 2)
+    page.driver.execute_script("chooseWindow(1600, 2000)")
+    chosen = np.clip((float(image[20, 32]) - 1200) / 1600 * 255, 0, 255)
+    assert 20 < chosen < 235
+    page.until(lambda: abs(page.canvas()[canvas.shape[0] // 2, canvas.shape[1] // 2][0] - chosen) < 2)
 
 
 def test_dragging_with_the_right_button_changes_the_window(page):
@@ -208,13 +209,19 @@ def test_a_click_puts_the_other_planes_there(page, drawn):
     main = page.find("#main")
     ActionChains(page.driver).move_to_element_with_offset(main, 60, 30).click().perform()
     scan, size = drawn[SCAN], main.size
-    _, y, x = scan.spacing
+    z, y, x = scan.spacing
     scale = min(size["width"] / (64 * x), size["height"] / (40 * y))
     row, column = int(20 + 30 / (y * scale)), int(32 + 60 / (x * scale))
     page.until(lambda: page.find("#second canvas").get_attribute("data-shown") == f"{SCAN}/coronal/{row}")
     page.until(lambda: page.find("#third canvas").get_attribute("data-shown") == f"{SCAN}/sagittal/{column}")
-    page.press("c")
-    page.see(f"{SCAN}/coronal/{row}")
+    page.press("s")
+    page.see(f"{SCAN}/sagittal/{column}")
+    scale = min(size["width"] / (40 * y), size["height"] / (12 * z))
+    ActionChains(page.driver).move_to_element_with_offset(main, -60, 70).click().perform()
+    page.until(
+        lambda: f"/coronal/{int(20 - 60 / (y * scale))}" in page.find("#third canvas").get_attribute("data-shown")
+    )
+    page.until(lambda: f"/axial/{int(6 + 70 / (z * scale))}" in page.find("#second canvas").get_attribute("data-shown"))
 
 
 def test_a_link_leads_to_the_slice_and_the_window(page):
