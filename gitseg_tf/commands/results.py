@@ -53,6 +53,14 @@ def add_parsers(commands) -> None:
     export.add_argument("run_folder", metavar="run")
     export.add_argument("out", nargs="?", help="gets 1/ (RUN/export)")
 
+    view = command(commands, "view", _view, "look through scans, contours and predictions in a browser")
+    view.add_argument("source", metavar="run_or_data", help="a run, TFRecords, or a folder of scans")
+    view.add_argument("--data", help="of a run: TFRecords or a cohort (what the run trained on)")
+    view.add_argument("--port", type=int, default=8750, help="of the page, 0 for any that is free (%(default)s)")
+    view.add_argument("--host", default="127.0.0.1", help="who can see it: this machine alone (%(default)s)")
+    view.add_argument("--allow", action="append", default=[], metavar="DIR", help="a folder that links may lead to")
+    view.add_argument("--open", action="store_true", help="open the page in a browser")
+
 
 def _tta_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -157,3 +165,9 @@ def _export(options) -> None:
     from gitseg_tf.training.trainer import load_run
 
     print(f"SavedModel {export(load_run(options.run_folder), options.out)}")
+
+
+def _view(options) -> None:
+    from gitseg_tf.viewer.server import view
+
+    view(options.source, options.data, options.allow, options.host, options.port, options.open)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from gitseg_tf.data.scans import ORGANS, Scan
-from gitseg_tf.data.tfrecord import encode_example
+from gitseg_tf.data.tfrecord import decode_example, encode_example
 
 PERCENTILES = (0, 0.5, 1, 5, 25, 50, 75, 95, 99, 99.5, 100)
 
@@ -78,6 +78,38 @@ def parse_scan(record):
         "spacing": fields["scan/spacing"],
         "percentiles": fields["image/percentiles"],
     }
+
+
+def decode_scan(record: bytes) -> dict:
+    """Read an Example back without TensorFlow.
+
+    Args:
+        record: from `serialize_scan`.
+
+    Returns:
+        dict as `parse_scan` gives, of numpy arrays and strings.
+
+    Raises:
+        ValueError: the record is damaged, or is none of a scan.
+    """
+    fields = decode_example(record)
+    try:
+        shape = fields["scan/shape"]
+        packed = fields.get("mask/bits", b"")
+        bits = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape) if packed else np.zeros(shape, np.uint8)
+        return {
+            "id": fields["scan/id"].decode(),
+            "case": fields["scan/case"].decode(),
+            "numbers": fields["slice/numbers"],
+            "image": np.frombuffer(fields["image/voxels"], "<u2").reshape(shape),
+            "bits": bits,
+            "spacing": fields["scan/spacing"],
+            "percentiles": fields["image/percentiles"],
+        }
+    except KeyError as error:
+        raise ValueError(f"the feature {error} is missing") from None
+    except zlib.error as error:
+        raise ValueError(f"the masks are damaged ({error})") from None
 
 
 def pack_masks(masks: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""tf.train.Example and TFRecord files in bytes, for writers that need not wait for TensorFlow to be imported."""
+"""tf.train.Example and TFRecord files in bytes, for programs that need not wait for TensorFlow to be imported."""
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO
 
 import google_crc32c
@@ -81,6 +81,95 @@ class RecordWriter:
             self._file.write(part)
             self._crc = zlib.crc32(part, self._crc)
             self.size += len(part)
+
+
+def read_record(file: IO[bytes], number: int) -> bytes:
+    """Read one record of a TFRecord file; those before it are stepped over.
+
+    Args:
+        file: open for reading bytes, at its start.
+        number: of the record, from 0.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: the file ends before the record does, or a checksum is wrong.
+    """
+    for n in range(number + 1):
+        length, check = file.read(8), file.read(4)
+        if len(check) < 4 or _masked_crc32c(length) != check:
+            raise ValueError(f"the length of record {n} is damaged")
+        (size,) = struct.unpack("<Q", length)
+        if n < number:
+            file.seek(size + 4, 1)
+    record, check = file.read(size), file.read(4)
+    if len(record) < size or _masked_crc32c(record) != check:
+        raise ValueError(f"the checksum of record {number} is wrong")
+    return record
+
+
+def decode_example(record: bytes) -> dict[str, bytes | np.ndarray]:
+    """Read a serialized tf.train.Example, the inverse of `encode_example`.
+
+    Args:
+        record: the bytes, with packed numbers, as all writers of protobuf 3 make them.
+
+    Returns:
+        Name to value: the only item of a bytes_list, a float_list as float32 [N], an int64_list as int64 [N].
+
+    Raises:
+        ValueError: no Example, or not one of this form.
+    """
+    (features,) = (value for _, value in _fields(memoryview(record)))
+    return dict(_decode_entry(entry) for _, entry in _fields(features))
+
+
+def _decode_entry(entry: memoryview) -> tuple[str, bytes | np.ndarray]:
+    parts = dict(_fields(entry))
+    if parts.keys() != {1, 2}:
+        raise ValueError("a feature lacks its name or its value")
+    ((kind, items),) = _fields(parts[2])
+    values = [value for _, value in _fields(items)]
+    packed = values[0] if values else b""
+    if kind == _BYTES_LIST:
+        value = bytes(packed)
+    elif kind == _FLOAT_LIST:
+        value = np.frombuffer(packed, "<f4")
+    else:
+        value = np.array(list(_varints(packed)), np.uint64).astype(np.int64)
+    return bytes(parts[1]).decode(), value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    at = 0
+    while at < len(message):
+        tag, at = _read_varint(message, at)
+        if tag & 7 != 2:
+            raise ValueError(f"a field of wire type {tag & 7} is not of an Example")
+        size, at = _read_varint(message, at)
+        if at + size > len(message):
+            raise ValueError("a field is cut off")
+        yield tag >> 3, message[at : at + size]
+        at += size
+
+
+def _varints(packed) -> Iterator[int]:
+    at = 0
+    while at < len(packed):
+        value, at = _read_varint(packed, at)
+        yield value
+
+
+def _read_varint(data, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise ValueError("a number is cut off")
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value & (1 << 64) - 1, at
 
 
 def _masked_crc32c(data: bytes) -> bytes:

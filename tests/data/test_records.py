@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gitseg_tf.config import load_config
 from gitseg_tf.data.records import (
     PERCENTILES,
+    decode_scan,
     intensity_percentiles,
     pack_masks,
     parse_scan,
@@ -108,3 +109,21 @@ def test_the_documented_example_reads_a_dataset(drawn, drawn_dataset, capsys):
         truth = drawn[scan_id.numpy().decode()]
         assert np.array_equal(image, truth.image) and np.array_equal(masks, truth.masks)
         assert np.allclose(spacing, truth.spacing)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_record_is_read_without_tensorflow_as_with_it(scan, image, masks, labelled):
+    record = serialize_scan(scan, image, masks if labelled else None)
+    found, expected = decode_scan(record), {name: value.numpy() for name, value in parse_scan(record).items()}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if name in ("id", "case"):
+            assert found[name] == value.decode()
+        else:
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_record_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="scan/shape"):
+        decode_scan(tf.train.Example().SerializeToString() or b"\n\x00")

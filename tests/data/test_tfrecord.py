@@ -2,13 +2,15 @@
 
 import io
 import zlib
+from contextlib import suppress
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gitseg_tf.data.tfrecord import RecordWriter, encode_example
+from gitseg_tf.data.tfrecord import RecordWriter, decode_example, encode_example, read_record
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -59,3 +61,52 @@ def test_a_file_has_the_bytes_of_tensorflow(tmp_path_factory, records):
         writer.write(record)
     assert file.getvalue() == path.read_bytes()
     assert writer.size == path.stat().st_size and writer.crc32 == f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(st.text(max_size=12), VALUES, max_size=6))
+def test_what_protobuf_wrote_is_read_back(features):
+    example = tf.train.Example(features=tf.train.Features(feature={k: feature(v) for k, v in features.items()}))
+    found = decode_example(example.SerializeToString())
+    assert found.keys() == features.keys()
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            assert found[name] == value
+        else:
+            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(found[name], value)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_damaged_example_is_read_or_refused_with_a_value_error(data):
+    content = bytearray(encode_example({"a": b"xyz", "b": np.arange(3), "c": np.ones(2, np.float32)}))
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+        content[at] = data.draw(st.integers(0, 255))
+    with suppress(ValueError):
+        decode_example(bytes(content[: data.draw(st.integers(0, len(content)))]))
+
+
+def test_each_record_of_a_file_of_tensorflows_is_read_by_its_number(tmp_path):
+    path = tmp_path / "peer.tfrecord"
+    records = [b"first", b"", bytes(range(256)) * 9]
+    with tf.io.TFRecordWriter(str(path)) as peer:
+        for record in records:
+            peer.write(record)
+    for number, record in enumerate(records):
+        with path.open("rb") as file:
+            assert read_record(file, number) == record
+    with path.open("rb") as file, pytest.raises(ValueError, match="record 3"):
+        read_record(file, 3)
+
+
+@pytest.mark.parametrize("at", [0, 9, 13, -1])
+def test_a_damaged_record_is_refused(at):
+    file = io.BytesIO()
+    RecordWriter(file).write(b"voxels")
+    content = bytearray(file.getvalue())
+    content[at] ^= 1
+    with pytest.raises(ValueError, match="record 0"):
+        read_record(io.BytesIO(content), 0)
+    with pytest.raises(ValueError, match="record 0"):
+        read_record(io.BytesIO(file.getvalue()[:at]), 0)

@@ -1,0 +1,1 @@
+"""A local web page to look through scans, contours and predictions."""

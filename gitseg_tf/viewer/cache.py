@@ -1,0 +1,65 @@
+"""What was read last stays in memory, up to a number of bytes."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Cache:
+    """Values by key; of two threads that want the same one, the second waits for the first.
+
+    Args:
+        size_of: bytes of a value.
+        limit: bytes; above it, what was wanted longest ago is let go. The newest value stays in any case.
+    """
+
+    def __init__(self, size_of: Callable[[Any], int], limit: int):
+        self._size_of, self._limit = size_of, limit
+        self._values: OrderedDict[Hashable, Future] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The value of a key, made where it is not there.
+
+        Raises:
+            Whatever `make` raises; the next call makes it again.
+        """
+        with self._lock:
+            future, is_new = self._values.get(key), key not in self._values
+            if is_new:
+                future = self._values[key] = Future()
+            self._values.move_to_end(key)
+        if is_new:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    del self._values[key]
+                future.set_exception(error)
+            self._trim(key)
+        return future.result()
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep a value."""
+        self.get(key, lambda: value)
+
+    def peek(self, key: Hashable) -> Any:
+        """The value of a key, or None where it is not there (yet)."""
+        with self._lock:
+            future = self._values.get(key)
+            if future is None or not future.done():
+                return None
+            self._values.move_to_end(key)
+            return future.result()
+
+    def _trim(self, newest: Hashable) -> None:
+        with self._lock:
+            sizes = {key: self._size_of(f.result()) for key, f in self._values.items() if f.done()}
+            total = sum(sizes.values())
+            for key, size in sizes.items():
+                if total <= self._limit or key == newest:
+                    return
+                del self._values[key]
+                total -= size

@@ -1,0 +1,333 @@
+"""The page in a browser: what a user does, and what is then to be seen."""
+
+import base64
+import shutil
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+import pytest
+
+from gitseg_tf.data.scans import ORGAN_COLORS
+from gitseg_tf.viewer.library import open_library
+
+pytest.importorskip("selenium", reason="needs selenium")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+GRACE = 60  # seconds
+SCAN = "case6_day0"  # has 12 slices of 40 x 64 pixels
+
+
+class Page:
+    """The viewer's page, by what is on it."""
+
+    def __init__(self, driver, address):
+        self.driver, self.address = driver, address
+
+    def open(self, hash=""):
+        self.driver.get("about:blank")
+        self.driver.get(f"{self.address}{hash}")
+        self.until(lambda: self.shown or self.find("#message.failed"))
+
+    def until(self, condition):
+        return WebDriverWait(self.driver, GRACE, 0.02).until(lambda driver: condition())
+
+    def find(self, selector):
+        return (self.driver.find_elements(By.CSS_SELECTOR, selector) or [None])[0]
+
+    def text(self, selector):
+        return self.find(selector).text
+
+    @property
+    def shown(self):
+        return self.find("#main canvas").get_attribute("data-shown")
+
+    def see(self, shown):
+        self.until(lambda: self.shown == shown)
+
+    def press(self, *keys):
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def canvas(self, name="main"):
+        """What is drawn, RGB."""
+        data = self.driver.execute_script(f"return document.querySelector('#{name} canvas').toDataURL()")
+        png = np.frombuffer(base64.b64decode(data.split(",")[1]), np.uint8)
+        image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+        return image[..., 2::-1] * (image[..., 3:] > 0)
+
+    def colours(self):
+        """The organs whose colour is on the large canvas."""
+        canvas = self.canvas()
+        return {organ for organ in ORGAN_COLORS if near(canvas, organ).sum() > 20}
+
+    def box(self, canvas):
+        """(width, height) of what is not black."""
+        occupied = np.argwhere(canvas.max(2) > 8)
+        (top, left), (bottom, right) = occupied.min(0), occupied.max(0) + 1
+        return right - left, bottom - top
+
+
+def near(canvas, organ):
+    """Where a canvas has an organ's colour, but for the soft edge of a line."""
+    return np.abs(canvas.astype(int) - ORGAN_COLORS[organ]).max(2) < 60
+
+
+@contextmanager
+def page_of(browser, serve, library):
+    with serve(library) as client:
+        browser.get_log("browser")
+        page = Page(browser, f"http://127.0.0.1:{client.port}/")
+        yield page
+        browser.get("about:blank")
+        assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+@pytest.fixture(scope="module")
+def cohort(drawn):
+    return open_library(drawn.root)
+
+
+@pytest.fixture
+def page(browser, serve, cohort):
+    with page_of(browser, serve, cohort) as page:
+        page.open(f"#scan={SCAN}")
+        yield page
+
+
+def test_the_first_picture_is_the_middle_of_the_first_scan(browser, serve, cohort):
+    with page_of(browser, serve, cohort) as page:
+        page.open()
+        page.see("case1_day0/axial/3")
+        assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr")) == 9
+        assert page.text("#rows tr[aria-selected=true]") == "case1_day0"
+
+
+def test_keys_go_through_the_slices(page):
+    page.see(f"{SCAN}/axial/5")
+    for key, index in (
+        (Keys.ARROW_DOWN, 6), (Keys.ARROW_RIGHT, 7), (Keys.ARROW_UP, 6), (Keys.ARROW_LEFT, 5), (Keys.END, 11),
+        (Keys.ARROW_DOWN, 11), (Keys.PAGE_UP, 1), (Keys.PAGE_DOWN, 11), (Keys.HOME, 0), (Keys.ARROW_UP, 0),
+    ):  # fmt: skip
+        page.press(key)
+        page.see(f"{SCAN}/axial/{index}")
+    assert page.text("#place") == "slice 1 of 12"
+
+
+def test_the_wheel_goes_through_the_slices(page):
+    for delta, index in ((100, 6), (100, 7), (-100, 6)):
+        ActionChains(page.driver).scroll_from_origin(ScrollOrigin.from_element(page.find("#main")), 0, delta).perform()
+        page.see(f"{SCAN}/axial/{index}")
+
+
+def test_a_picture_has_the_greys_of_its_window(page, drawn):
+    page.press("t")
+    image = drawn[SCAN].image[5]
+    low, high = (int(np.percentile(drawn[SCAN].image, p, method="inverted_cdf")) for p in (1, 99.5))
+    canvas = page.canvas()
+    middle = canvas[canvas.shape[0] // 2, canvas.shape[1] // 2]
+    expected = np.clip((float(image[20, 32]) - low) / (high - low) * 255, 0, 255)
+    assert np.ptp(middle) == 0 and abs(middle[0] - expected) < 2
+    page.driver.execute_script("chooseWindow(1600, 2000)")
+    chosen = np.clip((float(image[20, 32]) - 1200) / 1600 * 255, 0, 255)
+    assert 20 < chosen < 235
+    page.until(lambda: abs(page.canvas()[canvas.shape[0] // 2, canvas.shape[1] // 2][0] - chosen) < 2)
+
+
+def test_dragging_with_the_right_button_changes_the_window(page):
+    width, level = (int(page.text(f"#{name}-value")) for name in ("width", "level"))
+    main = page.find("#main")
+    drag = ActionChains(page.driver).move_to_element(main)
+    drag.w3c_actions.pointer_action.pointer_down(button=2)
+    drag.w3c_actions.pointer_action.move_by(-60, 40)
+    drag.w3c_actions.pointer_action.pointer_up(button=2)
+    drag.perform()
+    assert int(page.text("#width-value")) < width and int(page.text("#level-value")) < level
+    page.until(lambda: "window=" in page.driver.current_url)
+    page.press("w")
+    assert [int(page.text(f"#{name}-value")) for name in ("width", "level")] == [width, level]
+
+
+def test_contours_go_on_and_off(page, drawn):
+    page.press(Keys.END, Keys.ARROW_UP)
+    page.see(f"{SCAN}/axial/10")
+    page.until(lambda: page.colours())
+    there = page.colours()
+    assert there == {organ for organ, mask in zip(ORGAN_COLORS, drawn[SCAN].masks[:, 10], strict=True) if mask.any()}
+    for key, organ in zip("123", ORGAN_COLORS, strict=True):
+        page.press(key)
+        page.until(lambda organ=organ: page.colours() == there - {organ})
+        page.press(key)
+        page.until(lambda: page.colours() == there)
+    page.press("t")
+    page.until(lambda: page.colours() == set())
+    page.find("[data-layer=truth][data-organ='2']").click()
+    page.until(lambda: page.colours() == {"stomach"} & there)
+
+
+def test_a_contour_runs_around_its_organ(page, drawn):
+    page.press(Keys.END, Keys.ARROW_UP, "2", "3")
+    page.see(f"{SCAN}/axial/10")
+    page.until(lambda: page.colours() == {"large_bowel"})
+    canvas, scan = page.canvas(), drawn[SCAN]
+    rows, columns = np.nonzero(near(canvas, "large_bowel"))
+    _, y, x = scan.spacing
+    scale = min(canvas.shape[1] / (64 * x), canvas.shape[0] / (40 * y))
+    left, top = (canvas.shape[1] - 64 * x * scale) / 2, (canvas.shape[0] - 40 * y * scale) / 2
+    filled = np.argwhere(scan.masks[0, 10])
+    (y0, x0), (y1, x1) = filled.min(0), filled.max(0) + 1
+    found = [columns.min(), columns.max(), rows.min(), rows.max()]
+    expected = [left + x0 * x * scale, left + x1 * x * scale, top + y0 * y * scale, top + y1 * y * scale]
+    np.testing.assert_allclose(found, expected, atol=2.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "plane", "across", "down"),
+    [
+        ("a", "axial", (64, 2), (40, 1)),
+        ("c", "coronal", (64, 2), (12, 0)),
+        ("s", "sagittal", (40, 1), (12, 0)),
+    ],
+)
+def test_planes_have_the_proportions_of_the_patient(page, drawn, key, plane, across, down):
+    page.press("t", key)
+    page.until(lambda: f"/{plane}/" in page.shown)
+    page.driver.execute_script("document.querySelector('[data-window=full]').click()")
+    page.driver.execute_script("state.window = [1, -10]; redraw()")
+    scan, canvas = drawn[SCAN], page.canvas()
+    width, height = page.box(canvas)
+    expected = across[0] * scan.spacing[across[1]] / (down[0] * scan.spacing[down[1]])
+    assert width / height == pytest.approx(expected, rel=0.02)
+    assert width > canvas.shape[1] - 3 or height > canvas.shape[0] - 3
+
+
+def test_a_click_puts_the_other_planes_there(page, drawn):
+    page.press("x")
+    main = page.find("#main")
+    ActionChains(page.driver).move_to_element_with_offset(main, 60, 30).click().perform()
+    scan, size = drawn[SCAN], main.size
+    z, y, x = scan.spacing
+    scale = min(size["width"] / (64 * x), size["height"] / (40 * y))
+    row, column = int(20 + 30 / (y * scale)), int(32 + 60 / (x * scale))
+    page.until(lambda: page.find("#second canvas").get_attribute("data-shown") == f"{SCAN}/coronal/{row}")
+    page.until(lambda: page.find("#third canvas").get_attribute("data-shown") == f"{SCAN}/sagittal/{column}")
+    page.press("s")
+    page.see(f"{SCAN}/sagittal/{column}")
+    scale = min(size["width"] / (40 * y), size["height"] / (12 * z))
+    ActionChains(page.driver).move_to_element_with_offset(main, -60, 70).click().perform()
+    page.until(
+        lambda: f"/coronal/{int(20 - 60 / (y * scale))}" in page.find("#third canvas").get_attribute("data-shown")
+    )
+    page.until(lambda: f"/axial/{int(6 + 70 / (z * scale))}" in page.find("#second canvas").get_attribute("data-shown"))
+
+
+def test_a_link_leads_to_the_slice_and_the_window(page):
+    page.press("s", Keys.END)
+    page.see(f"{SCAN}/sagittal/63")
+    page.driver.execute_script("chooseWindow(300, 1200)")
+    page.until(lambda: page.driver.current_url.endswith(f"#scan={SCAN}&plane=sagittal&slice=64&window=300,1200"))
+    link = page.driver.current_url
+    page.open(link.removeprefix(page.address))
+    page.see(f"{SCAN}/sagittal/63")
+    assert (page.text("#width-value"), page.text("#level-value")) == ("300", "1200")
+
+
+def test_the_slice_of_a_link_is_the_number_in_the_scan(page):
+    page.open("#scan=case5_day0&plane=axial&slice=8")  # whose slices are 1, 2, 3, 7, 8, 9, 10
+    page.see("case5_day0/axial/4")
+    assert page.text("#place") == "slice 8 of 10"
+
+
+def test_back_and_forward_lead_through_scans_and_planes(page):
+    page.press(Keys.HOME)
+    page.see(f"{SCAN}/axial/0")
+    page.press("c")
+    page.until(lambda: f"{SCAN}/coronal" in page.shown)
+    page.find("#rows tr[data-number='2']").click()
+    page.until(lambda: "case2_day0/coronal" in page.shown)
+    page.driver.back()
+    page.until(lambda: f"{SCAN}/coronal" in page.shown)
+    page.driver.back()
+    page.see(f"{SCAN}/axial/0")
+    page.driver.forward()
+    page.until(lambda: f"{SCAN}/coronal" in page.shown)
+    page.driver.forward()
+    page.until(lambda: "case2_day0/coronal" in page.shown)
+
+
+def test_n_and_b_lead_through_the_list(page):
+    page.press("n")
+    page.until(lambda: page.shown.startswith("case6_day1/"))
+    page.press("n", "b")
+    page.until(lambda: page.shown.startswith(f"{SCAN}/"))
+
+
+def test_help_opens_and_closes(page):
+    page.press("?")
+    page.until(lambda: page.find("#help").is_displayed())
+    page.press(Keys.ESCAPE)
+    page.until(lambda: not page.find("#help").is_displayed())
+
+
+def test_a_link_to_nowhere_says_so(page):
+    page.open("#scan=case99_day0")
+    page.see("case1_day0/axial/3")
+    assert "case99_day0, which is not in the list" in page.text("#notes")
+
+
+def test_a_run_is_listed_worst_first_and_its_prediction_comes_when_it_is_ready(browser, serve, untrained):
+    library = open_library(untrained)
+    scored = sorted((entry.scores["score"], entry.id) for entry in library.entries if entry.scores)
+    with page_of(browser, serve, library) as page:
+        page.open()
+        assert page.text("#rows tr td") == scored[0][1]
+        column = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#rows td:nth-child(2)")]
+        assert column == [f"{score:.3f}" for score, _ in scored] + ["\N{EN DASH}"] * (9 - len(scored))
+        page.until(lambda: page.find("#prediction").get_attribute("data-state") == "ready")
+        page.until(lambda: "prediction" in page.find("#main canvas").get_attribute("data-layers"))
+        page.press("t")
+        page.until(lambda: page.colours())
+        page.press("p")
+        page.until(lambda: not page.colours())
+        page.find("#columns [data-key=id] button").click()
+        ids = [row.get_attribute("data-scan") for row in browser.find_elements(By.CSS_SELECTOR, "#rows tr")]
+        assert ids == sorted(entry.id for entry in library.entries)
+        assert "trained on" in page.text("#rows")
+
+
+def test_a_broken_scan_says_why_and_the_others_are_there(browser, serve, drawn, tmp_path):
+    root = shutil.copytree(drawn.root, tmp_path / "cohort")
+    path = sorted((root / "train/case1/case1_day0/scans").iterdir())[0]
+    path.rename(path.with_name("slice_1.png"))
+    with page_of(browser, serve, open_library(root)) as page:
+        page.open()
+        page.see("case1_day5/axial/3")
+        assert "cannot be read" in page.text("#rows tr.broken")
+        page.find("#rows tr.broken").click()
+        page.until(lambda: "slice_1.png: the name is not" in page.text("#message"))
+        page.press(Keys.ARROW_DOWN, "c", "w", "n")
+        page.until(lambda: page.shown.startswith("case1_day5/"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 860), (400, 860)])
+def test_nothing_is_wider_than_the_window(browser, serve, cohort, width, height):
+    with page_of(browser, serve, cohort) as page:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+        )
+        try:
+            page.open()
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            assert page.find("#main").size["width"] > 0.6 * min(width, 1000)
+            if width < 500:
+                assert not page.find("#list").is_displayed()
+                page.find("#toggle-list").click()
+                page.find("#rows tr[data-number='3']").click()
+                page.until(lambda: page.shown.startswith("case3_day0/"))
+                assert not page.find("#list").is_displayed()
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,0 +1,97 @@
+import shutil
+import time
+
+import numpy as np
+import pytest
+import workers
+
+from gitseg_tf.data.records import pack_masks
+from gitseg_tf.inference.predictor import load_predictor
+from gitseg_tf.viewer import predictions as module
+from gitseg_tf.viewer.library import open_library
+
+GRACE = 120  # seconds after which a test fails instead of waiting
+
+
+def states_until_done(client, number):
+    states, end = [], time.monotonic() + GRACE
+    while time.monotonic() < end:
+        answer = client.get(f"/api/scans/{number}/prediction").json()
+        if [answer] != states[-1:]:
+            states.append(answer)
+        if answer["state"] not in ("waiting", "running"):
+            return states
+        time.sleep(0.02)
+    raise AssertionError(states)
+
+
+def test_a_scan_is_predicted_by_the_run_while_its_slices_are_served(untrained, drawn, serve):
+    library, predict = open_library(untrained), load_predictor(untrained)
+    with serve(library) as client:
+        for scan_id in ("case2_day0", "case5_day0"):
+            number, scan = client.number_of(scan_id), drawn[scan_id]
+            assert client.get(f"/api/scans/{number}/prediction/axial/2").status == 404
+            assert client.get(f"/api/scans/{number}/prediction").json()["state"] in ("waiting", "running")
+            assert client.get(f"/api/scans/{number}/image/axial/2").status == 200
+            states = states_until_done(client, number)
+            assert states[-1] == {"state": "ready", "line": ""}
+            voxels = library.entries[number].read_voxels()
+            expected = pack_masks(predict(scan.image, scan.numbers, voxels.percentiles, voxels.spacing))
+            assert expected.any() and not expected.all()
+            found = client.get(f"/api/scans/{number}/prediction/axial/2").content
+            np.testing.assert_array_equal(np.frombuffer(found, np.uint8).reshape(expected[2].shape), expected[2])
+            organs = client.get(f"/api/scans/{number}/prediction/organs").json()["axial"]
+            assert organs == np.bitwise_or.reduce(expected, axis=(1, 2)).tolist()
+
+
+def test_a_cohort_has_no_predictions(drawn, serve):
+    with serve(open_library(drawn.root)) as client:
+        assert client.get("/api/scans/0/prediction").json() == {"state": "none", "line": ""}
+
+
+def test_a_run_whose_weights_are_damaged_is_said(untrained, serve, tmp_path):
+    run = shutil.copytree(untrained, tmp_path / "run")
+    for weights in (run / "checkpoints").rglob("*"):
+        if weights.is_file():
+            weights.write_bytes(weights.read_bytes()[:100])
+    with serve(open_library(run)) as client:
+        final = states_until_done(client, 0)[-1]
+        assert final["state"] == "failed" and "does not fit the network" in final["line"]
+        assert client.get("/api/scans/0/image/axial/0").status == 200
+
+
+def test_a_scan_that_cannot_be_read_is_not_predicted(untrained, drawn, serve, tmp_path):
+    root = shutil.copytree(drawn.root, tmp_path / "cohort")
+    library = open_library(untrained, root)
+    path = sorted((root / "train/case1/case1_day0/scans").iterdir())[0]
+    path.unlink()
+    with serve(library) as client:
+        final = states_until_done(client, client.number_of("case1_day0"))[-1]
+        assert final["state"] == "failed" and str(path) in final["line"]
+
+
+def test_a_prediction_whose_process_dies_is_said_and_the_next_scan_gets_a_new_one(untrained, serve, monkeypatch):
+    monkeypatch.setattr(module, "_work", workers.die)
+    with serve(open_library(untrained)) as client:
+        for number in (0, 1):
+            final = states_until_done(client, number)[-1]
+            assert final["state"] == "failed" and "ended with status 7" in final["line"]
+
+
+def test_of_those_that_wait_the_last_one_asked_for_is_next(untrained, serve, monkeypatch):
+    monkeypatch.setattr(module, "_work", workers.wait)
+    begun = time.monotonic()
+    with serve(open_library(untrained)) as client:
+        end = time.monotonic() + GRACE
+        while client.get("/api/scans/0/prediction").json()["line"] != "loading the network":
+            assert time.monotonic() < end
+        for number in (1, 2):
+            assert client.get(f"/api/scans/{number}/prediction").json()["state"] == "waiting"
+        assert client.get("/api/scans/0/prediction").json()["state"] == "running"
+    assert time.monotonic() - begun < GRACE, "the server waited for the prediction at its end"
+
+
+@pytest.mark.parametrize("number", [9, -1])
+def test_no_scan_has_no_prediction(untrained, serve, number):
+    with serve(open_library(untrained)) as client:
+        assert client.get(f"/api/scans/{number}/prediction").status == 404
