@@ -79,7 +79,7 @@ def smooth_across_slices(probabilities, numbers, thickness, sigma_mm: float):
 
 
 def fill_holes(mask):
-    """Fill the background that no path over pixel edges joins to the border of its slice: bool [D, H, W] to the same."""
+    """Fill background that no path over pixel edges joins to the border of its slice: bool [D, H, W] to the same."""
     background = components(tf.pad(~mask, [[0, 0], [1, 1], [1, 1]], constant_values=True), ((0, 1),), diagonal=False)
     # What is outside begins with the first pixel of its slice, behind the border that `components` adds.
     height, width = tf.unstack(tf.shape(background.mask, tf.int64)[1:])
@@ -109,7 +109,8 @@ def remove_far_slices(mask, thickness, gap_mm: float):
     # The margin is for rounding, as of a thickness of 3.3.
     group = tf.cumsum(tf.concat([tf.zeros_like(occupied[:1]), tf.cast(steps > gap_mm * (1 + 1e-6), tf.int64)], 0))
     sums = tf.math.unsorted_segment_sum(tf.gather(voxels, occupied), group, tf.size(group))
-    near = tf.scatter_nd(occupied[:, None], tf.cast(group == _position_of_largest(sums), tf.int32), tf.shape(voxels, tf.int64))
+    kept = tf.cast(group == _position_of_largest(sums), tf.int32)
+    near = tf.scatter_nd(occupied[:, None], kept, tf.shape(voxels, tf.int64))
     return mask & (near > 0)[:, None, None]
 
 

@@ -71,7 +71,8 @@ def make_segment(probabilities: Callable, config: Config) -> Callable:
 
 def intensity_percentiles(image):
     """`gitseg_tf.data.records.intensity_percentiles` in TensorFlow: uint16 of any shape to float32 [11]."""
-    counts = tf.math.bincount(tf.cast(tf.reshape(image, [-1]), tf.int32), minlength=_INTENSITIES, maxlength=_INTENSITIES)
+    voxels = tf.cast(tf.reshape(image, [-1]), tf.int32)
+    counts = tf.math.bincount(voxels, minlength=_INTENSITIES, maxlength=_INTENSITIES)
     below = tf.cumsum(tf.cast(counts, tf.int64))
     ranks = tf.math.ceil(tf.constant(np.array(PERCENTILES) / 100) * tf.cast(below[-1], tf.float64))
     ranks = tf.maximum(tf.cast(ranks, tf.int64), 1)
@@ -118,7 +119,7 @@ def _blend(probabilities, volume, slices, patch: tuple[int, int, int], batch_siz
 
 
 def _in_batches(count, batch_size: int, found_of: Callable, dtype):
-    """Join what a function of (begin, end) gives of up to batch_size entries at a time: [N, H, W, 3] to [count, ...]."""
+    """Join what a function of (begin, end) gives of up to batch_size slices at a time: [N, H, W, 3] to [D, H, W, 3]."""
     batches = (count + batch_size - 1) // batch_size
     parts = tf.TensorArray(dtype, batches, infer_shape=False, element_shape=[None, None, None, len(ORGANS)])
 

@@ -19,18 +19,16 @@ def checked_scan(image, spacing, numbers):
         The three; what uses them waits for the checks.
     """
     spacing, numbers = tf.reshape(spacing, [-1]), tf.reshape(numbers, [-1])
-    shape, depth = tf.shape(image), tf.size(numbers)
-    good_spacing = tf.size(spacing) == 3
-    good_spacing &= tf.reduce_all(tf.math.is_finite(spacing) & (spacing > 0))
+    shape, count = tf.shape(image), tf.size(numbers)
+    positive = (tf.size(spacing) == 3) & tf.reduce_all(tf.math.is_finite(spacing) & (spacing > 0))
+    rising = tf.reduce_all(numbers[1:] > numbers[:-1])
     checks = [
         _refuse_unless(
-            tf.reduce_min(shape) > 0, "image has the shape {}; a scan has a slice or more, none of them empty", shape
+            tf.reduce_min(shape) > 0, "image has the shape {}; a scan has at least a slice and pixels", shape
         ),
-        _refuse_unless(
-            good_spacing, "spacing is {}; it is three numbers above 0, the millimetres along z, y and x", spacing
-        ),
-        _refuse_unless(depth == shape[0], "numbers has {} entries and image {} slices; give one a slice", depth, shape[0]),
-        _refuse_unless(tf.reduce_all(numbers[1:] > numbers[:-1]), "numbers is {}; slice numbers must rise", numbers),
+        _refuse_unless(positive, "spacing is {}; give the millimetres along z, y and x, each above 0", spacing),
+        _refuse_unless(count == shape[0], "numbers has {} entries, image {} slices; give one a slice", count, shape[0]),
+        _refuse_unless(rising, "numbers is {}; slice numbers rise from slice to slice", numbers),
     ]
     with tf.control_dependencies(checks):
         return tf.identity(image), tf.ensure_shape(tf.identity(spacing), [3]), tf.identity(numbers)
@@ -46,7 +44,9 @@ def decode_slices(pngs):
         uint16 [D, H, W]: the values in the files.
     """
     count = tf.size(pngs)
-    with tf.control_dependencies([_refuse_unless(count > 0, "png_bytes is empty; a scan has {} slices or more", 1)]):
+    with tf.control_dependencies(
+        [_refuse_unless(count > 0, "png_bytes has {} slices; a scan has at least one", count)]
+    ):
         first = _decode(pngs, 0)
     shape = tf.shape(first)
 
@@ -80,12 +80,13 @@ def _decode(pngs, z):
     with tf.control_dependencies([ends]):
         plane = tf.io.decode_png(tf.identity(png), dtype=tf.uint16)
     channels = tf.shape(plane)[2]
-    grey = _refuse_unless(channels == 1, "png_bytes[{}] has {} channels; a slice is grey with 8 or 16 bits", z, channels)
+    grey = _refuse_unless(
+        channels == 1, "png_bytes[{}] has {} channels; slices are grey with 8 or 16 bits", z, channels
+    )
     with tf.control_dependencies([grey]):
-        plane = plane[..., 0]
-    # 8 bits are spread over 16 by 0 to 0, 255 to 65535.
-    depth = tf.io.decode_raw(tf.strings.substr(png, _BIT_DEPTH, 1), tf.uint8)[0]
-    return tf.where(depth == 16, plane, plane // 257)
+        depth = tf.io.decode_raw(tf.strings.substr(png, _BIT_DEPTH, 1), tf.uint8)[0]
+        # 8 bits are spread over 16 by then: 0 to 0, 255 to 65535.
+        return tf.where(depth == 16, plane[..., 0], plane[..., 0] // 257)
 
 
 def _refuse_unless(good, sentence: str, *values):
