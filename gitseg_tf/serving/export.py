@@ -59,8 +59,10 @@ def export(
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
     signatures = _signatures(load_model(run), run.config)
+    # Nobody trains what is exported, and gradients of layers' own making cannot be saved with constants for weights.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with replace_folder(target, marker=MARKER) as folder:
-        tf.saved_model.save(tf.Module(), str(folder), signatures=signatures)
+        tf.saved_model.save(tf.Module(), str(folder), signatures=signatures, options=options)
         extra = folder / "assets.extra"
         extra.mkdir()
         for line in [*_write_assets(run, extra), *write_warmup(folder, run.config)]:

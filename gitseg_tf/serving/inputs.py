@@ -31,7 +31,8 @@ def checked_scan(image, spacing, numbers):
         _refuse_unless(rising, "numbers is {}; slice numbers rise from slice to slice", numbers),
     ]
     with tf.control_dependencies(checks):
-        return tf.identity(image), tf.ensure_shape(tf.identity(spacing), [3]), tf.identity(numbers)
+        # Not ensure_shape: the optimizer takes what it says for granted, and drops the check of it.
+        return tf.identity(image), tf.stack([spacing[0], spacing[1], spacing[2]]), tf.identity(numbers)
 
 
 def decode_slices(pngs):
