@@ -46,6 +46,13 @@ def test_components_are_those_of_scipy(mask):
         np.testing.assert_array_equal(found.keep(found.roots == root), expected == number)
 
 
+def test_voxels_that_share_a_face_an_edge_or_a_corner_are_of_one_component():
+    for z, y, x in np.argwhere(np.ones((3, 3, 3))) - 1:
+        mask = np.zeros((5, 5, 5), bool)
+        mask[2, 2, 2] = mask[2 + z, 2 + y, 2 + x] = mask[4, 4, 0] = True
+        assert np.count_nonzero(components(mask).sizes()) == ndimage.label(mask, np.ones((3, 3, 3)))[1]
+
+
 def test_a_mask_of_nothing_has_no_component_and_stays_empty():
     for shape in ((3, 4, 5), (0, 0, 0)):
         found = components(np.zeros(shape, bool))
