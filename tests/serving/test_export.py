@@ -1,0 +1,386 @@
+"""Exported models, as a server loads them and as people find them in their folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from scipy import ndimage
+
+from gitseg_tf.cli import main
+from gitseg_tf.config import load_config, save_config
+from gitseg_tf.data.records import intensity_percentiles
+from gitseg_tf.inference.predictor import load_predictor
+from gitseg_tf.models.build import build_model
+from gitseg_tf.serving.export import export
+from gitseg_tf.training.callbacks import best_weights_path, write_history
+from gitseg_tf.training.trainer import Run, load_run
+
+SPACING = (3.0, 1.5, 1.25)
+PLANES = {"data.size": [32, 32], "model.filters": 4, "evaluation.batch_size": 4, "evaluation.threshold": 0.5}
+VOLUMES = {"data.size": [64, 64], "data.patch": [4, 32, 32], "model.architecture": "unet3d", "model.filters": 4}
+CLEANED = {
+    "postprocess.large_bowel.smooth_mm": 3.0,
+    "postprocess.small_bowel.fill_holes": True,
+    "postprocess.small_bowel.smallest_ml": 0.2,
+    "postprocess.small_bowel.gap_mm": 6.0,
+    "postprocess.stomach.largest_only": True,
+    "postprocess.stomach.threshold": 0.45,
+}
+# Keras and this package cannot be imported there; the C++ server loads and runs a model in the same way.
+SESSION = """
+import sys
+sys.modules.update(dict.fromkeys(["gitseg_tf", "keras", "tf_keras", "cv2"]))
+import numpy as np
+import tensorflow as tf
+given = np.load(sys.argv[2], allow_pickle=True)
+with tf.compat.v1.Session(graph=tf.Graph()) as session:
+    signatures = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def
+    def run(name, output, **inputs):
+        signature = signatures[name]
+        return session.run(signature.outputs[output].name, {signature.inputs[k].name: v for k, v in inputs.items()})
+    found = {"probabilities": run("serving_default", "probabilities", windows=given["windows"])}
+    found["of_volume"] = run("segment_volume", "masks", image=given["image"], spacing=given["spacing"])
+    try:
+        run("segment_png", "masks", png_bytes=given["png_bytes"][:1] + b"?", spacing=given["spacing"])
+    except tf.errors.InvalidArgumentError as error:
+        found["refusal"] = str(error)
+    found["of_png"] = run("segment_png", "masks", png_bytes=given["png_bytes"], spacing=given["spacing"])
+np.savez(sys.argv[3], **found)
+"""
+
+
+@dataclass
+class Exported:
+    """A run with weights that nobody trained, whose probabilities lie around a half, and what was exported of it."""
+
+    run: Run
+    path: Path
+    said: list
+
+    @cached_property
+    def loaded(self):
+        return tf.saved_model.load(str(self.path))
+
+    @cached_property
+    def predictor(self):
+        return load_predictor(self.run.path)
+
+    def served(self, name, **inputs):
+        (output,) = self.loaded.signatures[name](**{k: tf.constant(v) for k, v in inputs.items()}).values()
+        return output.numpy()
+
+
+def write_run(path, overrides, epochs_done=2):
+    config = load_config(overrides={"training.epochs": 2, **overrides})
+    config = config.model_copy(update={"provenance": {"trained_on": ["case1", "case2"], "dataset": "abc"}})
+    (path / "checkpoints").mkdir(parents=True)
+    keras.utils.set_random_seed(0)
+    model = build_model(config)
+    head = [layer for layer in model.layers if layer.get_weights()][-1]
+    kernel, bias = head.get_weights()
+    head.set_weights([30 * kernel, 0 * bias])
+    model.save_weights(str(best_weights_path(path)))
+    save_config(config, path / "config.yaml")
+    write_history(path, [{"epoch": k + 1, "loss": 1.0} for k in range(epochs_done)])
+    return load_run(path)
+
+
+@pytest.fixture(scope="module", params=["planes cleaned", "volumes"])
+def exported(request, tmp_path_factory):
+    folder, said = tmp_path_factory.mktemp("exported"), []
+    network, _, cleaned = request.param.partition(" ")
+    settings = {"planes": PLANES, "volumes": VOLUMES}[network] | (CLEANED if cleaned else {})
+    run = write_run(folder / "run", {"evaluation.batch_size": 3, **settings})
+    return Exported(run, export(run, folder / "models", say=said.append), said)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder, said = tmp_path_factory.mktemp("plain"), []
+    run = write_run(folder / "run", PLANES)
+    return Exported(run, export(run, folder / "models", say=said.append), said)
+
+
+def draw(shape, seed=0, top=2000):
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), (1, 3, 3), mode="wrap")
+    return ((field - field.min()) / (np.ptp(field) or 1) * top).astype(np.uint16)
+
+
+def pngs(image, dtype=np.uint16):
+    return [cv2.imencode(".png", plane.astype(dtype))[1].tobytes() for plane in image]
+
+
+def predicted(exported, image, numbers=None):
+    numbers = np.arange(1, len(image) + 1) if numbers is None else numbers
+    return np.moveaxis(exported.predictor(image, numbers, intensity_percentiles(image), SPACING), 0, -1)
+
+
+def test_volumes_and_pngs_of_any_shape_are_segmented_as_gitseg_predict_does(exported):
+    inside = []
+    for shape in ((7, 50, 64), (1, 33, 40), (9, 70, 31)):
+        image = draw(shape)
+        expected = predicted(exported, image)
+        masks = exported.served("segment_volume", image=image, spacing=SPACING)
+        assert masks.dtype == np.uint8 and masks.shape == (*shape, 3)
+        assert (masks == expected).mean() >= 0.999
+        of_png = exported.served("segment_png", png_bytes=pngs(image), spacing=SPACING)
+        np.testing.assert_array_equal(of_png, masks)
+        inside.append(expected.mean())
+    assert 0.05 < np.mean(inside) < 0.95
+
+
+def test_slice_numbers_with_gaps_are_used_as_gitseg_predict_uses_them(exported):
+    image, numbers = draw((8, 40, 44), 1), np.array([1, 2, 3, 7, 8, 9, 10, 11])
+    expected = predicted(exported, image, numbers)
+    given = {"spacing": SPACING, "numbers": numbers}
+    masks = exported.served("segment_volume_with_numbers", image=image, **given)
+    assert (masks == expected).mean() >= 0.999
+    np.testing.assert_array_equal(exported.served("segment_png_with_numbers", png_bytes=pngs(image), **given), masks)
+    assert (masks != exported.served("segment_volume", image=image, spacing=SPACING)).any()
+
+
+def test_pngs_of_8_bits_give_the_masks_of_their_values(plain):
+    image = draw((5, 40, 48), 2, top=9)
+    masks = plain.served("segment_png", png_bytes=pngs(image, np.uint8), spacing=SPACING)
+    np.testing.assert_array_equal(masks, predicted(plain, image))
+    assert masks.any()
+
+
+SLICES = pngs(draw((2, 40, 48)))
+COLOUR = cv2.imencode(".png", np.zeros((40, 48, 3), np.uint8))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "says"),
+    [
+        ("segment_png", {"png_bytes": [*SLICES, b"GIF89a"]}, "png_bytes[2] is no PNG, it has 6 bytes"),
+        ("segment_png", {"png_bytes": [b"", *SLICES]}, "png_bytes[0] is no PNG, it has 0 bytes"),
+        ("segment_png", {"png_bytes": [SLICES[0], SLICES[1][:200]]}, "png_bytes[1] is a PNG that ends too early"),
+        ("segment_png", {"png_bytes": [SLICES[0], COLOUR]}, "png_bytes[1] has 3 channels"),
+        ("segment_png", {"png_bytes": [SLICES[0], *pngs(draw((1, 40, 47)))]}, "png_bytes[1] is [40 47]"),
+        ("segment_png", {"png_bytes": np.array([], object)}, "png_bytes has 0 slices"),
+        ("segment_volume", {"image": np.zeros((0, 40, 48), np.uint16)}, "image has the shape [0 40 48]"),
+        ("segment_volume", {"image": np.zeros((2, 0, 48), np.uint16)}, "image has the shape [2 0 48]"),
+        ("segment_volume", {"spacing": [3.0, 0.0, 1.5]}, "spacing is [3 0 1.5]"),
+        ("segment_volume", {"spacing": [3.0, float("nan"), 1.5]}, "spacing is [3 nan 1.5]"),
+        ("segment_volume", {"spacing": [3.0, 1.5]}, "spacing is [3 1.5]"),
+        ("segment_volume", {"spacing": [3.0, 1.5, 1.5, 1.5]}, "spacing is [3 1.5 1.5"),
+        ("segment_volume_with_numbers", {"numbers": [1, 2, 3]}, "numbers has 3 entries, image 2 slices"),
+        ("segment_volume_with_numbers", {"numbers": [2, 2]}, "numbers is [2 2]"),
+    ],
+)
+def test_what_cannot_be_segmented_is_refused_in_a_sentence_and_the_next_request_answered(plain, name, inputs, says):
+    image = {"segment_png": {"png_bytes": SLICES}}.get(name, {"image": draw((2, 40, 48))})
+    good = image | {"spacing": [3.0, 1.5, 1.5]} | ({"numbers": [4, 6]} if "numbers" in name else {})
+    bad = {
+        key: tf.constant(value, tf.string) if key == "png_bytes" else value for key, value in (good | inputs).items()
+    }
+    bad = {key: tf.cast(value, tf.int64) if key == "numbers" else value for key, value in bad.items()}
+    good = {key: np.array(value, np.int64) if key == "numbers" else value for key, value in good.items()}
+    with pytest.raises(tf.errors.InvalidArgumentError) as refused:
+        plain.served(name, **bad)
+    assert says in refused.value.message
+    assert plain.served(name, **good).shape == (2, 40, 48, 3)
+
+
+def test_a_session_without_this_package_and_keras_gives_the_same_numbers(exported, tmp_path):
+    image = draw((5, 40, 48))
+    shape = exported.run.config.data.patch or exported.run.config.data.size
+    windows = np.random.default_rng(0).random((2, *shape, 5 if len(shape) == 2 else 1), np.float32)
+    given = {"windows": windows, "image": image, "spacing": np.float32(SPACING)}
+    given["png_bytes"] = np.array(pngs(image), object)
+    np.savez(tmp_path / "given.npz", **given)
+    command = [sys.executable, "-c", SESSION, exported.path, tmp_path / "given.npz", tmp_path / "found.npz"]
+    subprocess.run([str(part) for part in command], check=True, cwd=tmp_path)
+    found = np.load(tmp_path / "found.npz")
+    assert "png_bytes[0] is no PNG" in str(found["refusal"]) or "ends too early" in str(found["refusal"])
+    expected = predicted(exported, image)
+    assert (found["of_volume"] == expected).mean() >= 0.999 and (found["of_png"] == expected).mean() >= 0.999
+    probabilities = exported.served("serving_default", windows=windows)
+    np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-5)
+
+
+def test_saved_model_cli_runs_it(plain, tmp_path):
+    image = draw((3, 40, 48))
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "spacing.npy", np.float32(SPACING))
+    inputs = f"image={tmp_path / 'image.npy'};spacing={tmp_path / 'spacing.npy'}"
+    command = [Path(sys.executable).parent / "saved_model_cli", "run", "--dir", plain.path, "--tag_set", "serve"]
+    command += ["--signature_def", "segment_volume", "--inputs", inputs, "--outdir", tmp_path]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_array_equal(np.load(tmp_path / "masks.npy"), predicted(plain, image))
+
+
+def test_gitseg_predict_takes_it_as_it_takes_the_run(exported):
+    image = draw((6, 44, 52), 3)
+    asked = image, np.arange(1, 7), intensity_percentiles(image), SPACING
+    ours = load_predictor(exported.path)(*asked)
+    assert (ours == exported.predictor(*asked)).mean() >= 0.999
+
+
+def test_warm_up_requests_are_read_back_and_answered(exported):
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    records = tf.data.TFRecordDataset(str(exported.path / "assets.extra/tf_serving_warmup_requests"))
+    asked = {}
+    for record in records.as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.make_ndarray(value) for name, value in request.inputs.items()}
+        asked[request.model_spec.signature_name] = len(exported.served(request.model_spec.signature_name, **inputs))
+    batch, patch = exported.run.config.evaluation.batch_size, exported.run.config.data.patch
+    depth = patch[0] if patch else batch
+    assert asked == {"serving_default": batch, "segment_volume": depth, "segment_png": depth}
+
+
+def test_without_the_api_of_serving_there_is_no_warm_up_and_a_line_says_so(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.prediction_log_pb2", None)
+    said = []
+    path = export(load_run(finished), tmp_path / "out", say=said.append)
+    assert any("no warm-up" in line and "gitseg-tf[serving]" in line for line in said)
+    assert (path / "saved_model.pb").is_file()
+    assert not (path / "assets.extra/tf_serving_warmup_requests").exists()
+
+
+def test_what_it_is_travels_with_it(exported):
+    extra = exported.path / "assets.extra"
+    assert (extra / "organs.txt").read_text().split() == ["large_bowel", "small_bowel", "stomach"]
+    assert load_config(extra / "config.yaml").data == exported.run.config.data
+    facts = json.loads((extra / "model.json").read_text())
+    assert facts["exported_with"]["tensorflow"] == tf.__version__
+    assert facts["window"]["size"] == list(exported.run.config.data.size)
+    card = (extra / "model_card.md").read_text()
+    assert "Not a medical device" in card and "2 patients" in card and "the run was not scored" in card
+    cleaned = exported.run.config.postprocess.stomach.largest_only
+    assert ("stomach: threshold 0.45, all components but the largest removed" in card) == cleaned
+    assert any("no scores" in line for line in exported.said)
+
+
+def test_scores_travel_with_it_and_the_card_shows_them_with_their_intervals(finished, tmp_path):
+    run, said = load_run(finished), []
+    organ = {"score": 0.7, "dice": 0.654, "hd95_mm": None}
+    scores = {"score": 0.8124, "dice": 0.75, "fold": 1, "trained_on": ["case1"], "tuned_on": []}
+    scores |= {"organs": {"stomach": organ, "large_bowel": organ}}
+    scores["intervals"] = {
+        "level": 0.95,
+        "score": [0.7, 0.9],
+        "dice": None,
+        "organs": {"stomach": {"dice": [0.6, 0.7]}},
+    }
+    (run.path / "evaluation.json").write_text(json.dumps(scores))
+    extra = export(run, tmp_path / "out", say=said.append) / "assets.extra"
+    assert json.loads((extra / "evaluation.json").read_text()) == scores
+    card = (extra / "model_card.md").read_text()
+    assert "| | all | large bowel | stomach |" in card and "95% intervals" in card
+    assert "| score of the competition | 0.812 (0.700 to 0.900) | 0.700 | 0.700 |" in card
+    assert "| Dice, 3-D | 0.750 | 0.654 | 0.654 (0.600 to 0.700) |" in card and "| HD95, mm | - | - | - |" in card
+    assert "trained on some of these patients" in card and "tuned on some" not in card
+    assert not any("no scores" in line for line in said)
+
+
+def refused(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "\n".join(said)
+    return said[-1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("built") / "run", PLANES).path
+
+
+@pytest.fixture
+def finished(built, tmp_path, monkeypatch):
+    """A run of its own for a test of what becomes of the folders, and a graph that is quickly made."""
+    twice = tf.function(lambda windows: {"probabilities": 2 * windows}, [tf.TensorSpec([None], name="windows")])
+    monkeypatch.setattr("gitseg_tf.serving.export._signatures", lambda model, config: {"serving_default": twice})
+    return shutil.copytree(built, tmp_path / "run")
+
+
+@pytest.fixture
+def unfinished(finished):
+    config = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(config.replace("epochs: 2", "epochs: 5"))
+    return finished
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_version_that_is_there_stays_and_the_next_stands_beside_it(finished, tmp_path, capsys):
+    out = tmp_path / "models"
+    assert main(["export", str(finished), str(out)]) == 0
+    before = contents(out)
+    line = refused(capsys, "export", finished, out)
+    assert f"{out / '1'}: exists already" in line and "--force" in line and "next" in line
+    assert contents(out) == before
+    assert main(["export", str(finished), str(out), "--model-version", "next"]) == 0
+    assert main(["export", str(finished), str(out), "--model-version", "12"]) == 0
+    assert main(["export", str(finished), str(out), "--model-version", "next"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["1", "12", "13", "2"]
+    assert before.items() <= contents(out).items()
+    capsys.readouterr()
+    assert main(["export", str(finished), str(out), "--force"]) == 0
+    assert str(out / "1") in capsys.readouterr().out
+    assert contents(out / "1") != before
+
+
+def test_the_runs_own_export_is_not_overwritten_either(finished, capsys):
+    assert main(["export", str(finished)]) == 0
+    assert "exists already" in refused(capsys, "export", finished)
+    assert main(["export", str(finished), "--force"]) == 0
+
+
+def test_a_run_that_has_not_finished_is_refused_unless_forced(unfinished, capsys):
+    line = refused(capsys, "export", unfinished)
+    assert str(unfinished) in line and "2 of its 5 epochs" in line and "--resume" in line and "--force" in line
+    assert not (unfinished / "export").exists()
+    assert main(["export", str(unfinished), "--force"]) == 0
+
+
+def test_a_run_that_early_stopping_ended_has_finished(unfinished, tmp_path):
+    config = (unfinished / "config.yaml").read_text()
+    (unfinished / "config.yaml").write_text(config.replace("early_stopping: 0", "early_stopping: 1"))
+    write_history(unfinished, [{"epoch": 1, "epochs_without_gain": 0}, {"epoch": 2, "epochs_without_gain": 1}])
+    assert main(["export", str(unfinished), str(tmp_path / "out")]) == 0
+
+
+def test_a_run_without_any_finished_epoch_and_weights_of_another_network_are_one_line(finished, tmp_path, capsys):
+    config = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(config.replace("filters: 4", "filters: 6"))
+    line = refused(capsys, "export", finished, tmp_path / "out")
+    assert "does not fit the network" in line and "best.weights.h5" in line
+    best_weights_path(finished).unlink()
+    assert "no epoch of this run has finished" in refused(capsys, "export", finished, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_on_the_way_leaves_nothing_that_a_server_would_load(finished, tmp_path, monkeypatch):
+    seen = []
+
+    def full(folder, config):
+        seen.extend(os.listdir(tmp_path / "models"))
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("gitseg_tf.serving.export.write_warmup", full)
+    assert main(["export", str(finished), str(tmp_path / "models")]) == 1
+    assert len(seen) == 1 and not seen[0].isdigit()
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "latest"])
+def test_a_version_that_is_no_number_is_wrong_usage(finished, version):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(finished), "--model-version", version])
+    assert ended.value.code == 2 and not (finished / "export").exists()
