@@ -1,5 +1,7 @@
 """Commands that judge and use what was trained."""
 
+from functools import partial
+
 from gitseg_tf import quiet
 from gitseg_tf.commands.parsers import command
 from gitseg_tf.errors import InputError
@@ -19,7 +21,7 @@ def add_parsers(commands) -> None:
     tune.add_argument("--dry-run", action="store_true", help="show what each step gains, and save nothing")
 
     predict = command(commands, "predict", _predict, "segment the scans of a folder, or a single PNG or NIfTI file")
-    predict.add_argument("model", help="a run, or an exported SavedModel")
+    predict.add_argument("model", nargs="*", help="a run, or an exported SavedModel")
     predict.add_argument("input", help="a folder in the competition's layout, NIfTI or DICOM, or a file")
     predict.add_argument("out", help="the folder for the predictions")
     predict.add_argument(
@@ -28,6 +30,13 @@ def add_parsers(commands) -> None:
         default="submission",
         help="of the predictions, see docs/prediction.md (%(default)s)",
     )
+    predict.add_argument(
+        "--server",
+        metavar="URL",
+        help="in place of MODEL: grpc://HOST:8500/NAME or http://HOST:8501/NAME, see docs/serving.md",
+    )
+    predict.add_argument("--timeout", type=_seconds, help="for a scan, with --server (300)", metavar="SECONDS")
+    predict.set_defaults(wrong_usage=predict.error)
 
     export = command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")
@@ -62,11 +71,30 @@ def _run_and_data(options):
     return run, open_dataset(data, run.config.data.folds)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
 def _predict(options) -> None:
+    if bool(options.server) == bool(options.model):
+        options.wrong_usage("give MODEL or --server, one of them")
+    if options.timeout and not options.server:
+        options.wrong_usage("--timeout is for --server")
     quiet.import_tensorflow()
     from gitseg_tf.inference.predict import predict_cohort
 
-    print(f"written    {predict_cohort(options.model, options.input, options.out, options.format)}")
+    if options.server:
+        from gitseg_tf.serving.client import TIMEOUT, connect
+
+        connect_to = partial(connect, timeout=options.timeout or TIMEOUT)
+        out = predict_cohort(options.server, options.input, options.out, options.format, load=connect_to)
+    else:
+        (model,) = options.model
+        out = predict_cohort(model, options.input, options.out, options.format)
+    print(f"written    {out}")
 
 
 def _export(options) -> None:
