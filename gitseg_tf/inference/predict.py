@@ -20,7 +20,7 @@ def predict_cohort(
     out: str | AnyPath,
     output: str = "submission",
     say: Callable[[str], None] = say_above,
-    load: Callable = load_predictor,
+    load: Callable | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
@@ -31,7 +31,7 @@ def predict_cohort(
         out: the folder for the predictions.
         output: of OUTPUTS.
         say: takes lines for the user.
-        load: gives the predictor of the model.
+        load: gives the predictor of the model; None is `load_predictor`.
 
     Returns:
         The folder.
@@ -46,7 +46,7 @@ def predict_cohort(
     failed = [name for name, _ in cohort.broken]
     total = len(cohort.scans) + len(failed)
     with OUTPUTS[output](cohort, out, say) as write:
-        predict = load(model)
+        predict = (load or load_predictor)(model)
         out.mkdir(parents=True, exist_ok=True)
         for name, reason in cohort.broken:
             say(f"{name} failed: {reason}")

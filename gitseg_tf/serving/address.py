@@ -57,9 +57,7 @@ def parse_address(url: str) -> Address:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(
-            f"--server {url}: {str(error)[:1].lower()}{str(error)[1:]}; it has the form {_FORMS}"
-        ) from None
+        raise InputError(f"--server {url}: is no address ({error}); it has the form {_FORMS}") from None
     path = re.fullmatch(r"/([^/:?]+)(?:/versions/(\d+))?/?", parts.path)
     query = parse_qs(parts.query, keep_blank_values=True)
     versions = [*filter(None, [path and path[2]]), *query.pop("version", [])]

@@ -12,6 +12,7 @@ from gitseg_tf.progress import say_above
 from gitseg_tf.serving.address import Address, parse_address
 
 TIMEOUT = 300.0
+WITH_NUMBERS = "_with_numbers"
 BACK_OFF = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -29,7 +30,7 @@ class Transport(Protocol):
         """Signatures of the model: names to the names of inputs and outputs."""
 
     def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        """uint16 [D, H, W], float32 [3] and, for models that take them, int64 [D], to uint8 [D, H, W, 3]."""
+        """uint16 [D, H, W], float32 [3] and, where there are gaps, int64 [D], to uint8 [D, H, W, 3]."""
 
 
 def connect(
@@ -37,10 +38,10 @@ def connect(
 ) -> Callable[[np.ndarray, list[int], np.ndarray, tuple], np.ndarray]:
     """A predictor, as `make_predictor` gives, that asks a server.
 
-    The server has to be TensorFlow Serving, or speak as it does, with a model of `gitseg export`: gRPC uses its signature
-    segment_volume, REST segment_png. A model whose signature has the input `numbers` is given the slices' numbers. To
-    any other one a scan with gaps in the numbers goes as if it had none, and a line says so: in parts it would be
-    normalised part by part, which changes every slice, and so only the windows at the gaps differ.
+    The server has to be TensorFlow Serving, or speak as it does, with a model of `gitseg export`: gRPC uses its
+    signature segment_volume, REST segment_png, and for a scan with gaps in the slice numbers segment_..._with_numbers.
+    To a model without the latter such a scan goes as if it had no gaps, and a line says so: sent in parts, it would be
+    normalised part by part, which changes every slice; so only the windows at the gaps differ.
 
     Args:
         url: as `parse_address` takes it.
@@ -59,15 +60,14 @@ def connect(
     address = parse_address(url)
     transport = _open(address, timeout)
     attempt = partial(_attempt, address=address, say=say, back_off=tuple(back_off))
-    takes_numbers = _check_signature(address, transport, attempt(transport.signatures))
+    looks_at_gaps = _check_signatures(address, transport, attempt(transport.signatures))
 
     def predict(image, numbers, percentiles, spacing):
-        numbers = np.asarray(numbers, np.int64)
-        if not takes_numbers and (np.diff(numbers) != 1).any():
-            say(f"the slice numbers have a gap after {_before_gap(numbers)}, which the served model does not look at")
-        masks = attempt(
-            lambda: transport.segment(image, np.asarray(spacing, np.float32), numbers if takes_numbers else None)
-        )
+        spacing, gaps = np.asarray(spacing, np.float32), np.flatnonzero(np.diff(numbers) != 1)
+        if gaps.size and not looks_at_gaps:
+            say(f"the slice numbers have a gap after {numbers[gaps[0]]}, which the served model does not look at")
+        numbers = np.asarray(numbers, np.int64) if gaps.size and looks_at_gaps else None
+        masks = attempt(lambda: transport.segment(image, spacing, numbers))
         expected = (*image.shape, 3)
         if masks.shape != expected or masks.dtype != np.uint8:
             raise InputError(
@@ -86,8 +86,9 @@ def _open(address: Address, timeout: float) -> Transport:
         else:
             from gitseg_tf.serving.rest_transport import RestTransport as Opened
     except ModuleNotFoundError as error:
+        package = error.name.partition(".")[0]
         raise InputError(
-            f"--server {address.url}: the package {error.name} is missing; pip install 'gitseg-tf[serving]'"
+            f"--server {address.url}: the package {package} is missing; pip install 'gitseg-tf[serving]'"
         ) from None
     return Opened(address, timeout)
 
@@ -107,27 +108,23 @@ def _attempt(call: Callable, *, address: Address, say: Callable[[str], None], ba
         ) from None
 
 
-def _check_signature(address: Address, transport: Transport, found: dict[str, tuple[set[str], set[str]]]) -> bool:
-    """Whether the model takes the slices' numbers."""
-    inputs, outputs = found.get(transport.signature, (set(), set()))
-    needed = {transport.image_input, "spacing"}
-    if not inputs:
-        others = {name for name in found if not name.startswith("__")}
+def _check_signatures(address: Address, transport: Transport, found: dict[str, tuple[set[str], set[str]]]) -> bool:
+    """Whether the model has a signature that takes the slices' numbers."""
+    name, needed = transport.signature, {transport.image_input, "spacing"}
+    if name not in found:
+        others = {other for other in found if not other.startswith("__")}
         raise InputError(
-            f"{address.url}: {address.model} has no signature {transport.signature} "
-            f"(it has {_names(others) or 'none'}); serve a model of gitseg export"
+            f"{address.url}: {address.model} has no signature {name} (it has {_names(others) or 'none'}); "
+            "serve a model of gitseg export"
         )
-    if inputs - {"numbers"} != needed or "masks" not in outputs:
+    inputs, outputs = found[name]
+    if inputs != needed or "masks" not in outputs:
         raise InputError(
-            f"{address.url}: the signature {transport.signature} of {address.model} goes from {_names(inputs)} to "
-            f"{_names(outputs)}, not from {_names(needed)} to masks; serve a model of gitseg export"
+            f"{address.url}: the signature {name} of {address.model} goes from {_names(inputs)} to {_names(outputs)}, "
+            f"not from {_names(needed)} to masks; serve a model of gitseg export"
         )
-    return "numbers" in inputs
+    return name + WITH_NUMBERS in found
 
 
 def _names(names: set[str]) -> str:
     return ", ".join(sorted(names))
-
-
-def _before_gap(numbers: np.ndarray) -> int:
-    return int(numbers[np.flatnonzero(np.diff(numbers) != 1)[0]])

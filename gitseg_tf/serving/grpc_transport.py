@@ -11,7 +11,7 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import Unavailable
+from gitseg_tf.serving.client import WITH_NUMBERS, Unavailable
 
 # A scan of 144 x 360 x 310 is 32 MB and its masks 48 MB, and gRPC's own limit is 4 MB. Left to itself, gRPC waits for
 # longer and longer between connections, up to two minutes, in which a new attempt would not even be made.
@@ -42,8 +42,10 @@ class GrpcTransport:
         return {name: (set(one.inputs), set(one.outputs)) for name, one in found.signature_def.items()}
 
     def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        request = PredictRequest(model_spec=self._model(self.signature), output_filter=["masks"])
-        inputs = {"image": image, "spacing": spacing} | ({} if numbers is None else {"numbers": numbers})
+        inputs, signature = {"image": image, "spacing": spacing}, self.signature
+        if numbers is not None:
+            inputs["numbers"], signature = numbers, signature + WITH_NUMBERS
+        request = PredictRequest(model_spec=self._model(signature), output_filter=["masks"])
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(_to_proto(value))
         return tf.make_ndarray(self._call(self._stub.Predict, request, self._timeout).outputs["masks"])

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import requests
 
-from gitseg_tf.errors import InputError, ScanError
+from gitseg_tf.errors import InputError, ScanError, first_line
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import Unavailable
+from gitseg_tf.serving.client import WITH_NUMBERS, Unavailable
 
 _CONNECT_SECONDS = 20.0
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -36,10 +36,13 @@ class RestTransport:
             ) from None
 
     def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        inputs = {"png_bytes": [{"b64": _png_base64(plane)} for plane in image], "spacing": spacing.tolist()}
+        signature, inputs = (
+            self.signature,
+            {"png_bytes": [{"b64": _png_base64(plane)} for plane in image], "spacing": spacing.tolist()},
+        )
         if numbers is not None:
-            inputs["numbers"] = numbers.tolist()
-        body = json.dumps({"signature_name": self.signature, "inputs": inputs}).encode()
+            inputs["numbers"], signature = numbers.tolist(), signature + WITH_NUMBERS
+        body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()
         answer = self._call("POST", ":predict", body, self._timeout)
         masks = read_masks(answer, (*image.shape, 3))
         if masks is None:
@@ -52,13 +55,8 @@ class RestTransport:
     def _call(self, method: str, resource: str, body: bytes | None, timeout: float) -> bytes:
         headers = {"Content-Type": "application/json"} if body else {}
         try:
-            answer = self._session.request(
-                method,
-                self._address.rest_url + resource,
-                data=body,
-                headers=headers,
-                timeout=(_CONNECT_SECONDS, timeout),
-            )
+            url, limits = self._address.rest_url + resource, (_CONNECT_SECONDS, timeout)
+            answer = self._session.request(method, url, data=body, headers=headers, timeout=limits)
         except requests.exceptions.ReadTimeout:
             raise self._too_slow(timeout) from None
         except requests.exceptions.SSLError as error:
@@ -130,9 +128,7 @@ def _said(answer: requests.Response) -> str:
 def _innermost(error: Exception) -> str:
     """ "Connection refused" out of the exceptions that requests and urllib3 wrap around it."""
     while True:
-        inner = getattr(error, "reason", None) or next(
-            (a for a in reversed(error.args) if isinstance(a, Exception)), None
-        )
-        if not isinstance(inner, Exception):
-            return next(iter(str(getattr(error, "strerror", None) or error).strip().splitlines()), type(error).__name__)
-        error = inner
+        inner = [value for value in (getattr(error, "reason", None), *error.args[::-1]) if isinstance(value, Exception)]
+        if not inner:
+            return getattr(error, "strerror", None) or first_line(error)
+        error = inner[0]

@@ -64,12 +64,10 @@ class Loaded:
         signature = self.signature(signature_name)
         given, expected = set(inputs), set(signature.inputs)
         if given != expected:
-            raise Refused(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"input size does not match signature: {len(given)}!={len(expected)} len({{{','.join(sorted(given))}}}) != "
-                f"len({{{','.join(sorted(expected))}}}). Sent extra: {{{','.join(sorted(given - expected))}}}. "
-                f"Missing but required: {{{','.join(sorted(expected - given))}}}.",
-            )
+            sizes = f"{len(given)}!={len(expected)} len({_set(given)}) != len({_set(expected)})"
+            differ = f"Sent extra: {_set(given - expected)}. Missing but required: {_set(expected - given)}."
+            words = f"input size does not match signature: {sizes}. {differ}"
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, words)
         feed = {}
         for name, value in inputs.items():
             info = signature.inputs[name]
@@ -92,9 +90,13 @@ class Loaded:
         return self.signatures[name]
 
 
+def _set(names: set[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
+
+
 @dataclass
 class Faults:
-    """What goes wrong: codes that the next calls of Predict are answered with, and seconds by which answers are late."""
+    """What goes wrong: codes that the next calls are answered with, and seconds by which answers are late."""
 
     codes: deque = field(default_factory=deque)
     metadata_codes: deque = field(default_factory=deque)
@@ -143,9 +145,8 @@ class Service(PredictionServiceServicer):
             answer.model_spec.name, answer.model_spec.signature_name = request.model_spec.name, name
             answer.model_spec.version.value = number
             for key, value in found.items():
-                answer.outputs[key].CopyFrom(
-                    tf.make_tensor_proto(value) if self.serving.as_content else to_fields(value)
-                )
+                to_proto = tf.make_tensor_proto if self.serving.as_content else to_fields
+                answer.outputs[key].CopyFrom(to_proto(value))
             return answer
 
     def GetModelMetadata(self, request, context):
