@@ -36,10 +36,8 @@ class RestTransport:
             ) from None
 
     def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        signature, inputs = (
-            self.signature,
-            {"png_bytes": [{"b64": _png_base64(plane)} for plane in image], "spacing": spacing.tolist()},
-        )
+        signature, pngs = self.signature, [{"b64": _png_base64(plane)} for plane in image]
+        inputs = {"png_bytes": pngs, "spacing": spacing.tolist()}
         if numbers is not None:
             inputs["numbers"], signature = numbers.tolist(), signature + WITH_NUMBERS
         body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()

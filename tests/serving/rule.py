@@ -20,10 +20,8 @@ def save_rule(folder, signatures):
     """Write the rule as a SavedModel with these signatures alone."""
     image_spec = tf.TensorSpec([None, None, None], tf.uint16, "image")
     png_spec = tf.TensorSpec([None], tf.string, "png_bytes")
-    spacing_spec, numbers_spec = (
-        tf.TensorSpec([None], tf.float32, "spacing"),
-        tf.TensorSpec([None], tf.int64, "numbers"),
-    )
+    spacing_spec = tf.TensorSpec([None], tf.float32, "spacing")
+    numbers_spec = tf.TensorSpec([None], tf.int64, "numbers")
     windows_spec = tf.TensorSpec([None, 8, 8, 3], tf.float32, "windows")
 
     def volume(image, spacing, numbers=None):
