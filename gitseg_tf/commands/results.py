@@ -40,7 +40,13 @@ def add_parsers(commands) -> None:
 
     export = command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")
-    export.add_argument("out", nargs="?", help="gets 1/ (RUN/export)")
+    export.add_argument("out", nargs="?", help="gets a folder a version, such as 1/ (RUN/export)")
+    export.add_argument(
+        "--model-version", type=_version, default=1, metavar="N", help="a number, or next: one more than is there (1)"
+    )
+    export.add_argument(
+        "--force", action="store_true", help="replace a version that is there; take a run that has not finished"
+    )
 
 
 def _evaluate(options) -> None:
@@ -102,4 +108,14 @@ def _export(options) -> None:
     from gitseg_tf.serving.export import export
     from gitseg_tf.training.trainer import load_run
 
-    print(f"SavedModel {export(load_run(options.run_folder), options.out)}")
+    run = load_run(options.run_folder)
+    print(f"SavedModel {export(run, options.out, options.model_version, options.force)}")
+
+
+def _version(text: str) -> int | str:
+    if text == "next":
+        return text
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -115,7 +115,7 @@ def _train(options) -> None:
     else:
         summary_lines(evaluate(run, dataset))
         print(f"report     {out / 'report.html'}")
-    print(f"SavedModel {export(run)}")
+    print(f"SavedModel {export(run, force=True)}")
 
 
 def _overfit(options) -> None:

@@ -11,7 +11,7 @@ from gitseg_tf.data.geometry import from_model, normalize, place, to_model, wind
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.data.tiles import tile_slices, tile_starts
 
-_OVERLAP = 0.5
+OVERLAP = 0.5
 _LEAST_WEIGHT = 1e-3
 
 
@@ -44,7 +44,7 @@ def make_volume_function(
     def prepare(image, numbers, percentiles, spacing):
         placement = place(image, percentiles, spacing, data)
         prepared = to_model(normalize(image, percentiles), placement, data.size)
-        return prepared, placement, tile_slices(numbers, window_offsets(spacing, data), _OVERLAP)
+        return prepared, placement, tile_slices(numbers, window_offsets(spacing, data), OVERLAP)
 
     @tf.function(
         input_signature=[
@@ -99,7 +99,7 @@ def blend(
     slices: np.ndarray,
     patch: tuple[int, int, int],
     batch_size: int,
-    overlap: float = _OVERLAP,
+    overlap: float = OVERLAP,
 ) -> np.ndarray:
     """Run a network over a volume patch by patch, and average what it says of a voxel with `gaussian_weights`.
 

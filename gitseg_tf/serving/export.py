@@ -1,50 +1,148 @@
-"""SavedModels that TensorFlow Serving loads."""
+"""SavedModels that TensorFlow Serving loads, with the whole way from a scan to its masks inside."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import tensorflow as tf
 
-from gitseg_tf.config import save_config
+from gitseg_tf.config import Config, save_config
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, replace_folder
+from gitseg_tf.models.frozen import freeze
+from gitseg_tf.serving.card import model_card, model_facts
+from gitseg_tf.serving.graph import make_segment
+from gitseg_tf.serving.inputs import checked_scan, decode_slices
+from gitseg_tf.serving.warmup import write_warmup
+from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.trainer import Run, load_model
 
-VERSION = "1"
+MARKER = "saved_model.pb"
+NEXT = "next"
+
+_IMAGE = tf.TensorSpec([None, None, None], tf.uint16, name="image")
+_PNGS = tf.TensorSpec([None], tf.string, name="png_bytes")
+# Not [3]: a wrong number of them is for the graph to refuse, which says what is wrong.
+_SPACING = tf.TensorSpec([None], tf.float32, name="spacing")
+_NUMBERS = tf.TensorSpec([None], tf.int64, name="numbers")
 
 
-class _Windows(tf.Module):
-    """Holds the network's variables only, so that what is saved needs neither Keras nor this package."""
+def export(
+    run: Run,
+    out: str | AnyPath | None = None,
+    version: int | str = 1,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> AnyPath:
+    """Write a run as a SavedModel: its network with the best weights, and all that `gitseg predict` does around it.
 
-    def __init__(self, model):
-        super().__init__()
-        self.weights = model.variables
-        spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
-        self.serve = tf.function(lambda windows: {"probabilities": tf.sigmoid(model(windows, training=False))}, [spec])
-
-
-def export(run: Run, out: str | AnyPath | None = None) -> AnyPath:
-    """Write a run's network, best weights, as a SavedModel.
-
-    The signature serving_default takes `windows`, float32 [N, height, width, slices] in [0, 1], any N, and gives
-    `probabilities`, float32 [N, height, width, 3], organs in the order of ORGANS. Those of a 3-D network are
-    [N, depth, height, width, 1] and [N, depth, height, width, 3].
+    The signatures are in docs/serving.md. The weights are constants of the graph, so that whoever loads it folds batch
+    normalisation into the convolutions; neither Keras nor this package is needed for it.
 
     Args:
         run: a trained run.
-        out: the folder that gets 1/; None is RUN/export. It is replaced as a whole when the run's own.
+        out: the folder that gets VERSION/; None is RUN/export.
+        version: the number of the folder, or "next": one more than the highest that is there.
+        force: replace a version that is there, and take a run that has not finished.
+        say: takes lines for the user.
 
     Returns:
-        out/1.
+        out/VERSION, which is there whole or not at all.
 
     Raises:
-        InputError: out/1 exists (unless it is the run's own), or the weights do not fit the config.
+        InputError: the version exists, the run has not finished, or the weights do not fit the config.
     """
-    target = as_path(out or run.path / "export") / VERSION
-    if target.exists() and out is not None:
-        raise InputError(f"{target}: exists already; remove it or choose another folder")
-    module = _Windows(load_model(run))
-    with replace_folder(target, marker="saved_model.pb") as folder:
-        tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
-        (folder / "assets.extra").mkdir()
-        (folder / "assets.extra" / "organs.txt").write_text("\n".join(ORGANS) + "\n")
-        save_config(run.config, folder / "assets.extra" / "config.yaml")
+    if not force:
+        _check_finished(run)
+    out = as_path(out or run.path / "export")
+    target = _target(out, version, force)
+    signatures = _signatures(load_model(run), run.config)
+    with replace_folder(target, marker=MARKER) as folder:
+        tf.saved_model.save(tf.Module(), str(folder), signatures=signatures)
+        extra = folder / "assets.extra"
+        extra.mkdir()
+        for line in [*_write_assets(run, extra), *write_warmup(folder, run.config)]:
+            say(line)
     return target
+
+
+def _target(out: AnyPath, version: int | str, force: bool) -> AnyPath:
+    if version == NEXT:
+        there = [int(path.name) for path in out.iterdir() if re.fullmatch(r"\d+", path.name)] if out.is_dir() else []
+        return out / str(max(there, default=0) + 1)
+    target = out / str(version)
+    if target.exists() and not force:
+        raise InputError(
+            f"{target}: exists already; --model-version next puts a new version beside it, --force replaces it"
+        )
+    return target
+
+
+def _check_finished(run: Run) -> None:
+    history, training = read_history(run.path), run.config.training
+    without_gain = history[-1].get("epochs_without_gain", 0) if history else 0
+    stopped = 0 < training.early_stopping <= without_gain
+    if len(history) < training.epochs and not stopped:
+        raise InputError(
+            f"{run.path}: {len(history)} of its {training.epochs} epochs are done; "
+            "train it on with --resume, or take what there is with --force"
+        )
+
+
+def _signatures(model, config: Config) -> dict[str, Callable]:
+    windows = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
+    network = freeze(lambda windows: tf.sigmoid(model(windows, training=False)), windows)
+    whole_way = make_segment(network, config)
+
+    @_traced(_IMAGE, _SPACING, _NUMBERS)
+    def segment(image, spacing, numbers):
+        return whole_way(*checked_scan(image, spacing, numbers))
+
+    def contiguous(image):
+        return tf.range(tf.shape(image, tf.int64)[0])
+
+    @_traced(windows)
+    def serve(windows):
+        return {"probabilities": network(windows)}
+
+    @_traced(_IMAGE, _SPACING)
+    def segment_volume(image, spacing):
+        return {"masks": segment(image, spacing, contiguous(image))}
+
+    @_traced(_IMAGE, _SPACING, _NUMBERS)
+    def segment_volume_with_numbers(image, spacing, numbers):
+        return {"masks": segment(image, spacing, numbers)}
+
+    @_traced(_PNGS, _SPACING)
+    def segment_png(png_bytes, spacing):
+        image = decode_slices(png_bytes)
+        return {"masks": segment(image, spacing, contiguous(image))}
+
+    @_traced(_PNGS, _SPACING, _NUMBERS)
+    def segment_png_with_numbers(png_bytes, spacing, numbers):
+        return {"masks": segment(decode_slices(png_bytes), spacing, numbers)}
+
+    segmenting = (segment_volume, segment_volume_with_numbers, segment_png, segment_png_with_numbers)
+    return {"serving_default": serve} | {function.__name__: function for function in segmenting}
+
+
+def _traced(*specs: tf.TensorSpec) -> Callable:
+    return tf.function(input_signature=specs, autograph=False)
+
+
+def _write_assets(run: Run, folder: Path) -> list[str]:
+    """What travels with the graph; gives lines for the user."""
+    (folder / "organs.txt").write_text("\n".join(ORGANS) + "\n")
+    save_config(run.config, folder / "config.yaml")
+    scores = run.path / "evaluation.json"
+    evaluation = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
+    if evaluation is not None:
+        (folder / "evaluation.json").write_bytes(scores.read_bytes())
+    facts = model_facts(run.config)
+    (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
+    if evaluation is None:
+        return [f"no scores   in the model card, for {scores} is not there; gitseg evaluate writes it"]
+    return []
