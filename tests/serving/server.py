@@ -255,8 +255,21 @@ class Rest(BaseHTTPRequestHandler):
         if len(signature.inputs) == 1 and not isinstance(inputs, dict):
             inputs = {next(iter(signature.inputs)): inputs}
         found = model.run(name, {key: _from_json(value, key, signature) for key, value in inputs.items()}, None)
-        outputs = {key: value.tolist() for key, value in found.items()}
-        return {"outputs": next(iter(outputs.values())) if len(outputs) == 1 else outputs}
+        if len(found) == 1:
+            (value,) = found.values()
+            return b'{"outputs": ' + _lists(value) + b"}"
+        return {"outputs": {key: value.tolist() for key, value in found.items()}}
+
+
+def _lists(value: np.ndarray) -> bytes:
+    """JSON, for masks of whole scans without a Python object a voxel."""
+    if value.dtype != np.uint8 or value.ndim != 4 or value.size == 0 or value.max() > 9:
+        return json.dumps(value.tolist()).encode()
+    voxels = np.full((*value.shape[:3], 2 * value.shape[3] + 2), ord(","), np.uint8)
+    voxels[..., 0], voxels[..., -2] = ord("["), ord("]")
+    voxels[..., 1:-2:2] = value + ord("0")
+    rows = [[b"[" + row.tobytes()[:-1] + b"]" for row in plane] for plane in voxels]
+    return b"[" + b",".join(b"[" + b",".join(plane) + b"]" for plane in rows) + b"]"
 
 
 def _from_json(value, name: str, signature) -> np.ndarray:
