@@ -2,16 +2,14 @@
 
 import pytest
 
-pytest.importorskip("tensorflow_serving", reason="needs the extra [serving]")
-from rule import save_rule
-from server import serve
-
 SIGNATURES = ("serving_default", "segment_volume", "segment_png")
 
 
 @pytest.fixture(scope="session")
 def rule_models(tmp_path_factory):
     """The rule twice, once without signatures for slice numbers, and one with the signature for windows alone."""
+    from rule import save_rule
+
     root = tmp_path_factory.mktemp("models")
     whole = save_rule(root / "whole", [*SIGNATURES, *(f"{name}_with_numbers" for name in SIGNATURES[1:])])
     return {
@@ -23,6 +21,8 @@ def rule_models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def running(rule_models):
+    from server import serve
+
     with serve(rule_models) as started:
         yield started
 
