@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import replace
+from functools import partial
 
 from gitseg_tf import quiet
 from gitseg_tf.commands.parsers import command
@@ -31,7 +32,7 @@ def add_parsers(commands) -> None:
     predict = command(commands, "predict", _predict, "segment the scans of a folder, or a single PNG or NIfTI file")
     predict.add_argument(
         "models",
-        nargs="+",
+        nargs="*",
         metavar="model",
         help="a run, an exported SavedModel, or a cross-validation; of several the mean of their probabilities",
     )
@@ -48,6 +49,13 @@ def add_parsers(commands) -> None:
     predict.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of evaluation or postprocess, dotted"
     )
+    predict.add_argument(
+        "--server",
+        metavar="URL",
+        help="in place of MODEL: grpc://HOST:8500/NAME or http://HOST:8501/NAME, see docs/serving.md",
+    )
+    predict.add_argument("--timeout", type=_seconds, help="for a scan, with --server (300)", metavar="SECONDS")
+    predict.set_defaults(wrong_usage=predict.error)
 
     export = command(commands, "export", _export, "write a run's SavedModel")
     export.add_argument("run_folder", metavar="run")
@@ -148,20 +156,34 @@ def _run_and_data(options):
     return run, open_dataset(data, run.config.data.folds)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
 def _predict(options) -> None:
+    if bool(options.server) == bool(options.models):
+        options.wrong_usage("give MODEL or --server, one of them")
+    if options.timeout and not options.server:
+        options.wrong_usage("--timeout is for --server")
+    if options.server and (options.tta or options.set or options.postprocess):
+        options.wrong_usage("--tta, --set and --postprocess are for MODEL: what is served is as it was exported")
     quiet.import_tensorflow()
     from gitseg_tf.config import parse_assignment
     from gitseg_tf.inference.predict import predict_cohort
 
-    overrides = options.tta | dict(map(parse_assignment, options.set))
-    out = predict_cohort(
-        options.models,
-        options.input,
-        options.out,
-        options.format,
-        overrides=overrides,
-        postprocess=options.postprocess,
-    )
+    if options.server:
+        from gitseg_tf.serving.client import TIMEOUT, connect
+
+        models, load = options.server, partial(connect, timeout=options.timeout or TIMEOUT)
+    else:
+        from gitseg_tf.inference.predictor import load_predictor
+
+        overrides = options.tta | dict(map(parse_assignment, options.set))
+        models, load = options.models, partial(load_predictor, overrides=overrides, postprocess=options.postprocess)
+    out = predict_cohort(models, options.input, options.out, options.format, load=load)
     print(f"written    {out}")
 
 

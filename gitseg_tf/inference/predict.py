@@ -7,7 +7,7 @@ from typing import Any
 
 from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.data.scans import Cohort, Scan, read_cohort, read_file, read_image
-from gitseg_tf.errors import InputError
+from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.outputs import OUTPUTS, WriteScan
 from gitseg_tf.inference.predictor import load_predictor
@@ -20,8 +20,7 @@ def predict_cohort(
     out: str | AnyPath,
     output: str = "submission",
     say: Callable[[str], None] = say_above,
-    overrides: dict[str, Any] | None = None,
-    postprocess: str | AnyPath | None = None,
+    load: Callable | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
@@ -32,8 +31,7 @@ def predict_cohort(
         out: the folder for the predictions.
         output: of OUTPUTS.
         say: takes lines for the user.
-        overrides: dotted keys of the sections evaluation and postprocess, for all models.
-        postprocess: a YAML file whose section postprocess takes the place of the models' own.
+        load: gives the predictor of the models, called with them and `say`; None is `load_predictor`.
 
     Returns:
         The folder.
@@ -48,7 +46,7 @@ def predict_cohort(
     failed = [name for name, _ in cohort.broken]
     total = len(cohort.scans) + len(failed)
     with OUTPUTS[output](cohort, out, say) as write:
-        predict = load_predictor(models, overrides, postprocess, say)
+        predict = (load or load_predictor)(models, say=say)
         out.mkdir(parents=True, exist_ok=True)
         for name, reason in cohort.broken:
             say(f"{name} failed: {reason}")
@@ -76,7 +74,7 @@ def predict_scans(
 
     Args:
         scans: to be read by `read_image`.
-        predict: from `make_predictor`; called in this thread.
+        predict: from `make_predictor`; called in this thread. A ScanError of its own is one scan's.
         write: takes (scan, image, masks) in their order, in another thread.
 
     Returns:
@@ -89,7 +87,12 @@ def predict_scans(
     def segmented():
         for reading in _ahead(_read, scans):
             scan, image, percentiles, error = reading.result()
-            masks = None if error else predict(image, scan.numbers, percentiles, scan.spacing)
+            masks = None
+            if error is None:
+                try:
+                    masks = predict(image, scan.numbers, percentiles, scan.spacing)
+                except ScanError as refused:
+                    error = refused
             yield scan, image, masks, error
 
     def finish(item):

@@ -28,7 +28,7 @@ def bright(image, numbers, percentiles, spacing):
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(prediction, "load_predictor", lambda *_: bright)
+    monkeypatch.setattr(prediction, "load_predictor", lambda *_, **__: bright)
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""Where a model is served: grpc://host:8500/NAME, http://host:8501/NAME, with /versions/N or ?version=N."""
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlsplit
+
+from gitseg_tf.errors import InputError
+
+GRPC_PORT = 8500
+_FORMS = "grpc://HOST:8500/NAME or http://HOST:8501/NAME, with /versions/N for one version"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A model on a server.
+
+    Attributes:
+        url: as the user gave it, for messages.
+        scheme: "grpc", "http" or "https".
+        host: with the port where one is given, for gRPC always; "[::1]:8500" for IPv6.
+        name: of the model.
+        version: None is the newest that the server has loaded.
+    """
+
+    url: str
+    scheme: str
+    host: str
+    name: str
+    version: int | None = None
+
+    @property
+    def model(self) -> str:
+        """The model for people: "model NAME" or "version N of model NAME"."""
+        return f"model {self.name}" if self.version is None else f"version {self.version} of model {self.name}"
+
+    @property
+    def rest_url(self) -> str:
+        """The model's resource of TensorFlow Serving's REST interface."""
+        version = "" if self.version is None else f"/versions/{self.version}"
+        return f"{self.scheme}://{self.host}/v1/models/{self.name}{version}"
+
+
+def parse_address(url: str) -> Address:
+    """Take an address apart.
+
+    Args:
+        url: SCHEME://HOST[:PORT]/NAME[/versions/N] or SCHEME://HOST[:PORT]/NAME?version=N; SCHEME is grpc, http or
+            https. Without a port, gRPC's is 8500, and the others have those of the web.
+
+    Returns:
+        The address.
+
+    Raises:
+        InputError: it has another form.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"--server {url}: is no address ({error}); it has the form {_FORMS}") from None
+    path = re.fullmatch(r"/([^/:?]+)(?:/versions/(\d+))?/?", parts.path)
+    query = parse_qs(parts.query, keep_blank_values=True)
+    versions = [*filter(None, [path and path[2]]), *query.pop("version", [])]
+    if parts.scheme not in ("grpc", "http", "https") or not parts.hostname or path is None or query or parts.fragment:
+        raise InputError(f"--server {url}: is no address of a model; it has the form {_FORMS}")
+    if len(versions) > 1 or not all(re.fullmatch(r"\d{1,18}", version) for version in versions):
+        raise InputError(f"--server {url}: a version is one whole number; it has the form {_FORMS}")
+    host = f"{parts.netloc}:{GRPC_PORT}" if parts.scheme == "grpc" and port is None else parts.netloc
+    return Address(url, parts.scheme, host, path[1], int(versions[0]) if versions else None)

@@ -1,0 +1,91 @@
+"""Asking TensorFlow Serving over gRPC."""
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest, SignatureDefMap
+from tensorflow_serving.apis.model_pb2 import ModelSpec
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
+
+from gitseg_tf.errors import InputError, ScanError
+from gitseg_tf.serving.address import Address
+from gitseg_tf.serving.client import WITH_NUMBERS, Unavailable
+
+# A scan of 144 x 360 x 310 is 32 MB and its masks 48 MB, and gRPC's own limit is 4 MB. Left to itself, gRPC waits for
+# longer and longer between connections, up to two minutes, in which a new attempt would not even be made.
+_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_CONNECT_SECONDS = 20.0
+
+
+class GrpcTransport:
+    """PredictionService of TensorFlow Serving."""
+
+    signature = "segment_volume"
+    image_input = "image"
+
+    def __init__(self, address: Address, timeout: float):
+        self._address, self._timeout = address, timeout
+        self._stub = PredictionServiceStub(grpc.insecure_channel(address.host, _OPTIONS))
+
+    def signatures(self) -> dict[str, tuple[set[str], set[str]]]:
+        request = GetModelMetadataRequest(model_spec=self._model(), metadata_field=["signature_def"])
+        answer = self._call(self._stub.GetModelMetadata, request, min(self._timeout, _CONNECT_SECONDS))
+        found = SignatureDefMap()
+        answer.metadata["signature_def"].Unpack(found)
+        return {name: (set(one.inputs), set(one.outputs)) for name, one in found.signature_def.items()}
+
+    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
+        inputs, signature = {"image": image, "spacing": spacing}, self.signature
+        if numbers is not None:
+            inputs["numbers"], signature = numbers, signature + WITH_NUMBERS
+        request = PredictRequest(model_spec=self._model(signature), output_filter=["masks"])
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(_to_proto(value))
+        return tf.make_ndarray(self._call(self._stub.Predict, request, self._timeout).outputs["masks"])
+
+    def _model(self, signature: str = "") -> ModelSpec:
+        model = ModelSpec(name=self._address.name, signature_name=signature)
+        if self._address.version is not None:
+            model.version.value = self._address.version
+        return model
+
+    def _call(self, method, request, timeout: float):
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise self._in_words(error.code(), _line(error), timeout) from None
+
+    def _in_words(self, code: grpc.StatusCode, said: str, timeout: float) -> Exception:
+        address = self._address
+        match code:
+            case grpc.StatusCode.UNAVAILABLE:
+                return Unavailable(said)
+            case grpc.StatusCode.NOT_FOUND:
+                return InputError(f"{address.url}: the server has no {address.model} ({said})")
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return InputError(f"{address.url}: is no TensorFlow Serving ({said})")
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return ScanError(f"{address.url}: no answer within {timeout:g} s; give it more with --timeout")
+            case grpc.StatusCode.INVALID_ARGUMENT:
+                return ScanError(f"{address.url}: the model refuses the scan ({said})")
+            case _:
+                return ScanError(f"{address.url}: {code.name}: {said}")
+
+
+def _to_proto(value: np.ndarray) -> TensorProto:
+    """As bytes: tf.make_tensor_proto would turn each voxel of uint16 into a number of its own."""
+    tensor = TensorProto(dtype=tf.as_dtype(value.dtype).as_datatype_enum)
+    tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+    tensor.tensor_content = value.astype(value.dtype.newbyteorder("<")).tobytes()
+    return tensor
+
+
+def _line(error: grpc.RpcError) -> str:
+    return next(iter((error.details() or "").strip().splitlines()), error.code().name)
