@@ -116,7 +116,7 @@ def models(tmp_path_factory):
         weights.parent.mkdir(exist_ok=True)
         build_model(config).save_weights(weights)
     (root / "cv" / MARKER).write_text("")
-    export(load_run(root / "wide"))
+    export(load_run(root / "wide"), force=True)
     return root
 
 
@@ -176,7 +176,12 @@ def test_a_cross_validation_without_a_fold_is_refused(tmp_path, refusal):
 
 def test_the_command_takes_several_models_and_what_is_set(monkeypatch, tmp_path, capsys):
     asked = []
-    monkeypatch.setattr(prediction, "predict_cohort", lambda *given, **more: asked.append((given, more)) or "out")
+
+    def predict_cohort(*given, load):
+        asked.append((given, load.keywords))
+        return "out"
+
+    monkeypatch.setattr(prediction, "predict_cohort", predict_cohort)
     settings = ["--tta", "flip,scale", "--set", "evaluation.tta.scales=[0.8]", "--postprocess", "a.yaml"]
     assert cli.main(["predict", "run", "cv", "scans", "out", "--format", "png", *settings]) == 0
     assert cli.main(["predict", "run", "scans", "out"]) == 0

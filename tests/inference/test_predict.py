@@ -13,6 +13,7 @@ from gitseg_tf import cli
 from gitseg_tf.data.scans import read_cohort, read_masks
 from gitseg_tf.errors import InputError
 from gitseg_tf.inference import predict as prediction
+from gitseg_tf.inference import predictor
 from gitseg_tf.inference.outputs import OUTPUTS
 from gitseg_tf.inference.predict import predict_cohort, predict_scans
 
@@ -28,7 +29,8 @@ def bright(image, numbers, percentiles, spacing):
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch):
-    monkeypatch.setattr(prediction, "load_predictor", lambda *_, **__: bright)
+    for module in (prediction, predictor):
+        monkeypatch.setattr(module, "load_predictor", lambda *_, **__: bright)
 
 
 @pytest.fixture

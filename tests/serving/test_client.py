@@ -288,8 +288,8 @@ def command(*arguments):
 @pytest.mark.parametrize("output", ["submission", "nifti", "png", "gif"])
 def test_the_command_writes_what_a_local_prediction_writes(cohort, url, tmp_path, monkeypatch, output):
     monkeypatch.setattr(
-        "gitseg_tf.inference.predict.load_predictor",
-        lambda path: lambda image, numbers, percentiles, spacing: rule(image, spacing, numbers),
+        "gitseg_tf.inference.predictor.load_predictor",
+        lambda *_, **__: lambda image, numbers, percentiles, spacing: rule(image, spacing, numbers),
     )
     assert command("model", cohort.root, tmp_path / "here", "--format", output) == 0
     assert command("--server", url("gitseg"), cohort.root, tmp_path / "there", "--format", output) == 0
