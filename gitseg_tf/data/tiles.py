@@ -18,7 +18,12 @@ def tile_starts(extent: int, size: int, overlap: float) -> list[int]:
         The starts, rising, from 0 to extent - size.
     """
     last = extent - size
-    return [*range(0, last, max(1, round(size * (1 - overlap)))), last]
+    return [*range(0, last, tile_step(size, overlap)), last]
+
+
+def tile_step(size: int, overlap: float) -> int:
+    """How far the next of `tile_starts` is, but for the last one."""
+    return max(1, round(size * (1 - overlap)))
 
 
 def tile_slices(numbers, offsets, overlap: float):

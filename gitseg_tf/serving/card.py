@@ -9,6 +9,7 @@ import tf_keras as keras
 from gitseg_tf import __version__
 from gitseg_tf.config import Config
 from gitseg_tf.data.scans import ORGANS
+from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.training.trainer import Run
 
@@ -43,7 +44,7 @@ unless a qualified person has checked and corrected every contour.
 {table}
 
 Everything between a scan and its masks is in the graph: decoding of PNG, normalisation by the scan's 1st and 99th
-percentile, cut and scaling to the network's input and back, windows, and all of the post-processing below. Nothing is
+percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation, and all of the post-processing below. Nothing is
 left to the caller.
 
 ## Post-processing, inside
@@ -96,6 +97,7 @@ def model_facts(config: Config) -> dict[str, Any]:
             "pixel_mm": data.pixel_mm,
         },
         "windows_at_once": config.evaluation.batch_size,
+        "views": {"overlap": config.evaluation.overlap, **config.evaluation.tta.model_dump(mode="json")},
         "postprocess": {
             organ: {"inside": settings.model_dump(), "outside": {}}
             for organ, settings in zip(ORGANS, organ_settings(config), strict=True)
@@ -125,14 +127,14 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
     return _CARD.format(
         name=config.name,
         version=__version__,
-        table="\n".join(f"| {name} | {value} |" for name, value in _network(facts)),
+        table="\n".join(f"| {name} | {value} |" for name, value in _network(facts, tta_words(config))),
         steps="\n".join(f"- {organ}: {', '.join(_steps(facts, organ))}" for organ in ORGANS),
         trained=_trained(config),
         scores=_scores(evaluation),
     )
 
 
-def _network(facts: dict) -> list[tuple[str, Any]]:
+def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
     window = facts["window"]
     shape = window["patch"] or [*window["size"], window["slices"]]
     kind = " voxels" if window["patch"] else " (rows, columns, slices)"
@@ -140,6 +142,7 @@ def _network(facts: dict) -> list[tuple[str, Any]]:
         ("network", f"{facts['architecture']}, encoder {facts['backbone']}"),
         ("input of the network", " x ".join(map(str, shape)) + kind),
         ("windows at once", facts["windows_at_once"]),
+        ("test-time augmentation", augmentation),
         ("weights", "moving average of training's, best epoch; float32, constants of the graph"),
         ("organs", ", ".join(ORGANS)),
         ("trained with", _versions(facts["trained_with"])),

@@ -1,13 +1,14 @@
 """From a scan's voxels to its organ masks in one TensorFlow graph, as `gitseg_tf.inference.predictor` finds them."""
 
 from collections.abc import Callable
-from itertools import product
 
 import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
 from gitseg_tf.data.geometry import (
+    at_scale,
+    field_of,
     from_model,
     normalize,
     place,
@@ -18,7 +19,7 @@ from gitseg_tf.data.geometry import (
 )
 from gitseg_tf.data.records import PERCENTILES
 from gitseg_tf.data.scans import ORGANS
-from gitseg_tf.data.tiles import tile_slices, tile_starts
+from gitseg_tf.data.tiles import tile_slices, tile_step
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.volumes import gaussian_weights
 from gitseg_tf.serving.cleaning import clean_mask, organ_mask
@@ -29,20 +30,25 @@ _INTENSITIES = 1 << 16
 def make_segment(probabilities: Callable, config: Config) -> Callable:
     """Everything that `make_predictor` does with a scan, as TensorFlow operations.
 
-    The network sees evaluation.batch_size windows at once. Besides, memory is that of the scan: about 30 bytes a voxel,
-    and where an organ is smoothed 12 more.
+    The network sees evaluation.batch_size windows at once, and stands in the graph once: what loads the graph writes
+    out its calls, each with the weights. Besides, memory is that of the scan: about 30 bytes a voxel, where an organ is
+    smoothed or several scales are averaged 12 more, and each step's input and output for one batch.
 
     Args:
         probabilities: as of `make_predictor`.
-        config: window, size, threshold, batch size and post-processing.
+        config: window, size, threshold, batch size, overlap, test-time augmentation and post-processing.
 
     Returns:
         Function of (image uint16 [D, H, W], spacing float32 [3], z, y, x in mm, numbers int64 [D]) to uint8 masks
         [D, H, W, 3], for tf.function.
     """
-    data, settings = config.data, organ_settings(config)
+    data, evaluation, settings = config.data, config.evaluation, organ_settings(config)
     thresholds = tf.constant([organ.threshold for organ in settings], tf.float32)
     smoothed = any(organ.smooth_mm for organ in settings)
+    scales = (1.0, *evaluation.tta.scales)
+    # Else no scan is larger than the network's input, whatever its pixels are.
+    tiled = data.pixel_mm is not None or max(scales) > 1
+    network = _with_mirrored(probabilities) if evaluation.tta.flip else probabilities
     find = _windows_found if data.patch is None else _patches_found
 
     def finish(found):
@@ -51,15 +57,20 @@ def make_segment(probabilities: Callable, config: Config) -> Callable:
     def segment(image, spacing, numbers):
         percentiles = intensity_percentiles(image)
         placement = place(image, percentiles, spacing, data)
-        prepared = to_model(normalize(image, percentiles), placement, data.size)
-        shape = tf.shape(image)[1:]
-        found_of = find(probabilities, prepared, numbers, spacing, config)
-        found = _in_batches(
-            tf.shape(image)[0],
-            config.evaluation.batch_size,
-            lambda begin, end: finish(from_model(found_of(begin, end), placement, shape)),
-            tf.float32 if smoothed else tf.bool,
-        )
+        normal = normalize(image, percentiles)
+        depth, shape = tf.shape(image)[0], tf.shape(image)[1:]
+
+        def view(scale):
+            scaled = at_scale(placement, scale)
+            prepared = to_model(normal, scaled, field_of(scaled, data.size) if tiled else data.size)
+            found_of = find(network, prepared, numbers, spacing, config)
+            return lambda begin, end: from_model(found_of(begin, end), scaled, shape)
+
+        if len(scales) == 1:
+            found_of, dtype = view(1.0), tf.float32 if smoothed else tf.bool
+            found = _in_batches(depth, evaluation.batch_size, lambda begin, end: finish(found_of(begin, end)), dtype)
+        else:
+            found = finish(_mean_over(scales, view, tf.shape(image), evaluation.batch_size))
         if smoothed:
             masks = [organ_mask(found[..., k], organ, numbers, spacing) for k, organ in enumerate(settings)]
         else:
@@ -79,10 +90,93 @@ def intensity_percentiles(image):
     return tf.cast(tf.searchsorted(below, ranks), tf.float32)
 
 
+def _with_mirrored(probabilities: Callable) -> Callable:
+    """The mean of what a network says of its input, and of its input with left and right changed."""
+
+    def mean(windows):
+        def step(number, windows, total):
+            # The second turn brings both back: what was found first is mirrored as the input is.
+            return number + 1, _mirror(windows), _mirror(total + probabilities(windows))
+
+        total = tf.zeros(tf.concat([tf.shape(windows)[:-1], [len(ORGANS)]], 0))
+        total = tf.ensure_shape(total, [*windows.shape[:-1], len(ORGANS)])
+        return tf.while_loop(lambda number, *_: number < 2, step, [0, windows, total], parallel_iterations=1)[2] / 2
+
+    return mean
+
+
+def _mirror(windows):
+    return tf.reverse(windows, [-2])
+
+
+def _mean_over(scales: tuple[float, ...], view: Callable, shape, batch_size: int):
+    """The mean over scales of what `view` of a scale, a function of (begin, end), gives: float32 [D, H, W, 3]."""
+    share, depth = np.float32(1 / len(scales)), shape[0]
+
+    def add_view(number, mean):
+        found_of = view(tf.gather(tf.constant(scales, tf.float32), number))
+
+        def add(begin, mean):
+            end = tf.minimum(begin + batch_size, depth)
+            return end, tf.tensor_scatter_nd_add(mean, tf.range(begin, end)[:, None], share * found_of(begin, end))
+
+        _, mean = tf.while_loop(lambda begin, _: begin < depth, add, [0, mean], parallel_iterations=1)
+        return number + 1, mean
+
+    mean = tf.zeros(tf.concat([shape, [len(ORGANS)]], 0))
+    return tf.while_loop(lambda number, _: number < len(scales), add_view, [0, mean], parallel_iterations=1)[1]
+
+
 def _windows_found(probabilities, prepared, numbers, spacing, config: Config) -> Callable:
-    """Function of (begin, end) to the probabilities of these slices at the model's size, float32 [N, h, w, 3]."""
-    windows = window_indices(numbers, window_offsets(spacing, config.data))
-    return lambda begin, end: probabilities(stack_windows(prepared, windows[begin:end]))
+    """Function of (begin, end) to the probabilities of these slices at the field's size, float32 [N, h, w, 3]."""
+    windows, size = window_indices(numbers, window_offsets(spacing, config.data)), config.data.size
+
+    def found_of(begin, end):
+        stacked = stack_windows(prepared, windows[begin:end])
+        if stacked.shape[1:3] == size:
+            return probabilities(stacked)
+        return _blend_tiles(probabilities, stacked, size, config.evaluation.overlap)
+
+    return found_of
+
+
+def _blend_tiles(probabilities, windows, tile: tuple[int, int], overlap: float):
+    """`gitseg_tf.inference.planes.blend_tiles` in TensorFlow."""
+    plane = tf.shape(windows)[1:3]
+    tops_lefts = _tops_lefts(plane, tile, overlap)
+    tiles, weights = tf.shape(tops_lefts)[0], tf.constant(gaussian_weights(tile)[..., None])
+
+    def add(number, blended, total):
+        top, left = tf.unstack(tops_lefts[number])
+        below, right = tf.unstack(plane - tops_lefts[number] - tile)
+        of_tile = windows[:, top : top + tile[0], left : left + tile[1]]
+        found = probabilities(tf.ensure_shape(of_tile, [None, *tile, windows.shape[-1]]))
+
+        def added():
+            around = [[top, below], [left, right], [0, 0]]
+            return blended + tf.pad(found * weights, [[0, 0], *around]), total + tf.pad(weights, around)
+
+        return number + 1, *tf.cond(tiles == 1, lambda: (found, total), added)
+
+    total = tf.zeros(tf.concat([plane, [1]], 0))
+    blended = tf.zeros(tf.concat([tf.shape(windows)[:3], [len(ORGANS)]], 0))
+    free = [tf.TensorShape([]), tf.TensorShape([None, None, None, len(ORGANS)]), tf.TensorShape([None, None, 1])]
+    _, blended, total = tf.while_loop(
+        lambda number, *_: number < tiles, add, [0, blended, total], shape_invariants=free, parallel_iterations=1
+    )
+    return tf.cond(tiles == 1, lambda: blended, lambda: blended / total)
+
+
+def _tops_lefts(plane, tile: tuple[int, int], overlap: float):
+    """Where the tiles of `gitseg_tf.inference.volumes.tile_places` begin: int32 [T, 2] of a plane, int32 [2]."""
+    tops, lefts = (_starts(plane[axis], tile[axis], overlap) for axis in (0, 1))
+    return tf.reshape(tf.stack(tf.meshgrid(tops, lefts, indexing="ij"), -1), [-1, 2])
+
+
+def _starts(extent, size: int, overlap: float):
+    """`gitseg_tf.data.tiles.tile_starts` of an extent that is known in the graph: int32 [T]."""
+    last = extent - size
+    return tf.concat([tf.range(0, last, tile_step(size, overlap)), [last]], 0)
 
 
 def _patches_found(probabilities, prepared, numbers, spacing, config: Config) -> Callable:
@@ -95,11 +189,8 @@ def _patches_found(probabilities, prepared, numbers, spacing, config: Config) ->
 
 def _blend(probabilities, volume, slices, patch: tuple[int, int, int], batch_size: int, overlap: float):
     """`gitseg_tf.inference.volumes.blend` in TensorFlow; the last call of the network is not filled up."""
-    rows, columns = (
-        tile_starts(extent, size, overlap) for extent, size in zip(volume.shape[1:], patch[1:], strict=True)
-    )
-    tops_lefts = [*product(rows, columns)]
-    starts, tiles = tf.constant(tops_lefts, tf.int32), len(tops_lefts)
+    starts = _tops_lefts(tf.shape(volume)[1:], patch[1:], overlap)
+    tiles = tf.shape(starts)[0]
     inside = tf.stack(tf.meshgrid(tf.range(patch[1]), tf.range(patch[2]), indexing="ij"), -1)
     weights = tf.constant(gaussian_weights(patch)[..., None])
     count = tf.shape(slices)[0] * tiles

@@ -149,6 +149,23 @@ def test_slice_numbers_with_gaps_are_used_as_gitseg_predict_uses_them(exported):
     assert (masks != exported.served("segment_volume", image=image, spacing=SPACING)).any()
 
 
+def test_scans_larger_than_the_network_are_tiled_and_seen_in_other_ways_too(tmp_path):
+    views = {"data.pixel_mm": 1.5, "evaluation.tta.flip": True, "evaluation.tta.scales": [0.8, 1.25]}
+    run = write_run(tmp_path / "run", PLANES | views)
+    tiled, image = Exported(run, export(run, say=lambda line: None), []), draw((5, 70, 81), 4)
+    expected = predicted(tiled, image)
+    masks = tiled.served("segment_volume", image=image, spacing=SPACING)
+    assert (masks == expected).mean() >= 0.999 and 0.05 < expected.mean() < 0.95
+    extra = tiled.path / "assets.extra"
+    assert json.loads((extra / "model.json").read_text())["views"] == {
+        "overlap": 0.5,
+        "flip": True,
+        "scales": [0.8, 1.25],
+    }
+    card = (extra / "model_card.md").read_text()
+    assert "left and right changed, 0.8 times the size, 1.25 times the size" in card
+
+
 def test_pngs_of_8_bits_give_the_masks_of_their_values(plain):
     image = draw((5, 40, 48), 2, top=9)
     masks = plain.served("segment_png", png_bytes=pngs(image, np.uint8), spacing=SPACING)

@@ -4,15 +4,18 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from known_networks import KINDS
 from scipy import ndimage
 
 from gitseg_tf.config import load_config
 from gitseg_tf.data.records import PERCENTILES
+from gitseg_tf.data.tiles import tile_starts
 from gitseg_tf.inference import postprocess
+from gitseg_tf.inference.predictor import make_predictor
 from gitseg_tf.sections.postprocess import OrganConfig
 from gitseg_tf.serving import cleaning
 from gitseg_tf.serving.components import components
-from gitseg_tf.serving.graph import intensity_percentiles, make_segment
+from gitseg_tf.serving.graph import _starts, intensity_percentiles, make_segment
 from gitseg_tf.serving.inputs import decode_slices
 
 SPACING = (3.0, 1.5, 1.63)
@@ -132,3 +135,67 @@ def test_the_network_sees_no_more_windows_at_once_than_the_config_says():
     segment = tf.function(make_segment(network, config), autograph=False)
     masks = segment(tf.constant(image), tf.constant(SPACING), tf.range(9, dtype=tf.int64))
     assert seen == [4, 4, 1] and masks.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("size", [1, 3, 32, 33])
+def test_tiles_begin_where_those_of_predict_do(size, overlap):
+    starts = tf.function(lambda extent: _starts(extent, size, overlap), [tf.TensorSpec([], tf.int32)])
+    for extent in (*range(size, 2 * size + 3), 3 * size - 1, 3 * size, 7 * size + 1):
+        assert starts(extent).numpy().tolist() == tile_starts(extent, size, overlap)
+
+
+def uneven(windows):
+    """A network whose answer changes with left and right, with the place in its input and with each slice of it."""
+    columns, rows = tf.linspace(0.2, 1.0, windows.shape[-2]), tf.linspace(0.5, 1.0, windows.shape[-3])
+    near = windows if windows.shape.rank == 5 else tf.reduce_mean(windows, -1, keepdims=True)
+    seen = near * columns[:, None] * rows[:, None, None]
+    return tf.concat([seen, 1 - seen, tf.roll(near, 3, -2)], -1)
+
+
+VIEWS = {
+    "pixels": {"data.pixel_mm": 1.5},
+    "pixels body": {"data.pixel_mm": 1.25, "data.crop": "body", "evaluation.overlap": 0.3},
+    "pixels of no tile": {"data.pixel_mm": 6.0},
+    "flip": {"evaluation.tta.flip": True},
+    "scales": {"evaluation.tta.scales": [0.75, 1.3], "evaluation.overlap": 0.1},
+    "all smoothed": {"data.pixel_mm": 1.4, "evaluation.tta.flip": True, "evaluation.tta.scales": [1.2]}
+    | {"postprocess.stomach.smooth_mm": 3.0, "postprocess.small_bowel.largest_only": True},
+}
+
+
+@pytest.mark.parametrize("kind", ["2.5-D", "3-D"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_scans_are_tiled_mirrored_and_scaled_as_predict_does(kind, view):
+    base = {"data.size": [32, 64], "data.crop": "none", "evaluation.batch_size": 3}
+    config = load_config(overrides=base | KINDS[kind] | VIEWS[view])
+    segment = tf.function(make_segment(uneven, config), autograph=False)
+    predict = make_predictor(uneven, config)
+    inside = []
+    for shape in ((7, 75, 110), (2, 20, 130), (5, 33, 30)):
+        image = (4000 * noise(1, shape)).astype(np.uint16)
+        numbers = np.arange(shape[0]) + 2 * (np.arange(shape[0]) > 2)
+        percentiles = intensity_percentiles(tf.constant(image)).numpy()
+        expected = np.moveaxis(predict(image, numbers, percentiles, np.float32(SPACING)), 0, -1)
+        masks = segment(tf.constant(image), tf.constant(SPACING), tf.constant(numbers)).numpy()
+        assert masks.shape == expected.shape and (masks == expected).mean() >= 0.9999
+        inside.append(expected.mean())
+    assert 0.02 < np.mean(inside) < 0.98
+
+
+def test_larger_scans_flips_and_scales_keep_to_the_windows_at_once_and_to_one_network_in_the_graph():
+    seen, traced = [], []
+
+    def network(windows):
+        traced.append(windows.shape)
+        tf.py_function(lambda count: seen.append(int(count)), [tf.shape(windows)[0]], [])
+        return tf.repeat(windows[..., :1], 3, -1)
+
+    overrides = {"data.size": [32, 32], "data.pixel_mm": 1.5, "evaluation.batch_size": 4, "data.crop": "none"}
+    tta = {"evaluation.tta.flip": True, "evaluation.tta.scales": [0.5]}
+    config = load_config(overrides=overrides | tta)
+    segment = tf.function(make_segment(network, config), autograph=False)
+    segment(tf.zeros([5, 32, 40], tf.uint16), tf.constant([3.0, 1.5, 1.5]), tf.range(5, dtype=tf.int64))
+    # Two tiles at the scan's own size and one at half of it, each also mirrored, for each of two batches.
+    assert seen == 4 * [4] + 4 * [1] + 2 * [4] + 2 * [1]
+    assert len(traced) == 1
