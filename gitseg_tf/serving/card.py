@@ -44,8 +44,8 @@ unless a qualified person has checked and corrected every contour.
 {table}
 
 Everything between a scan and its masks is in the graph: decoding of PNG, normalisation by the scan's 1st and 99th
-percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation, and all of the post-processing below. Nothing is
-left to the caller.
+percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation, and all of the
+post-processing below. Nothing is left to the caller.
 
 ## Post-processing, inside
 
