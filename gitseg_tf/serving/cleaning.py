@@ -5,6 +5,9 @@ import tensorflow as tf
 from gitseg_tf.sections.postprocess import OrganConfig
 from gitseg_tf.serving.components import components
 
+# A function of its own in the graph, which holds it once for all organs; so numbers that differ are tensors.
+_step = tf.function(autograph=False, reduce_retracing=True)
+
 
 def organ_mask(probabilities, settings: OrganConfig, numbers, spacing):
     """All steps for one organ.
@@ -24,7 +27,10 @@ def organ_mask(probabilities, settings: OrganConfig, numbers, spacing):
     reaching = tf.reduce_any(probabilities >= settings.threshold, 0)
     (top, bottom), (left, right) = (_extent(tf.reduce_any(reaching, axis)) for axis in (1, 0))
     box = probabilities[:, top:bottom, left:right]
-    mask = smooth_across_slices(box, numbers, spacing[0], settings.smooth_mm) >= settings.threshold
+    mask = (
+        smooth_across_slices(box, numbers, spacing[0], tf.constant(settings.smooth_mm, tf.float64))
+        >= settings.threshold
+    )
     _, height, width = tf.unstack(tf.shape(probabilities))
     mask = tf.pad(mask, [[0, 0], [top, height - bottom], [left, width - right]])
     return clean_mask(mask, settings, spacing)
@@ -49,23 +55,24 @@ def clean_mask(mask, settings: OrganConfig, spacing):
     if settings.fill_holes:
         inside = fill_holes(inside)
     if settings.smallest_ml:
-        inside = remove_small_components(inside, spacing, settings.smallest_ml)
+        inside = remove_small_components(inside, spacing, tf.constant(settings.smallest_ml, tf.float64))
     if settings.largest_only:
         inside = keep_largest_component(inside)
     if settings.gap_mm:
-        inside = remove_far_slices(inside, spacing[0], settings.gap_mm)
+        inside = remove_far_slices(inside, spacing[0], tf.constant(settings.gap_mm, tf.float64))
     extents = tf.unstack(tf.shape(mask))
     return tf.pad(inside, [[first, extent - last] for (first, last), extent in zip(ends, extents, strict=True)])
 
 
-def smooth_across_slices(probabilities, numbers, thickness, sigma_mm: float):
+@_step
+def smooth_across_slices(probabilities, numbers, thickness, sigma_mm):
     """Average each voxel with those above and below it, with Gaussian weights, within runs of slice numbers.
 
     Args:
         probabilities: float32 [D, H, W].
         numbers: int64 [D], the slices' numbers, rising.
         thickness: float32, distance of slices with successive numbers, mm.
-        sigma_mm: standard deviation of the Gaussian, mm, above 0.
+        sigma_mm: float64, standard deviation of the Gaussian, mm, above 0.
 
     Returns:
         float32 [D, H, W].
@@ -78,6 +85,7 @@ def smooth_across_slices(probabilities, numbers, thickness, sigma_mm: float):
     return tf.reshape(weights @ tf.reshape(probabilities, [shape[0], shape[1] * shape[2]]), shape)
 
 
+@_step
 def fill_holes(mask):
     """Fill background that no path over pixel edges joins to the border of its slice: bool [D, H, W] to the same."""
     background = components(tf.pad(~mask, [[0, 0], [1, 1], [1, 1]], constant_values=True), ((0, 1),), diagonal=False)
@@ -87,7 +95,8 @@ def fill_holes(mask):
     return ~background.keep(first == width + 1)[:, 1:-1, 1:-1]
 
 
-def remove_small_components(mask, spacing, smallest_ml: float):
+@_step
+def remove_small_components(mask, spacing, smallest_ml):
     """Remove 3-D components below a volume in ml: bool [D, H, W] to the same."""
     found = components(mask)
     ml = tf.cast(found.sizes(), tf.float64) * (tf.reduce_prod(tf.cast(spacing, tf.float64)) / 1000)
@@ -95,13 +104,15 @@ def remove_small_components(mask, spacing, smallest_ml: float):
     return found.keep(tf.gather(ml, found.roots) >= smallest_ml * (1 - 1e-6))
 
 
+@_step
 def keep_largest_component(mask):
     """Remove all 3-D components but the largest, of equal ones the first: bool [D, H, W] to the same."""
     found = components(mask)
     return found.keep(found.roots == _position_of_largest(found.sizes()))
 
 
-def remove_far_slices(mask, thickness, gap_mm: float):
+@_step
+def remove_far_slices(mask, thickness, gap_mm):
     """Remove slices beyond a gap in mm, as inference.postprocess does: bool [D, H, W] to the same."""
     voxels = tf.math.count_nonzero(mask, [1, 2])
     occupied = tf.where(voxels > 0)[:, 0]

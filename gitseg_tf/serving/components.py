@@ -61,6 +61,12 @@ def components(mask, neighbours: Sequence[tuple[int, int]] = TOUCHING, diagonal:
     Returns:
         The components.
     """
+    return Components(*_found(mask, tuple(neighbours), diagonal))
+
+
+# A function of its own: a graph that finds components many times holds what finds them once.
+@tf.function(autograph=False, reduce_retracing=True)
+def _found(mask, neighbours: tuple[tuple[int, int], ...], diagonal: bool):
     mask = tf.pad(mask, [[0, 0], [1, 1], [1, 1]])
     width = tf.shape(mask, tf.int64)[2]
     plane = tf.shape(mask, tf.int64)[1] * width
@@ -69,7 +75,7 @@ def components(mask, neighbours: Sequence[tuple[int, int]] = TOUCHING, diagonal:
     reach = tf.constant(int(diagonal), tf.int64)
     pairs = [_overlaps(starts, ends, dz * plane + dy * width, reach) for dz, dy in neighbours]
     ones, others = (tf.concat(side, 0) for side in zip(*pairs, strict=True))
-    return Components(mask, starts, ends - starts + 1, _roots(tf.size(starts, tf.int64), ones, others))
+    return mask, starts, ends - starts + 1, _roots(tf.size(starts, tf.int64), ones, others)
 
 
 def _begins(flat):
