@@ -9,6 +9,7 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
+from gitseg_tf.inference.exported import exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.models.frozen import freeze
 from gitseg_tf.training.cross_validation import MARKER, fold_runs
@@ -53,8 +54,8 @@ def load_predictor(
     """A predictor, as `make_predictor` gives, of one model or of the mean of several.
 
     Args:
-        models: each a run (RUN), an exported SavedModel (RUN/export or RUN/export/1), or a cross-validation, which is
-            all its runs.
+        models: each a run (RUN), an exported SavedModel (RUN/export/1, or RUN/export for its highest version), or
+            a cross-validation, which is all its runs.
         overrides: dotted keys of the sections evaluation and postprocess, for all models.
         postprocess: a YAML file whose section postprocess takes the place of the models' own.
         say: takes lines for the user.
@@ -134,7 +135,7 @@ def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
 
 def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
     """A model's path, its config, and a function that loads the network."""
-    exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
+    exported = exported_version(path)
     if exported is None:
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)
