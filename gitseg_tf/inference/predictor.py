@@ -12,7 +12,7 @@ from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, mak
 from gitseg_tf.inference.exported import exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.models.frozen import freeze
-from gitseg_tf.training.cross_validation import MARKER, fold_runs
+from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -64,10 +64,13 @@ def load_predictor(
         The predictor.
 
     Raises:
-        InputError: no such model, a damaged one, a key of another section, or models that differ in post-processing.
+        InputError: none, no such model, a damaged one, a cross-validation with a fold that is not finished, a key of
+            another section, or models that differ in post-processing.
     """
     overrides = checked_overrides(overrides or {}, postprocess)
     listed = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
+    if not listed:
+        raise InputError("no model is named; give one or more runs, exported SavedModels or cross-validations")
     opened = [
         (path, with_overrides(config, overrides, path), probabilities)
         for path, config, probabilities in map(_open, _single_models(listed))
@@ -127,10 +130,15 @@ def doubtful_augmentation(path: AnyPath, config: Config) -> Iterator[str]:
 
 def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
     for path in map(as_path, paths):
-        folds = fold_runs(path)
-        if not folds and (path / MARKER).is_file():
-            raise InputError(f"{path}: no fold of this cross-validation has been trained; train it with --resume")
-        yield from folds or [path]
+        if not is_cross_validation(path):
+            yield path
+            continue
+        folds = read_cross_validation(path)
+        if unfinished := folds.unfinished():
+            which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
+            cure = f"go on with train.py --fold all --resume --out {path}, or name the runs that there are one by one"
+            raise InputError(f"{path}: {which}; {cure}")
+        yield from folds.runs
 
 
 def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:

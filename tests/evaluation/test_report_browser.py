@@ -33,7 +33,7 @@ def write(path, shape, scans, noise):
     prediction[2, 4, -height // 4 : -3 * height // 16, width // 2 : -width // 8] = True
     image = np.random.default_rng(0).integers(0, noise, shape).astype(np.uint16)
     drawn = picture_scan({"id": "drawn", "image": image, "numbers": np.arange(1, depth + 1)}, truth, prediction)
-    scores = score_scan("drawn", truth, prediction, (3.0, 1.5, 1.5))
+    scores = score_scan("drawn", "drawn", truth, prediction, (3.0, 1.5, 1.5))
     rows = []
     with PictureShelf(scans) as shelf:
         for k in range(scans):
