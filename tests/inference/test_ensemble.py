@@ -13,6 +13,7 @@ from gitseg_tf import cli
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.inference import predict as prediction
+from gitseg_tf.inference import volumes
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_ensemble, make_mean_function
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.predictor import load_predictor, make_predictor, make_scan_function
@@ -73,6 +74,24 @@ def test_the_mean_is_that_of_what_each_model_finds_at_the_scans_size():
     alone = [found_by(network, image, kind, **more) for network, kind, more in settings]
     members = [Member(kind, network, config_of(kind, **more)) for network, kind, more in settings]
     np.testing.assert_allclose(mean_of(members, image), np.mean(alone, 0), atol=1e-5)
+
+
+def test_many_views_are_prepared_by_few_graphs(monkeypatch):
+    """TensorFlow warns where it traces one function again and again."""
+    traced = []
+    to_model = volumes.to_model
+    monkeypatch.setattr(volumes, "to_model", lambda *given: traced.append(given) or to_model(*given))
+    volumes._bringing.cache_clear()
+    inputs = (([32, 64], None), ([64, 64], None), ([64, 64], 2), ([64, 64], 3))
+    members = [
+        member(0.5, kind, data__size=size, data__pixel_mm=mm, evaluation__tta__scales=[0.9])
+        for kind in ("2-D", "3-D")
+        for size, mm in inputs
+    ]
+    image = noise((3, 40, 80))
+    assert mean_of(members, image) == pytest.approx(np.full((3, *image.shape), 0.5), abs=1e-6)
+    assert len(traced) == 2  # with pixel_mm and without
+    assert volumes.at_own_size.experimental_get_tracing_count() == 1
 
 
 def test_the_threshold_is_put_to_the_mean_and_not_to_each_model():
@@ -226,6 +245,17 @@ def test_the_command_takes_several_models_and_what_is_set(monkeypatch, tmp_path,
         ((["run", "cv"], "scans", "out", "png"), {"overrides": overrides, "postprocess": "a.yaml"}),
         ((["run"], "scans", "out", "submission"), {"overrides": {}, "postprocess": None}),
     ]
+    for order in (
+        "--format nifti run cv scans out",
+        "run cv scans --format nifti out",
+        "run --format nifti cv scans out",
+    ):
+        assert cli.main(["predict", *order.split()]) == 0
+        assert asked.pop()[0] == (["run", "cv"], "scans", "out", "nifti")
+    for wrong in ("run scans out --formt png", "run", "run scans out --tta"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["predict", *wrong.split()])
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["predict", "run", "scans", "out", "--tta", "rotate"])
     assert "'rotate' is none of flip, scale" in capsys.readouterr().err
