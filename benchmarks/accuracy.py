@@ -143,7 +143,7 @@ def scores(cohort, table):
         for z, number in enumerate(scan.numbers):
             for k, organ in enumerate(ORGANS):
                 masks[k, z] = rle_to_mask(runs[f"{scan.id}_slice_{number:04d}", organ], scan.shape[1:])
-        rows += score_scan(scan.id, read_masks(scan), masks, scan.spacing, 3.0)
+        rows += score_scan(scan.id, scan.case, read_masks(scan), masks, scan.spacing, 3.0)
     return summarise(pd.DataFrame(rows))
 
 

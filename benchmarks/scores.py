@@ -147,7 +147,7 @@ def measure(folder):
     for file in [files[0], *files]:  # the first one twice, to warm up
         truth, prediction, spacing = load(file)
         start, start_of_threads = time.perf_counter(), time.process_time()
-        rows = score_scan("case1_day0", truth, prediction, spacing, TOLERANCE_MM)
+        rows = score_scan("case1_day0", "case1", truth, prediction, spacing, TOLERANCE_MM)
         seconds[file.stem] = time.perf_counter() - start
         processor_seconds[file.stem] = time.process_time() - start_of_threads
         figures[file.stem] = rows

@@ -93,7 +93,6 @@ def browser(chromium: str, chromedriver: str) -> Iterator[webdriver.Chrome]:
         try:
             driver.set_window_size(1440, 900)
             driver.set_script_timeout(120)
-            driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": DRAWN})
             yield driver
         finally:
             driver.quit()
@@ -141,6 +140,7 @@ def main() -> None:
     if not (options.chromium and options.chromedriver):
         parser.error("no chromium or chromedriver found; name them with --chromium and --chromedriver")
     with tempfile.TemporaryDirectory() as place, browser(options.chromium, options.chromedriver) as driver:
+        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": DRAWN})
         data = options.data or Path(place) / "phantom"
         if options.data is None:
             make_phantom(data, cases=3)

@@ -5,6 +5,7 @@ import sys
 
 from gitseg_tf import __version__, quiet
 from gitseg_tf.commands import data, results, training
+from gitseg_tf.commands.parsers import Parser
 from gitseg_tf.errors import InputError
 
 
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("gitseg", description="Segment stomach, small bowel and large bowel on MR scans.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     for group in (data, training, results):
         group.add_parsers(commands)
     return parser

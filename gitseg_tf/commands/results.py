@@ -29,7 +29,8 @@ def add_parsers(commands) -> None:
     tune.add_argument("--dry-run", action="store_true", help="show what each step gains, and save nothing")
     _tta_argument(tune)
 
-    predict = command(commands, "predict", _predict, "segment the scans of a folder, or a single PNG or NIfTI file")
+    purpose = "segment the scans of a folder, or a single PNG or NIfTI file"
+    predict = command(commands, "predict", _predict, purpose, intermixed=True)
     predict.add_argument(
         "models",
         nargs="*",
@@ -117,7 +118,7 @@ def _evaluate_folds(options) -> None:
 
     folds = read_cross_validation(options.run_folder)
     dataset = open_dataset(options.data or folds.config.provenance["records"], len(folds.cases))
-    summary_lines(evaluate_cross_validation(folds.path, dataset))
+    summary_lines(evaluate_cross_validation(folds.path, dataset, overrides=options.tta))
     print(f"report     {folds.path / 'report.html'}")
 
 

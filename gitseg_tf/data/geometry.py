@@ -83,9 +83,9 @@ def fitted_shape(shape, size: tuple[int, int]):
     Returns:
         int32 tensor [2], each at most that of `size`, one of them equal.
     """
-    scale = tf.reduce_min(tf.constant(size, tf.float64) / tf.cast(shape, tf.float64))
+    scale = tf.reduce_min(tf.cast(size, tf.float64) / tf.cast(shape, tf.float64))
     fitted = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
-    return tf.clip_by_value(fitted, 1, tf.constant(size, tf.int32))
+    return tf.clip_by_value(fitted, 1, tf.cast(size, tf.int32))
 
 
 def field_of(placement: dict, size: tuple[int, int]):

@@ -21,6 +21,12 @@ _SCORES = (
     ("surface Dice", "surface_dice", True, 3),
 )
 _MEAN = "mean"
+# Key of evaluation.json, and what it is: scores that differ in them differ for another reason than the network.
+_FACTS = (
+    ("tolerance_mm", "tolerance in mm of the surface Dice"),
+    ("tta", "test-time augmentation"),
+    ("gitseg_tf", "version of gitseg-tf"),
+)
 # Of what the test can say: 2 / 2^n is its smallest p.
 _FEWEST = 6
 _BETTER, _WORSE, _EQUAL = "#2a78d6", "#d55e00", "#8c8c96"
@@ -71,7 +77,8 @@ def read_evaluation(path: str | AnyPath) -> Evaluation:
         summary = json.loads(json_file.read_text(encoding="utf-8"))
         scans = set(summary.pop("per_scan"))
         with csv_file.open("r") as file:
-            rows = pd.read_csv(file)
+            # "001" and "NA" are names.
+            rows = pd.read_csv(file, dtype={"scan": str, "case": str}, keep_default_na=False, na_values=[""])
         rows = rows[["scan", "case", "organ", "truth_ml", *(column for _, column, *_ in _SCORES)]]
         summary["dataset"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,16 +164,25 @@ def _notes(one: Evaluation, other: Evaluation, pairs: pd.DataFrame) -> list[str]
         if alone:
             which = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
             notes.append(f"left out   {len(alone)} scans that {own.path} has and {others.path} has not: {which}")
-    for key, what in (("tolerance_mm", "tolerance in mm of the surface Dice"), ("gitseg_tf", "version of gitseg-tf")):
+    for key, what in _FACTS:
         values = [evaluation.summary.get(key, "unknown") for evaluation in (one, other)]
         if values[0] != values[1]:
-            notes.append(f"warning    the {what} was {values[0]} for the first and {values[1]} for the second")
+            first, second = (_words(value) for value in values)
+            notes.append(f"warning    the {what} was {first} for the first and {second} for the second")
     for key, what in (("trained_on", "was trained on"), ("tuned_on", "had its post-processing tuned on")):
         for evaluation in (one, other):
             seen = sorted(set(evaluation.summary.get(key, [])) & set(pairs["case"]))
             if seen:
                 notes.append(f"warning    {evaluation.path} {what} {', '.join(seen)}: its scores are optimistic there")
     return notes
+
+
+def _words(value: object) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return (
+        " and ".join(["flip"] * bool(value.get("flip")) + [f"scale {own}" for own in value.get("scales", ())]) or "none"
+    )
 
 
 def table_lines(comparison: Comparison) -> list[str]:

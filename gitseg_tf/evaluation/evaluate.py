@@ -108,7 +108,8 @@ def score_fold(
     scored = []
 
     def score(scan: dict, truth: np.ndarray, prediction: np.ndarray, levels: np.ndarray) -> list[dict]:
-        rows = score_scan(scan["id"], truth, prediction, tuple(map(float, scan["spacing"])), tolerance)
+        spacing = tuple(map(float, scan["spacing"]))
+        rows = score_scan(scan["id"], scan["case"], truth, prediction, spacing, tolerance)
         reliability.add(levels, truth)
         shelf.add(scan["id"], rows, lambda: picture_scan(scan, truth, prediction))
         return rows

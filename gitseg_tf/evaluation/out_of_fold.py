@@ -2,10 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import tf_keras as keras
 
+from gitseg_tf.config import with_overrides
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.chosen import PictureShelf
@@ -22,11 +25,17 @@ from gitseg_tf.evaluation.reliability import Reliability
 from gitseg_tf.evaluation.scores import summarise
 from gitseg_tf.files import AnyPath
 from gitseg_tf.inference.ensemble import tta_words
+from gitseg_tf.inference.predictor import doubtful_augmentation
 from gitseg_tf.training.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
 from gitseg_tf.training.trainer import Run, load_run
 
 
-def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callable[[str], None] = print) -> dict:
+def evaluate_cross_validation(
+    path: str | AnyPath,
+    dataset: Dataset,
+    say: Callable[[str], None] = print,
+    overrides: dict[str, Any] | None = None,
+) -> dict:
     """Predict and score all scans, and write evaluation.json, evaluation.csv and report.html into the folder.
 
     All scans are predicted again: what the runs' own evaluations hold may be of other weights or post-processing.
@@ -34,7 +43,9 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
     Args:
         path: the folder of `train_folds`, all of its runs finished.
         dataset: that they were trained on.
-        say: takes lines for the user; one is a warning where post-processing was tuned on the patients.
+        say: takes lines for the user; warnings are where post-processing was tuned on the patients, and where
+            test-time augmentation makes what training has not shown.
+        overrides: dotted keys of the section evaluation, for all runs.
 
     Returns:
         What evaluation.json holds: as of `evaluate`, over all patients, with "all" for the fold, and folds, {fold: the
@@ -43,8 +54,11 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
     Raises:
         InputError: an unfinished run, another dataset or other folds, or a damaged shard.
     """
-    folds = read_cross_validation(path)
-    runs = _runs(folds, dataset)
+    folds, overrides = read_cross_validation(path), overrides or {}
+    runs = [replace(run, config=with_overrides(run.config, overrides, run.path)) for run in _runs(folds, dataset)]
+    config = with_overrides(folds.config, overrides, folds.path)
+    for line in doubtful_augmentation(folds.path, config):
+        say(f"warning    {line}")
     tuned_on = [tuned_on_cases(run, list(cases), say) for run, cases in zip(runs, folds.cases, strict=True)]
     cleaning = dict.fromkeys(postprocess_details(run.config, on) for run, on in zip(runs, tuned_on, strict=True))
     counts = [len(scans_of_fold(run, dataset, fold)[1]) for fold, run in enumerate(runs)]
@@ -57,13 +71,13 @@ def evaluate_cross_validation(path: str | AnyPath, dataset: Dataset, say: Callab
         chosen = shelf.chosen()
     rows = pd.concat(parts, ignore_index=True)
     facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
-    summary = summary_of(rows, reliability, dataset, folds.config, facts)
+    summary = summary_of(rows, reliability, dataset, config, facts)
     summary["folds"] = {str(fold): _means(own) for fold, own in rows.groupby("fold")}
     details = {
-        **network_details(folds.config),
+        **network_details(config),
         "Data": f"{dataset.source['name']}, {len(runs)} folds, each scored by the run that did not train on it",
-        "Surface Dice tolerance": f"{folds.config.evaluation.tolerance_mm} mm",
-        "Test-time augmentation": tta_words(folds.config),
+        "Surface Dice tolerance": f"{config.evaluation.tolerance_mm} mm",
+        "Test-time augmentation": tta_words(config),
         "Post-processing": "; ".join(cleaning),
     }
     write_evaluation(folds.path, summary, rows, chosen, None, f"Cross-validation {folds.path.name}", details)

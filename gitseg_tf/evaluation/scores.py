@@ -127,6 +127,7 @@ def surface_dice(
 
 def score_scan(
     scan: str,
+    case: str,
     truth: np.ndarray,
     prediction: np.ndarray,
     spacing: tuple[float, float, float],
@@ -139,7 +140,8 @@ def score_scan(
     competition (https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation).
 
     Args:
-        scan: the scan's name; of "case123_day20" the case is "case123".
+        scan: the scan's id.
+        case: its patient, of whom there may be other scans.
         truth: bool array [3, depth, height, width], the organs in the order of `ORGANS`.
         prediction: bool array of the same shape.
         spacing: (z, y, x) in mm.
@@ -163,7 +165,7 @@ def score_scan(
     check_spacing(spacing, 3)
     with ThreadPoolExecutor(len(ORGANS)) as threads:
         scores = threads.map(lambda t, p: _score_organ(t, p, spacing, tolerance_mm), truth, prediction)
-        labels = {"scan": scan, "case": scan.rsplit("_day", 1)[0]}
+        labels = {"scan": scan, "case": case}
         return [labels | {"organ": organ} | own for organ, own in zip(ORGANS, scores, strict=True)]
 
 

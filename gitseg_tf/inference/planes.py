@@ -8,9 +8,9 @@ from gitseg_tf.config import Config
 from gitseg_tf.data.geometry import stack_windows, window_indices, window_offsets
 from gitseg_tf.inference.volumes import (
     View,
+    at_own_size,
     batches_of,
     gaussian_weights,
-    make_at_own_size,
     make_prepare,
     tile_places,
 )
@@ -31,7 +31,6 @@ def make_plane_view(network: Callable, config: Config, scale: float = 1.0) -> Vi
     """
     data, evaluation = config.data, config.evaluation
     prepare = make_prepare(data, scale, lambda numbers, spacing: window_indices(numbers, window_offsets(spacing, data)))
-    at_own_size = make_at_own_size()
 
     def view(image, numbers, percentiles, spacing):
         depth, height, width = image.shape

@@ -9,9 +9,10 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
+from gitseg_tf.inference.exported import exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.models.frozen import freeze
-from gitseg_tf.training.cross_validation import MARKER, fold_runs
+from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -53,8 +54,8 @@ def load_predictor(
     """A predictor, as `make_predictor` gives, of one model or of the mean of several.
 
     Args:
-        models: each a run (RUN), an exported SavedModel (RUN/export or RUN/export/1), or a cross-validation, which is
-            all its runs.
+        models: each a run (RUN), an exported SavedModel (RUN/export/1, or RUN/export for its highest version), or
+            a cross-validation, which is all its runs.
         overrides: dotted keys of the sections evaluation and postprocess, for all models.
         postprocess: a YAML file whose section postprocess takes the place of the models' own.
         say: takes lines for the user.
@@ -63,10 +64,13 @@ def load_predictor(
         The predictor.
 
     Raises:
-        InputError: no such model, a damaged one, a key of another section, or models that differ in post-processing.
+        InputError: none, no such model, a damaged one, a cross-validation with a fold that is not finished, a key of
+            another section, or models that differ in post-processing.
     """
     overrides = checked_overrides(overrides or {}, postprocess)
     listed = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
+    if not listed:
+        raise InputError("no model is named; give one or more runs, exported SavedModels or cross-validations")
     opened = [
         (path, with_overrides(config, overrides, path), probabilities)
         for path, config, probabilities in map(_open, _single_models(listed))
@@ -126,15 +130,20 @@ def doubtful_augmentation(path: AnyPath, config: Config) -> Iterator[str]:
 
 def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
     for path in map(as_path, paths):
-        folds = fold_runs(path)
-        if not folds and (path / MARKER).is_file():
-            raise InputError(f"{path}: no fold of this cross-validation has been trained; train it with --resume")
-        yield from folds or [path]
+        if not is_cross_validation(path):
+            yield path
+            continue
+        folds = read_cross_validation(path)
+        if unfinished := folds.unfinished():
+            which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
+            cure = f"go on with train.py --fold all --resume --out {path}, or name the runs that there are one by one"
+            raise InputError(f"{path}: {which}; {cure}")
+        yield from folds.runs
 
 
 def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
     """A model's path, its config, and a function that loads the network."""
-    exported = next((p for p in (path, path / "1") if (p / "saved_model.pb").is_file()), None)
+    exported = exported_version(path)
     if exported is None:
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)

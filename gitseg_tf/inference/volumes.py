@@ -1,7 +1,9 @@
 """Whole scans by a 3-D network: patches that overlap, blended with Gaussian weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +20,10 @@ View = Callable[[np.ndarray, Sequence[int], np.ndarray, Sequence[float]], Iterat
 
 _LEAST_WEIGHT = 1e-3
 _PLACEMENT = {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)}
+_PLANES = tf.TensorSpec([None, None, None, len(ORGANS)], tf.float32)
+
+# `from_model` as a graph.
+at_own_size = tf.function(from_model, input_signature=[_PLANES, _PLACEMENT, tf.TensorSpec([2], tf.int32)])
 
 
 def make_volume_view(network: Callable, config: Config, scale: float = 1.0) -> View:
@@ -37,7 +43,6 @@ def make_volume_view(network: Callable, config: Config, scale: float = 1.0) -> V
     prepare = make_prepare(
         data, scale, lambda numbers, spacing: tile_slices(numbers, window_offsets(spacing, data), evaluation.overlap)
     )
-    at_own_size = make_at_own_size()
 
     def of_patches(patches):
         return network(tf.constant(patches))
@@ -67,27 +72,45 @@ def make_prepare(data: DataConfig, scale: float, chosen_slices: Callable) -> Cal
     Returns:
         Function of a scan, as `View`, to float32 [D, height, width], its placement and the chosen slices.
     """
+    fits = data.pixel_mm is None
+    bring = _bringing(data.crop, fits)
+    settings = (data.size, 1.0 if fits else data.pixel_mm, scale)
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None, None], tf.uint16),
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None], tf.float32),
-            tf.TensorSpec([3], tf.float32),
-        ]
-    )
     def prepare(image, numbers, percentiles, spacing):
-        placement = at_scale(place(image, percentiles, spacing, data), scale)
-        prepared = to_model(normalize(image, percentiles), placement, field_of(placement, data.size))
-        return prepared, placement, chosen_slices(numbers, spacing)
+        spacing = tf.constant(spacing, tf.float32)
+        prepared, placement = bring(image, percentiles, spacing, *settings)
+        return prepared, placement, chosen_slices(tf.constant(numbers, tf.int64), spacing)
 
     return prepare
 
 
-def make_at_own_size() -> Callable:
-    """`from_model` as a graph."""
-    planes = tf.TensorSpec([None, None, None, len(ORGANS)], tf.float32)
-    return tf.function(from_model, input_signature=[planes, _PLACEMENT, tf.TensorSpec([2], tf.int32)])
+class _Placing(NamedTuple):
+    """What `place` looks at of a DataConfig."""
+
+    crop: str
+    size: tf.Tensor
+    pixel_mm: tf.Tensor | None
+
+
+@cache
+def _bringing(crop: str, fits: bool) -> Callable:
+    # What else views differ in is given to the graph, so that an ensemble of many sizes traces it no more often.
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None], tf.uint16),
+            tf.TensorSpec([None], tf.float32),
+            tf.TensorSpec([3], tf.float32),
+            tf.TensorSpec([2], tf.int32),
+            tf.TensorSpec([], tf.float32),
+            tf.TensorSpec([], tf.float32),
+        ]
+    )
+    def bring(image, percentiles, spacing, size, pixel_mm, scale):
+        placing = _Placing(crop, size, None if fits else pixel_mm)
+        placement = at_scale(place(image, percentiles, spacing, placing), scale)
+        return to_model(normalize(image, percentiles), placement, field_of(placement, size)), placement
+
+    return bring
 
 
 def batches_of(depth: int, batch_size: int) -> list[slice]:

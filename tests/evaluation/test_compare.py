@@ -127,6 +127,28 @@ def test_scans_of_one_alone_are_left_out_and_counted(evaluated):
     assert "2 scans" in left[1] and "case9_day0, case9_day1" in left[1]
 
 
+@pytest.mark.parametrize("cases", [("001", "002"), ("1.0", "NA")])
+def test_names_that_look_like_numbers_stay_names(evaluated, cases):
+    one, other = (rows_of(dict.fromkeys(cases, 1), seed).assign(scan=lambda rows: rows["case"]) for seed in (0, 1))
+    found = compared(evaluated("a", one), evaluated("b", other))
+    assert set(found.patients["case"]) == set(cases) and row(found)["patients"] == 2
+    assert row(found)["one"] == pytest.approx(one.groupby("case")["dice"].mean().mean())
+
+
+@pytest.mark.parametrize(
+    "tta, words",
+    [
+        ({"flip": True, "scales": []}, "flip"),
+        ({"flip": False, "scales": [0.9, 1.1]}, "scale 0.9 and scale 1.1"),
+        ({"flip": True, "scales": [0.8]}, "flip and scale 0.8"),
+    ],
+)
+def test_another_augmentation_is_said(evaluated, tta, words):
+    none = {"flip": False, "scales": []}
+    found = compared(evaluated("a", rows_of(SCANS), tta=none), evaluated("b", rows_of(SCANS, 1), tta=tta))
+    assert found.notes == [f"warning    the test-time augmentation was none for the first and {words} for the second"]
+
+
 def test_what_makes_two_evaluations_differ_is_said(evaluated):
     facts = {"tolerance_mm": 5.0, "gitseg_tf": "2", "trained_on": ["case1"], "tuned_on": ["case2", "case77"]}
     found = compared(evaluated("a", rows_of(SCANS)), evaluated("b", rows_of(SCANS, 1), **facts))

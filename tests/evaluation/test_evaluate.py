@@ -17,21 +17,23 @@ from gitseg_tf.evaluation.scores import score_scan, summarise
 SPACING = (3.0, 1.5, 1.25)
 
 
-def scan(number):
-    """Scan `number` of a patient of its own, and its prediction, `number` pixels off."""
+def scan(number, name=None, case=None):
+    """Scan `number`, of a patient of its own, and its prediction, `number` pixels off."""
     truth = np.zeros((3, 4, 20, 16 + number), bool)
     truth[:, 1:3, 4:9, 3:8] = True
     image = np.arange(truth[0].size, dtype=np.uint16).reshape(truth.shape[1:])
-    read = {"id": f"case{number}_day0", "bits": pack_masks(truth), "image": image, "numbers": np.arange(1, 5)}
-    return read | {"percentiles": None, "spacing": np.float32(SPACING)}, truth, np.roll(truth, number, axis=3)
+    read = {"id": name or f"case{number}_day0", "case": case or f"case{number}", "bits": pack_masks(truth)}
+    read |= {"image": image, "numbers": np.arange(1, 5), "percentiles": None, "spacing": np.float32(SPACING)}
+    return read, truth, np.roll(truth, number, axis=3)
 
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
-    """Evaluate scans of `scan`: their summary; `wrong` is a scan whose prediction has another size."""
+    """Evaluate scans of `scan`: their summary; `wrong` is the id of one whose prediction has another size."""
 
-    def of(numbers, wrong=None):
-        scans = {f"case{number}_day0": scan(number) for number in numbers}
+    def of(drawn, wrong=None):
+        drawn = [scan(one) if isinstance(one, int) else one for one in drawn]
+        scans = {read["id"]: (read, truth, prediction) for read, truth, prediction in drawn}
         predictions = iter([p[..., 1:] if name == wrong else p for name, (_, _, p) in scans.items()])
 
         def predict(*_):
@@ -44,7 +46,7 @@ def evaluated(tmp_path, monkeypatch):
         run = SimpleNamespace(path=tmp_path, config=load_config(None, {"data.fold": 0}))
         dataset = SimpleNamespace(
             check_fold=lambda fold: None,
-            scans_of=lambda folds, excluded: [SimpleNamespace(case=name.split("_")[0]) for name in scans],
+            scans_of=lambda folds, excluded: [SimpleNamespace(case=read["case"]) for read, _, _ in scans.values()],
             source={"name": "drawn", "fingerprint": "none"},
             folds=2,
         )
@@ -56,13 +58,23 @@ def evaluated(tmp_path, monkeypatch):
 def test_the_rows_are_those_of_the_scans_in_their_order(evaluated, tmp_path):
     summary = evaluated([3, 0, 2, 1])
     expected = [
-        row for n in (3, 0, 2, 1) for row in score_scan(f"case{n}_day0", *scan(n)[1:], SPACING, tolerance_mm=3.0)
+        row
+        for n in (3, 0, 2, 1)
+        for row in score_scan(f"case{n}_day0", f"case{n}", *scan(n)[1:], SPACING, tolerance_mm=3.0)
     ]
     written = pd.read_csv(tmp_path / "evaluation.csv")
     pd.testing.assert_frame_equal(written, pd.DataFrame(expected))
     assert json.loads((tmp_path / "evaluation.json").read_text()) == summary
     assert summary.items() >= summarise(written).items() and summary["tolerance_mm"] == 3.0
     assert summary["intervals"] == mean_intervals(written)
+
+
+def test_scans_are_counted_to_the_patient_that_the_record_names(evaluated, tmp_path):
+    """Ids of other layouts than the competition's do not end in _day."""
+    summary = evaluated([scan(1, "P1_a", "P1"), scan(2, "P1_b", "P1"), scan(3, "P2_a", "P2")])
+    written = pd.read_csv(tmp_path / "evaluation.csv").drop_duplicates("scan")
+    assert dict(zip(written["scan"], written["case"], strict=True)) == {"P1_a": "P1", "P1_b": "P1", "P2_a": "P2"}
+    assert (summary["scans"], summary["cases"]) == (3, 2)
 
 
 @pytest.mark.parametrize("wrong", ["case1_day0", "case2_day0"])

@@ -163,7 +163,11 @@ def test_the_intervals_of_real_scores_can_be_written():
     truth[:2, 1:3, 4:9, 3:8] = True
     wrong[0, 1:3, 4:9, 4:9] = True
     rows = pd.DataFrame(
-        [row for k in (1, 2) for row in score_scan(f"case{k}_day0", truth, np.roll(wrong, k, 3), (3.0, 1.5, 1.5))]
+        [
+            row
+            for k in (1, 2)
+            for row in score_scan(f"case{k}_day0", f"case{k}", truth, np.roll(wrong, k, 3), (3.0, 1.5, 1.5))
+        ]
     )
     found = mean_intervals(rows)
     assert found["organs"]["small_bowel"]["dice"] == [0.0, 0.0] and found["organs"]["small_bowel"]["hd95_mm"] is None

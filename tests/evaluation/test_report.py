@@ -76,7 +76,7 @@ def evaluation(dice_of_scans):
     with PictureShelf(len(dice_of_scans)) as shelf:
         for scan, dice in dice_of_scans.items():
             truth, prediction = scan_with_dice(dice)
-            own = score_scan(scan, truth, prediction, (3.0, 1.5, 1.5))
+            own = score_scan(scan, scan.split("_")[0], truth, prediction, (3.0, 1.5, 1.5))
             drawn = picture(scan, [draw_slice(2, image, truth[:, 1], prediction[:, 1])])
             shelf.add(scan, own, lambda drawn=drawn: drawn)
             rows += own
@@ -202,7 +202,7 @@ def test_a_mask_at_the_border_has_a_closed_contour(tmp_path):
 def test_missed_and_absent_organs_are_told(tmp_path):
     truth, prediction = scan_with_dice(0.0)
     prediction[2, 0, 0, :10] = True
-    rows = pd.DataFrame(score_scan("case1_day0", truth, prediction, (10.0, 10.0, 10.0)))
+    rows = pd.DataFrame(score_scan("case1_day0", "case1", truth, prediction, (10.0, 10.0, 10.0)))
     write_report(tmp_path / "report.html", summarise(rows), rows, [], None, "A run", {})
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "1 organ missed" in text
@@ -238,7 +238,7 @@ def test_without_a_history_there_is_no_training(report, history):
 
 def test_a_cohort_without_any_organ_is_reported(tmp_path):
     empty = np.zeros((3, 4, 12, 12), bool)
-    rows = pd.DataFrame(score_scan("case1_day0", empty, empty, (3.0, 1.5, 1.5)))
+    rows = pd.DataFrame(score_scan("case1_day0", "case1", empty, empty, (3.0, 1.5, 1.5)))
     write_report(tmp_path / "report.html", summarise(rows), rows, [], None, "A run", {})
     assert "case1_day0" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
 

@@ -10,6 +10,7 @@ import pytest
 
 from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
 from gitseg_tf.evaluation.chosen import PictureShelf
+from gitseg_tf.evaluation.reliability import Reliability
 from gitseg_tf.evaluation.report import write_report
 from gitseg_tf.evaluation.scores import score_scan, summarise
 from gitseg_tf.evaluation.scroller import picture_scan
@@ -20,6 +21,14 @@ FLAGS = (
     "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
     "disable-component-update", "disable-sync", "window-size=1400,1200", "force-device-scale-factor=1",
 )  # fmt: skip
+HISTORY = pd.DataFrame(
+    {
+        "epoch": range(1, 41),
+        **{key: np.linspace(1, 0.2, 40) for key in ("loss", "val_loss", "learning_rate")},
+        **{key: np.linspace(0.2, 0.9, 40) for key in ("dice", "val_dice")},
+        "seconds": 60.0,
+    }
+)
 MISSED, EXTRA = (255, 95, 168), (255, 225, 77)
 
 
@@ -33,7 +42,9 @@ def write(path, shape, scans, noise):
     prediction[2, 4, -height // 4 : -3 * height // 16, width // 2 : -width // 8] = True
     image = np.random.default_rng(0).integers(0, noise, shape).astype(np.uint16)
     drawn = picture_scan({"id": "drawn", "image": image, "numbers": np.arange(1, depth + 1)}, truth, prediction)
-    scores = score_scan("drawn", truth, prediction, (3.0, 1.5, 1.5))
+    reliability = Reliability()
+    reliability.add(np.where(prediction, 80, 8).astype(np.uint8), truth)
+    scores = score_scan("drawn", "drawn", truth, prediction, (3.0, 1.5, 1.5))
     rows = []
     with PictureShelf(scans) as shelf:
         for k in range(scans):
@@ -47,7 +58,8 @@ def write(path, shape, scans, noise):
             shelf.add(name, own, lambda name=name: replace(drawn, scan=name))
             rows += own
         table = pd.DataFrame(rows)
-        write_report(path, summarise(table), table, shelf.chosen(), None, "A run", {})
+        summary = summarise(table) | {"calibration": reliability.summary()}
+        write_report(path, summary, table, shelf.chosen(), HISTORY, "A run", {})
 
 
 @pytest.fixture(scope="module")
@@ -145,11 +157,17 @@ def test_a_large_report_is_below_20_mb(large):
 
 
 def test_a_large_report_opens_in_time(large, chromium):
-    """2 s on a machine at rest; the bound leaves room for one that is busy."""
-    opened = Opened(chromium, large)
-    loaded = opened.script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
-    print(f"{large.stat().st_size / 1e6:.1f} MB in {loaded:.0f} ms")
-    assert 0 < loaded < 10_000
+    """Within 2 s, training and reliability included; on a busy machine some of the loads may take longer."""
+    text = large.read_text(encoding="utf-8")
+    assert "Training" in text and "Reliability" in text
+    times = []
+    for _ in range(5):
+        opened = Opened(chromium, large)
+        times.append(opened.script("return performance.getEntriesByType('navigation')[0].loadEventEnd"))
+        if times[-1] < 2000:
+            break
+    print(f"{large.stat().st_size / 1e6:.1f} MB, opened in ms: {', '.join(f'{ms:.0f}' for ms in times)}")
+    assert 0 < min(times) < 2000
 
 
 def test_the_worst_scan_begins_with_its_worst_slice(opened):

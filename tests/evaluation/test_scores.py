@@ -170,7 +170,7 @@ def one_organ_moved():
 
 @pytest.fixture
 def organs():
-    return {row["organ"]: row for row in score_scan("case7_day12", *one_organ_moved(), SPACING)}
+    return {row["organ"]: row for row in score_scan("case7_day12", "case7", *one_organ_moved(), SPACING)}
 
 
 def test_the_rows_are_one_an_organ_and_carry_scan_and_case(organs):
@@ -204,14 +204,14 @@ def test_volume_errors_are_what_was_predicted_too_much(organs):
     truth, prediction = np.zeros((3, 4, 5, 5), bool), np.zeros((3, 4, 5, 5), bool)
     truth[0, :2], prediction[0, :3] = True, True
     truth[1, :2], prediction[1, :1] = True, True
-    more, less, _ = score_scan("scan", truth, prediction, (10.0, 10.0, 10.0))
+    more, less, _ = score_scan("scan", "case", truth, prediction, (10.0, 10.0, 10.0))
     assert (more["volume_error_ml"], more["volume_error_relative"]) == (25, 0.5)
     assert (less["volume_error_ml"], less["volume_error_relative"]) == (-25, -0.5)
     assert organs["small_bowel"]["volume_error_relative"] == -1  # missed
 
 
 def test_the_tolerance_is_that_asked_for():
-    strict = score_scan("case7_day12", *one_organ_moved(), SPACING, tolerance_mm=1.0)
+    strict = score_scan("case7_day12", "case7", *one_organ_moved(), SPACING, tolerance_mm=1.0)
     assert strict[0]["surface_dice"] < 1
 
 
@@ -235,21 +235,21 @@ def test_2d_dice_is_summed_over_the_slices_where_the_truth_has_the_organ():
     prediction[0, 0, :2, :2] = True
     prediction[0, 1, :2, :1] = True
     prediction[0, 3] = True
-    row = score_scan("scan", truth, prediction, SPACING)[0]
+    row = score_scan("scan", "case", truth, prediction, SPACING)[0]
     assert row["dice_2d_sum"] == pytest.approx(1 + 2 * 2 / (4 + 2) + 0)
     assert row["dice_2d_slices"] == 3
 
 
 def test_masks_without_an_organ_axis_are_refused():
     with pytest.raises(ValueError, match=r"case1_day2.*\(4, 5, 6\)"):
-        score_scan("case1_day2", np.ones((4, 5, 6), bool), np.ones((4, 5, 6), bool), SPACING)
+        score_scan("case1_day2", "case1", np.ones((4, 5, 6), bool), np.ones((4, 5, 6), bool), SPACING)
 
 
 @pytest.fixture
 def rows():
     truth, prediction = one_organ_moved()
-    perfect = score_scan("case7_day20", truth, truth, SPACING)
-    return pd.DataFrame(score_scan("case7_day12", truth, prediction, SPACING) + perfect)
+    perfect = score_scan("case7_day20", "case7", truth, truth, SPACING)
+    return pd.DataFrame(score_scan("case7_day12", "case7", truth, prediction, SPACING) + perfect)
 
 
 def test_means_are_over_pairs_of_organ_and_scan_that_the_truth_has(rows):
@@ -301,6 +301,6 @@ def test_the_summary_is_strict_json_also_of_rows_read_back_from_csv(rows, tmp_pa
 
 def test_names_that_look_like_numbers_stay_names(tmp_path):
     truth, prediction = one_organ_moved()
-    pd.DataFrame(score_scan("17", truth, prediction, SPACING)).to_csv(tmp_path / "evaluation.csv")
+    pd.DataFrame(score_scan("17", "17", truth, prediction, SPACING)).to_csv(tmp_path / "evaluation.csv")
     summary = json.loads(json.dumps(summarise(pd.read_csv(tmp_path / "evaluation.csv")), allow_nan=False))
     assert summary["per_scan"]["17"]["case"] == "17"

@@ -42,7 +42,7 @@ def mean_score(scans, settings, threshold=0.5):
     rows = []
     for truth, probabilities in scans:
         masks = postprocess(probabilities, organs, np.arange(SHAPE[0]), SPACING)
-        rows += score_scan("case1_day0", truth, masks, SPACING)
+        rows += score_scan("case1_day0", "case1", truth, masks, SPACING)
     return np.nanmean([row["score"] for row in rows])
 
 
@@ -50,7 +50,7 @@ def mean_score(scans, settings, threshold=0.5):
 def test_the_quick_score_is_that_of_the_evaluation(organ):
     truth, probabilities = scan(0)
     masks = probabilities >= 0.4
-    expected = score_scan("case1_day0", truth, masks, SPACING)[organ]["score"]
+    expected = score_scan("case1_day0", "case1", truth, masks, SPACING)[organ]["score"]
     found = competition_score(truth[organ], masks[organ], np.linalg.norm(SHAPE))
     assert found == pytest.approx(expected, abs=1e-12)
     assert competition_score(truth[organ], np.zeros(SHAPE, bool), np.linalg.norm(SHAPE)) == 0

@@ -1,6 +1,10 @@
 """Several models as one: the mean of their probabilities at the scan's size."""
 
+import os
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from known_networks import KINDS, found_by, middle_thrice, noise
@@ -9,6 +13,7 @@ from gitseg_tf import cli
 from gitseg_tf.config import load_config, save_config
 from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.inference import predict as prediction
+from gitseg_tf.inference import volumes
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_ensemble, make_mean_function
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.predictor import load_predictor, make_predictor, make_scan_function
@@ -71,6 +76,24 @@ def test_the_mean_is_that_of_what_each_model_finds_at_the_scans_size():
     np.testing.assert_allclose(mean_of(members, image), np.mean(alone, 0), atol=1e-5)
 
 
+def test_many_views_are_prepared_by_few_graphs(monkeypatch):
+    """TensorFlow warns where it traces one function again and again."""
+    traced = []
+    to_model = volumes.to_model
+    monkeypatch.setattr(volumes, "to_model", lambda *given: traced.append(given) or to_model(*given))
+    volumes._bringing.cache_clear()
+    inputs = (([32, 64], None), ([64, 64], None), ([64, 64], 2), ([64, 64], 3))
+    members = [
+        member(0.5, kind, data__size=size, data__pixel_mm=mm, evaluation__tta__scales=[0.9])
+        for kind in ("2-D", "3-D")
+        for size, mm in inputs
+    ]
+    image = noise((3, 40, 80))
+    assert mean_of(members, image) == pytest.approx(np.full((3, *image.shape), 0.5), abs=1e-6)
+    assert len(traced) == 2  # with pixel_mm and without
+    assert volumes.at_own_size.experimental_get_tracing_count() == 1
+
+
 def test_the_threshold_is_put_to_the_mean_and_not_to_each_model():
     image = noise((4, 32, 64))
     votes = [member(0.9), member(0.35, "2.5-D"), member(0.35, "3-D")]  # two of three are against, the mean is 0.533
@@ -115,9 +138,20 @@ def models(tmp_path_factory):
         weights = best_weights_path(root / name)
         weights.parent.mkdir(exist_ok=True)
         build_model(config).save_weights(weights)
-    (root / "cv" / MARKER).write_text("")
+    for fold in range(2):
+        _finish(root / "cv" / f"fold{fold}")
+    save_config(config.model_copy(update={"provenance": {"folds": [["case1"], ["case2"]]}}), root / "cv" / MARKER)
     export(load_run(root / "wide"), force=True)
     return root
+
+
+def _finish(run):
+    """Leave what tells a finished run from an interrupted one."""
+    config = load_run(run).config
+    (run / "evaluation.json").write_text("{}")
+    pd.DataFrame({"epoch": range(config.training.epochs)}).to_csv(run / "history.csv")
+    (run / "export/1/assets.extra").mkdir(parents=True)
+    save_config(config, run / "export/1/assets.extra/config.yaml")
 
 
 def alone(path, image):
@@ -169,9 +203,30 @@ def test_flips_that_training_did_not_make_are_said_once_a_model(models):
     assert all("without flips" in line for line in said[:2]) and "mean of 2" in said[2] and len(said) == 3
 
 
-def test_a_cross_validation_without_a_fold_is_refused(tmp_path, refusal):
-    (tmp_path / MARKER).write_text("")
-    assert "no fold of this cross-validation has been trained" in refusal(load_predictor, tmp_path)
+@pytest.mark.parametrize("missing", ["fold1", "fold1/history.csv", "fold0/export"])
+def test_a_cross_validation_with_an_unfinished_fold_is_refused(models, tmp_path, refusal, missing):
+    path = shutil.copytree(models / "cv", tmp_path / "cv")
+    (shutil.rmtree if (path / missing).is_dir() else os.remove)(path / missing)
+    said = refusal(load_predictor, path)
+    assert f"{path}: fold {missing[4]} of 2 is not finished; " in said
+    assert f"--fold all --resume --out {path}" in said and "name the runs" in said
+    load_predictor([path / "fold0"])
+
+
+def test_no_model_at_all_is_refused(refusal):
+    assert "no model is named" in refusal(load_predictor, [])
+
+
+def test_of_several_exported_versions_the_highest_predicts(models, tmp_path, refusal):
+    """The highest is made unreadable here, so that taking another would be seen."""
+    path = shutil.copytree(models / "wide/export", tmp_path / "served")
+    shutil.copytree(path / "1", path / "2")
+    (path / "2/saved_model.pb").write_bytes(b"damaged")
+    assert f"{path / '2'}: the SavedModel is damaged" in refusal(load_predictor, path)
+    load_predictor(path / "1")
+    shutil.rmtree(path / "2")
+    (path / "1").rename(path / "2")
+    load_predictor(path)
 
 
 def test_the_command_takes_several_models_and_what_is_set(monkeypatch, tmp_path, capsys):
@@ -190,6 +245,17 @@ def test_the_command_takes_several_models_and_what_is_set(monkeypatch, tmp_path,
         ((["run", "cv"], "scans", "out", "png"), {"overrides": overrides, "postprocess": "a.yaml"}),
         ((["run"], "scans", "out", "submission"), {"overrides": {}, "postprocess": None}),
     ]
+    for order in (
+        "--format nifti run cv scans out",
+        "run cv scans --format nifti out",
+        "run --format nifti cv scans out",
+    ):
+        assert cli.main(["predict", *order.split()]) == 0
+        assert asked.pop()[0] == (["run", "cv"], "scans", "out", "nifti")
+    for wrong in ("run scans out --formt png", "run", "run scans out --tta"):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["predict", *wrong.split()])
+    capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["predict", "run", "scans", "out", "--tta", "rotate"])
     assert "'rotate' is none of flip, scale" in capsys.readouterr().err

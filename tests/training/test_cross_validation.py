@@ -381,6 +381,22 @@ def test_evaluate_predicts_again_with_the_weights_that_are_there(copied, validat
     assert changed == [True, False, False]
 
 
+def test_evaluate_predicts_with_the_augmentation_that_is_asked_for(copied, validated, capsys):
+    """Each fold is as its run by itself is with it; that training made no flips is said once."""
+    save_config(load_config(copied / MARKER, {"augment.flip.p": 0}), copied / MARKER)
+    assert main(["evaluate", str(copied), "--tta", "flip"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("without flips") == 1 and f"warning    {copied}: was trained without flips" in said
+    summary = json.loads((copied / "evaluation.json").read_text())
+    assert summary["tta"] == {"flip": True, "scales": []}
+    assert "left and right changed" in (copied / "report.html").read_text()
+    rows = pd.read_csv(copied / "evaluation.csv")
+    assert main(["evaluate", str(copied), "--fold", "1", "--tta", "flip"]) == 0
+    by_run, plain = (pd.read_csv(path / "fold1/evaluation.csv") for path in (copied, validated.out))
+    pd.testing.assert_frame_equal(rows[rows["fold"] == 1].drop(columns="fold").reset_index(drop=True), by_run)
+    assert not np.allclose(plain["score"], by_run["score"], equal_nan=True)
+
+
 def test_evaluate_scores_one_fold_by_its_run(copied, capsys):
     (copied / "fold1/evaluation.csv").unlink()
     assert main(["evaluate", str(copied), "--fold", "1"]) == 0
