@@ -373,7 +373,7 @@ def test_nothing_on_the_page_fails_while_there_is_no_scan(browser, serve, drawn,
     with page_of(browser, serve, open_library(root)) as page:  # which sees errors of the page
         page.open("#scan=case1_day0")
         for selector in ("#strip", "#slice", "#width", "#level", "#main", "#second", "#cross", "[data-plane=coronal]"):
-            page.find(selector).click()
+            ActionChains(browser).move_to_element_with_offset(page.find(selector), 15, 0).click().perform()
         assert "slice_1.png: the name is not" in page.text("#message")
 
 
