@@ -9,7 +9,7 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
-from gitseg_tf.inference.exported import exported_version
+from gitseg_tf.inference.exported import exported_config, exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.models.frozen import freeze
 from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
@@ -147,10 +147,7 @@ def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
     if exported is None:
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)
-    settings = exported / "assets.extra" / "config.yaml"
-    if not settings.is_file():
-        raise InputError(f"{exported}: was not made by gitseg export ({settings.relative_to(exported)} is missing)")
-    return path, load_config(settings), lambda: _exported_probabilities(exported)
+    return path, exported_config(exported), lambda: _exported_probabilities(exported)
 
 
 def _exported_probabilities(exported: AnyPath) -> Callable:

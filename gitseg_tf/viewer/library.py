@@ -14,7 +14,8 @@ from gitseg_tf.data.scans import EXPECTED, Scan, is_cohort, read_cohort, read_fi
 from gitseg_tf.data.tfrecord import read_record
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.training.cross_validation import fold_runs
+from gitseg_tf.inference.exported import exported_config, exported_version
+from gitseg_tf.training.cross_validation import fold_runs, is_cross_validation, read_cross_validation
 from gitseg_tf.training.run_folder import has_begun, load_run_config
 from gitseg_tf.viewer.folders import GivenFolders
 
@@ -40,7 +41,7 @@ class Entry:
         read_voxels: reads the image; InputError where it cannot be read.
         read_contours: reads uint8 [D, H, W], bit k is organ k of ORGANS; None for a scan without contours.
         broken: why it cannot be read, or "".
-        model: the run or SavedModel that predicts it, or None.
+        model: the run, cross-validation or SavedModel that predicts it, or None.
         trained_on: whether the model has seen the patient.
         scores: means of the scan, and under "organs" those of each organ; empty where it was not scored.
     """
@@ -82,45 +83,76 @@ def open_library(
         InputError: nothing of that kind there, a table that lies outside of the folders, or no data for the model.
     """
     path, allowed = as_path(path), tuple(map(as_path, allowed))
-    runs = fold_runs(path) or ([path] if has_begun(path) else [])
-    exported = any((folder / "saved_model.pb").is_file() for folder in (path, path / "1"))
-    if not runs and not exported:
+    configs = _configs(path, allowed)
+    if not configs:
         if data is not None:
             raise InputError(f"{path}: is no run, and --data is for runs alone; leave it out")
         return Library(path.name or str(path), *_entries(path, allowed))
-    folders = GivenFolders((path, *allowed))
-    for folder in (path, *runs):
-        folders.check_top(folder)
-    configs = [load_run_config(run) for run in runs]
     if data is None:
-        data = configs[0].provenance.get("records") if configs else None
-        if data is None:
-            raise InputError(f"{path}: does not say what it was trained on; name the data with --data")
+        data = _own_data(path, configs)
     entries, notes = _entries(as_path(data), (path, *allowed))
-    model_of, trained_on = _models(path, runs, configs, as_path(data))
+    model_of, more = _models(path, configs)
+    seen_by = {model: set(config.provenance.get("trained_on", ())) for model, config in configs.items()}
+    seen_by[path] = set().union(*seen_by.values())
     scores = _scores(path)
-    if runs and not scores:
-        notes = (*notes, f"{path}: has no evaluation.json, so the list has no scores; gitseg evaluate makes them")
-    listed = [
-        replace(e, model=model_of(e.case), trained_on=e.case in trained_on, scores=scores.get(e.id)) for e in entries
-    ]
-    return Library(path.name or str(path), tuple(listed), notes)
+    if any(map(has_begun, configs)) and not scores:
+        more = (*more, f"{path}: has no evaluation.json, so the list has no scores; gitseg evaluate makes them")
+    listed = []
+    for entry in entries:
+        model = model_of(entry.case)
+        seen = entry.case in seen_by.get(model, ())
+        listed.append(replace(entry, model=model, trained_on=seen, scores=scores.get(entry.id)))
+    return Library(path.name or str(path), tuple(listed), (*notes, *more))
 
 
-def _models(path: AnyPath, runs: list[AnyPath], configs: list[Config], data: AnyPath):
-    # A function of a patient to what predicts it, and the patients that this has seen. Of a cross-validation, each
-    # patient is predicted by the run that held it out.
-    if len(runs) < 2:
-        model = runs[0] if runs else path
-        trained_on = {case for config in configs for case in config.provenance.get("trained_on", ())}
-        return (lambda case: model), trained_on
-    if not is_dataset(data):
-        raise InputError(
-            f"{data}: has no folds to tell which run predicts a scan; give the dataset, or one of the runs"
-        )
-    fold_of = {scan.case: shard.fold for shard in load_dataset(data).shards for scan in shard.scans}
-    by_fold = {config.data.fold: run for config, run in zip(configs, runs, strict=True)}
-    return (lambda case: by_fold.get(fold_of.get(case))), set()
+def _configs(path: AnyPath, allowed: tuple[AnyPath, ...]) -> dict[AnyPath, Config]:
+    """The networks that were given, with their configs; none where scans were given."""
+    folders = GivenFolders((path, *allowed))
+    runs = [run for run in fold_runs(path) if has_begun(run)] or ([path] if has_begun(path) else [])
+    if runs:
+        for folder in (path, *runs):
+            folders.check_top(folder)
+        return {run: load_run_config(run) for run in runs}
+    if is_cross_validation(path):
+        raise InputError(f"{path}: no fold has been trained; go on with train.py --fold all --resume --out {path}")
+    exported = exported_version(path)
+    if exported is None:
+        return {}
+    for folder in (path, exported / "assets.extra"):
+        folders.check_top(folder)
+    return {exported: exported_config(exported)}
+
+
+def _own_data(path: AnyPath, configs: dict[AnyPath, Config]) -> str:
+    """The dataset that a run was trained on. A SavedModel is for other places than the one where that lies."""
+    model, config = next(iter(configs.items()))
+    if not has_begun(model):
+        raise InputError(f"{path}: is a SavedModel, which has no scans; name some with --data")
+    if "records" not in config.provenance:
+        raise InputError(f"{path}: does not say what it was trained on; name the data with --data")
+    return config.provenance["records"]
+
+
+def _models(path: AnyPath, configs: dict[AnyPath, Config]) -> tuple[Callable, tuple[str, ...]]:
+    """A function of a patient to what predicts it, or None, and lines for the user."""
+    silent = [model for model, config in configs.items() if "trained_on" not in config.provenance]
+    notes = tuple(f"{model}: does not say whom it was trained on, so no patient of its is marked" for model in silent)
+    if not is_cross_validation(path):
+        (model,) = configs
+        return (lambda case: model), notes
+    # Not the folds of the data, which may be cut otherwise: what counts is whom the runs have seen.
+    folds = read_cross_validation(path)
+    held_out_by = {case: run for run, cases in zip(folds.runs, folds.cases, strict=True) for case in cases}
+    missing = [run for run in folds.runs if run not in configs]
+    notes += tuple(
+        f"{run}: has not been trained, so the patients that it holds out have no prediction" for run in missing
+    )
+
+    def model_of(case: str) -> AnyPath | None:
+        model = held_out_by.get(case, path)  # a patient of no fold is new to all runs
+        return None if model in missing else model
+
+    return model_of, notes
 
 
 def _entries(path: AnyPath, others: tuple[AnyPath, ...]) -> tuple[tuple[Entry, ...], tuple[str, ...]]:

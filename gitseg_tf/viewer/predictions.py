@@ -40,7 +40,7 @@ class Predictions:
 
         Returns:
             (state, line): "none" (there is no model), "waiting", "running" (the line says with what), "ready" or
-            "failed" (the line says why).
+            "failed" (the line says why). A failure is told once: whoever asks again has it tried again.
         """
         if self._entries[number].model is None:
             return "none", ""
@@ -48,7 +48,7 @@ class Predictions:
             return "ready", ""
         with self._changed:
             if number in self._failed:
-                return "failed", self._failed[number]
+                return "failed", self._failed.pop(number)
             if self._running is not None and self._running[0] == number:
                 return "running", self._running[1]
             self._wanted = number

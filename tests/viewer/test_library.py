@@ -1,12 +1,16 @@
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 
+from gitseg_tf.config import load_config, save_config
+from gitseg_tf.data.convert import convert
 from gitseg_tf.data.records import pack_masks
 from gitseg_tf.data.scans import read_cohort
 from gitseg_tf.inference.nifti_files import write_nifti
+from gitseg_tf.training.cross_validation import MARKER, cases_by_fold, fold_runs
 from gitseg_tf.viewer.library import open_library
 
 
@@ -81,18 +85,64 @@ def test_a_run_can_be_looked_at_with_other_data(untrained, draw, tmp_path):
     assert (entry.id, entry.model, entry.scores, entry.trained_on) == ("case9_day0", untrained, None, False)
 
 
-def test_of_a_cross_validation_each_scan_is_predicted_by_the_run_that_held_it_out(untrained, drawn_dataset, tmp_path):
+@pytest.fixture
+def folds(untrained, drawn_dataset, tmp_path):
+    """A cross-validation of the drawn dataset in three folds."""
+    path, cases = tmp_path / "cv", cases_by_fold(drawn_dataset)
     for fold in range(3):
-        run = shutil.copytree(untrained, tmp_path / f"cv/fold{fold}")
-        text = (run / "config.yaml").read_text()
-        assert "\n  fold: 1\n" in text
-        (run / "config.yaml").write_text(text.replace("\n  fold: 1\n", f"\n  fold: {fold}\n"))
-    (tmp_path / "cv/cross_validation.yaml").write_text("")
-    shutil.copy(untrained / "evaluation.json", tmp_path / "cv/evaluation.json")
-    library = open_library(tmp_path / "cv")
-    expected = {s.id: tmp_path / f"cv/fold{shard.fold}" for shard in drawn_dataset.shards for s in shard.scans}
+        run = shutil.copytree(untrained, path / f"fold{fold}")
+        config = load_config(run / "config.yaml", {"data.fold": fold})
+        seen = {"trained_on": sorted(set(itertools.chain(*cases)) - set(cases[fold]))}
+        save_config(config.model_copy(update={"provenance": config.provenance | seen}), run / "config.yaml")
+    provenance = config.provenance | {"folds": list(map(list, cases))}
+    save_config(config.model_copy(update={"provenance": provenance}), path / MARKER)
+    shutil.copy(untrained / "evaluation.json", path)
+    return path
+
+
+def test_of_a_cross_validation_each_scan_is_predicted_by_the_run_that_held_it_out(folds, drawn_dataset):
+    library = open_library(folds)
+    expected = {s.id: folds / f"fold{shard.fold}" for shard in drawn_dataset.shards for s in shard.scans}
     assert {entry.id: entry.model for entry in library.entries} == expected
     assert any(entry.scores for entry in library.entries) and not any(entry.trained_on for entry in library.entries)
+
+
+def test_with_data_cut_into_other_folds_each_run_predicts_whom_it_held_out_itself(
+    folds, drawn, drawn_dataset, tmp_path
+):
+    other = convert(drawn.root, tmp_path / "other", folds=4, seed=1, workers=1)
+    held_out_by = {case: fold for fold, cases in enumerate(cases_by_fold(drawn_dataset)) for case in cases}
+    cut_otherwise = {case: fold for fold, cases in enumerate(cases_by_fold(other)) for case in cases}
+    assert held_out_by != cut_otherwise
+    for data in (other.root, drawn.root):
+        entries = open_library(folds, data).entries
+        assert {entry.case: entry.model.name for entry in entries} == {c: f"fold{f}" for c, f in held_out_by.items()}
+        assert not any(entry.trained_on for entry in entries)
+
+
+def test_a_patient_of_no_fold_is_predicted_by_all_runs(folds, draw, tmp_path):
+    scans = (("case9_day0", (40, 64), range(1, 5)), ("case1_day0", (40, 64), range(1, 5)))
+    entries = {entry.case: entry for entry in open_library(folds, draw(tmp_path / "new", scans).root).entries}
+    assert entries["case9"].model == folds and not entries["case9"].trained_on
+    assert entries["case1"].model in fold_runs(folds)
+
+
+def test_a_run_that_has_seen_whom_it_should_hold_out_is_marked(folds, drawn_dataset):
+    (case, *_), run = cases_by_fold(drawn_dataset)[2], folds / "fold2"
+    config = load_config(run / "config.yaml")
+    config.provenance["trained_on"].append(case)
+    save_config(config, run / "config.yaml")
+    assert {entry.case for entry in open_library(folds).entries if entry.trained_on} == {case}
+
+
+def test_patients_of_a_fold_that_was_not_trained_have_no_prediction(folds, drawn_dataset, refusal):
+    shutil.rmtree(folds / "fold1")
+    library = open_library(folds)
+    assert {entry.case for entry in library.entries if entry.model is None} == set(cases_by_fold(drawn_dataset)[1])
+    assert any(f"{folds / 'fold1'}: has not been trained" in note for note in library.notes)
+    for fold in (0, 2):
+        shutil.rmtree(folds / f"fold{fold}")
+    assert "no fold has been trained" in refusal(open_library, folds)
 
 
 def test_a_run_without_evaluation_says_so(untrained, tmp_path):
@@ -146,10 +196,47 @@ def test_data_for_what_is_no_run_is_refused(drawn, refusal):
     assert "--data is for runs" in refusal(open_library, drawn.root, drawn.root)
 
 
-def test_an_export_needs_data(tmp_path, refusal):
-    (tmp_path / "model/1").mkdir(parents=True)
-    (tmp_path / "model/1/saved_model.pb").write_bytes(b"")
-    assert "name the data with --data" in refusal(open_library, tmp_path / "model")
+@pytest.fixture
+def exported(untrained, tmp_path):
+    """A folder of exported versions, by what the list reads of them; version N was trained on case N alone."""
+    for version in (2, 10):
+        folder = tmp_path / f"model/{version}"
+        (folder / "assets.extra").mkdir(parents=True)
+        (folder / "saved_model.pb").write_bytes(b"")
+        config = load_config(untrained / "config.yaml")
+        config.provenance["trained_on"] = [f"case{version}"]
+        save_config(config, folder / "assets.extra/config.yaml")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def two_patients(draw, tmp_path):
+    return draw(tmp_path / "two", tuple((f"case{n}_day0", (40, 64), range(1, 5)) for n in (2, 10))).root
+
+
+@pytest.mark.parametrize(("given", "version"), [(".", 10), ("2", 2), ("10", 10)])
+def test_an_export_marks_whom_its_highest_or_the_named_version_was_trained_on(exported, two_patients, given, version):
+    library = open_library(exported / given, two_patients)
+    assert {entry.model for entry in library.entries} == {exported / str(version)}
+    assert [entry.case for entry in library.entries if entry.trained_on] == [f"case{version}"]
+    assert library.notes == ()
+
+
+def test_a_model_that_does_not_say_whom_it_was_trained_on_is_noted(exported, two_patients):
+    path = exported / "10/assets.extra/config.yaml"
+    config = load_config(path)
+    del config.provenance["trained_on"]
+    save_config(config, path)
+    assert "does not say whom it was trained on" in open_library(exported, two_patients).notes[0]
+
+
+def test_an_export_needs_data(exported, refusal):
+    assert "name some with --data" in refusal(open_library, exported)
+
+
+def test_a_saved_model_of_another_program_is_refused(exported, two_patients, refusal):
+    shutil.rmtree(exported / "10/assets.extra")
+    assert f"{exported / '10'}: was not made by gitseg export" in refusal(open_library, exported, two_patients)
 
 
 # Links

@@ -258,6 +258,59 @@ def test_back_and_forward_lead_through_scans_and_planes(page):
     page.until(lambda: "case2_day0/coronal" in page.shown)
 
 
+HOLD = """
+    const fetched = window.fetch, held = [];
+    window.fetch = (address) => {
+      const isPicture = /(image|truth)\\/\\w+\\/\\d+$/.test(address);
+      return isPicture ? new Promise((go) => held.push(go)).then(() => fetched(address)) : fetched(address);
+    };
+    window.held = () => held.length;
+    window.release = () => { window.fetch = fetched; held.forEach((go) => go()); };
+"""
+
+
+@pytest.mark.parametrize(("key", "expected"), [("c", "coronal axial sagittal"), ("s", "sagittal axial coronal")])
+def test_a_plane_that_is_chosen_while_its_pictures_load_is_shown_with_its_contours(page, drawn, key, expected):
+    scan = drawn["case5_day0"]
+    page.driver.execute_script(HOLD)
+    page.find(f"#rows tr[data-scan={scan.id}]").click()
+    page.until(lambda: page.driver.execute_script("return held()") >= 6)
+    page.press(key)
+    page.until(lambda: page.driver.execute_script("return state.plane")[0] == key)
+    page.driver.execute_script("release()")
+    middle = {"axial": 3, "coronal": 23, "sagittal": 19}
+    for name, plane in zip(("main", "second", "third"), expected.split(), strict=True):
+        canvas = page.find(f"#{name} canvas")
+        page.until(lambda c=canvas, p=plane: c.get_attribute("data-shown") == f"{scan.id}/{p}/{middle[p]}")
+        page.until(lambda c=canvas: c.get_attribute("data-layers") == "truth")
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "marked"),
+    [
+        ("Promise.reject(new TypeError())", "The viewer does not answer", False),
+        ("Promise.resolve(new Response('', { status: 500, statusText: 'Server Error' }))", "500 Server Error", False),
+        ('Promise.resolve(new Response(\'{"detail": "damaged"}\', { status: 422 }))', "damaged", True),
+    ],
+)
+def test_only_a_scan_that_cannot_be_read_is_marked_and_any_other_opens_when_it_is_clicked_again(
+    page, answer, says, marked
+):
+    page.driver.execute_script(f"window.fetched = fetch; window.fetch = () => {answer}")
+    page.find("#rows tr[data-scan=case3_day0]").click()
+    page.until(lambda: says in page.text("#message"))
+    page.driver.execute_script("window.fetch = fetched")
+    assert ("cannot be read" in page.text("#rows tr[data-scan=case3_day0]")) == marked
+    page.find("#rows tr[data-scan=case3_day0]").click()
+    if marked:
+        page.until(lambda: says in page.text("#message"))
+    else:
+        page.until(lambda: page.shown.startswith("case3_day0/"))
+        assert page.text("#message") == ""
+        page.driver.back()
+        page.until(lambda: page.shown.startswith(f"{SCAN}/"))
+
+
 def test_n_and_b_lead_through_the_list(page):
     page.press("n")
     page.until(lambda: page.shown.startswith("case6_day1/"))
@@ -308,8 +361,20 @@ def test_a_broken_scan_says_why_and_the_others_are_there(browser, serve, drawn, 
         assert "cannot be read" in page.text("#rows tr.broken")
         page.find("#rows tr.broken").click()
         page.until(lambda: "slice_1.png: the name is not" in page.text("#message"))
+        page.find("#strip").click()
         page.press(Keys.ARROW_DOWN, "c", "w", "n")
         page.until(lambda: page.shown.startswith("case1_day5/"))
+
+
+def test_nothing_on_the_page_fails_while_there_is_no_scan(browser, serve, drawn, tmp_path):
+    root = shutil.copytree(drawn.root, tmp_path / "cohort")
+    path = sorted((root / "train/case1/case1_day0/scans").iterdir())[0]
+    path.rename(path.with_name("slice_1.png"))
+    with page_of(browser, serve, open_library(root)) as page:  # which sees errors of the page
+        page.open("#scan=case1_day0")
+        for selector in ("#strip", "#slice", "#width", "#level", "#main", "#second", "#cross", "[data-plane=coronal]"):
+            ActionChains(browser).move_to_element_with_offset(page.find(selector), 15, 0).click().perform()
+        assert "slice_1.png: the name is not" in page.text("#message")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 860), (400, 860)])

@@ -78,6 +78,14 @@ def test_a_prediction_whose_process_dies_is_said_and_the_next_scan_gets_a_new_on
             assert final["state"] == "failed" and "ended with status 7" in final["line"]
 
 
+def test_a_prediction_that_failed_is_tried_again_when_it_is_asked_for_again(untrained, serve, monkeypatch):
+    with serve(open_library(untrained)) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "_work", workers.die)
+            assert states_until_done(client, 0)[-1]["state"] == "failed"
+        assert states_until_done(client, 0)[-1] == {"state": "ready", "line": ""}
+
+
 def test_of_those_that_wait_the_last_one_asked_for_is_next(untrained, serve, monkeypatch):
     monkeypatch.setattr(module, "_work", workers.wait)
     begun = time.monotonic()

@@ -9,6 +9,7 @@ const PICTURES_KEPT = 600;
 const AHEAD = 8; // pictures fetched before they are asked for
 const FETCHING = 3; // of those at a time
 const POLL_MS = 400;
+const UNREADABLE = 422; // the status of a scan that cannot be read
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, text = "", className = "") => Object.assign(document.createElement(tag), { textContent: text, className });
@@ -168,7 +169,11 @@ class Pane {
   // Draws what is there, and draws again when the rest has come; until then the last slice stays, with its own contours.
   draw() {
     const plane = this.plane, index = state.at[plane], number = state.scan;
-    const again = () => { if (number === state.scan && plane === this.plane && index === state.at[plane]) this.draw(); };
+    // The plane may be in another pane by then, which has found the picture awaited already.
+    const again = () => {
+      if (!scan || number !== state.scan || index !== state.at[plane]) return;
+      panes.filter((pane) => pane.plane === plane).forEach((pane) => pane.draw());
+    };
     const image = picture(number, "image", plane, index);
     const layers = contoured().map((layer) => [layer, picture(number, layer, plane, index)]);
     for (const [layer, item] of [["image", image], ...layers]) {
@@ -180,7 +185,7 @@ class Pane {
   }
 
   refused(error, layer, number) {
-    if (number !== state.scan) return;
+    if (!scan || number !== state.scan) return;
     if (layer === "prediction" && error.status === 404) followPrediction(); // it was let go to make room
     else if (layer === "truth") note(`Contours: ${error.message}`);
     else say(error.message, true);
@@ -304,7 +309,7 @@ async function openScan(number, then = {}) {
   $("scan-name").textContent = entry.id;
   document.title = `${entry.id} · ${library.name}`;
   if (entry.broken) {
-    refuseScan(entry, entry.broken);
+    refuseScan(entry.broken);
     return;
   }
   say("Reading the scan …");
@@ -314,7 +319,9 @@ async function openScan(number, then = {}) {
     if (turn !== opening) return;
     scan = answer;
   } catch (error) {
-    if (turn === opening) refuseScan(entry, error.message);
+    if (turn !== opening) return;
+    if (error.status === UNREADABLE) entry.broken = error.message; // other failures may pass
+    refuseScan(error.message);
     return;
   }
   for (const plane of PLANES) state.at[plane] = Math.floor((scan.planes[plane].count - 1) / 2);
@@ -328,8 +335,7 @@ async function openScan(number, then = {}) {
   if (entry.predicted) followPrediction();
 }
 
-function refuseScan(entry, reason) {
-  entry.broken ||= reason;
+function refuseScan(reason) {
   say(reason, true);
   $("place").textContent = "";
   buildList();
@@ -622,9 +628,9 @@ function markList() {
 }
 
 async function chooseScan(number) {
-  if (number === state.scan) return;
+  if (number === state.scan && scan) return;
   if (scan) remember();
-  history.pushState(null, "", `#${new URLSearchParams({ scan: library.scans[number].id, plane: state.plane })}`);
+  if (number !== state.scan) history.pushState(null, "", `#${new URLSearchParams({ scan: library.scans[number].id, plane: state.plane })}`);
   $("list").classList.remove("open");
   $("toggle-list").setAttribute("aria-expanded", false);
   await openScan(number);
@@ -802,11 +808,12 @@ function listen() {
   document.querySelectorAll("[data-window]").forEach((b) => b.addEventListener("click", () => preset(b.dataset.window)));
   $("slice").addEventListener("input", (event) => goTo(Number(event.target.value)));
   $("strip").addEventListener("click", (event) => {
+    if (!scan) return;
     const box = event.target.getBoundingClientRect(), { count } = scan.planes[state.plane];
     goTo(Math.round(((event.clientX - box.left - 8) / (box.width - 16)) * (count - 1)));
   });
-  $("width").addEventListener("input", (event) => chooseWindow(Number(event.target.value), state.window[1]));
-  $("level").addEventListener("input", (event) => chooseWindow(state.window[0], Number(event.target.value)));
+  $("width").addEventListener("input", (event) => scan && chooseWindow(Number(event.target.value), state.window[1]));
+  $("level").addEventListener("input", (event) => scan && chooseWindow(state.window[0], Number(event.target.value)));
   $("cross").addEventListener("change", toggleCross);
   $("copy-link").addEventListener("click", copyLink);
   $("open-help").addEventListener("click", () => $("help").showModal());
