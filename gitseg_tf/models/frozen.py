@@ -32,12 +32,13 @@ def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
     )
     graph, _ = _replace_variables_by_constants(converter_data=converter)
     given = traced.inputs[0].name
+    handles = _with_identities(large, graph)
     values = {
-        f"{node.name}:0": tf.identity(large[node.input[0]])
+        f"{node.name}:0": tf.identity(handles[node.input[0]])
         for node in graph.node
-        if node.op == "ReadVariableOp" and node.input[0] in large
+        if node.op == "ReadVariableOp" and node.input[0] in handles
     }
-    replaced = {given.split(":")[0], *large, *(name.split(":")[0] for name in values)}
+    replaced = {given.split(":")[0], *handles, *(name.split(":")[0] for name in values)}
     kept = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     kept.node.extend(node for node in graph.node if node.name not in replaced)
     for node in kept.node:
@@ -63,3 +64,13 @@ def _large_variables(traced) -> dict[str, tf.Variable]:
         for name, variable in captured
         if variable is not None and variable.shape.num_elements() >= _LARGE
     }
+
+
+def _with_identities(variables: dict[str, tf.Variable], graph) -> dict[str, tf.Variable]:
+    """Also by the names of the nodes that pass a handle on, as in a SavedModel's signature."""
+    found, before = dict(variables), 0
+    while len(found) > before:
+        before = len(found)
+        passing = (node for node in graph.node if node.op == "Identity" and node.input[0] in found)
+        found |= {node.name: found[node.input[0]] for node in passing}
+    return found
