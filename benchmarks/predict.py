@@ -42,7 +42,7 @@ def main():
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        scans, depth = (3, 24) if options.quick else (options.scans, LARGE[2])
+        scans, depth = (3, 16) if options.quick else (options.scans, LARGE[2])
         cohort = write_cohort(folder / "cohort", options.data, scans, depth)
         run = write_run(folder / "run", cohort)
         claims = speed(run, cohort, options)
@@ -132,7 +132,7 @@ def speed(run, cohort, options):
         print("no --peer-python: the peer is not measured")
     os.environ.update(environment())
     sides = {side: Side(command) for side, command in sides.items()}
-    batches = 3 if options.quick else 8
+    batches = 2 if options.quick else 8
     try:
         rounds = [
             {(side, what): process.ask(f"{what} {batches}") for side, process in sides.items()}

@@ -55,6 +55,8 @@ def main(cohort, inside):
     network = network.to(memory_format=torch.channels_last).eval()
     batch = torch.rand(BATCH, SLICES, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
+        # Random weights make logits of any size; of about 1, no probability is 0 or 1.
+        network.segmentation_head[0].weight /= network(batch).std()
         names, model, shape, place = Scans(cohort)[0]
         middle = range(len(names) // 2, min(len(names) // 2 + BATCH, len(names)))
         threshold = float(np.quantile(probabilities(network, model, middle, shape, place).numpy(), 1 - inside))

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 import tf_keras as keras
 
@@ -6,9 +7,11 @@ from gitseg_tf.models.frozen import freeze
 from gitseg_tf.models.layers import conv_block
 
 
-def network():
+@pytest.fixture(params=[4, 200], ids=["constants", "arguments"])
+def model(request):
+    """The kernel of 200 filters is large enough to stay out of the graph."""
     inputs = keras.Input((8, 8, 3))
-    model = keras.Model(inputs, conv_block(inputs, 4, "block"))
+    model = keras.Model(inputs, conv_block(inputs, request.param, "block"))
     rng = np.random.default_rng(0)
     model.set_weights([rng.uniform(0.5, 1.5, array.shape) for array in model.get_weights()])
     return model
@@ -18,16 +21,14 @@ def frozen(model):
     return freeze(lambda windows: model(windows, training=False), tf.TensorSpec(model.input_shape))
 
 
-def test_a_frozen_network_gives_what_it_gave_whatever_the_batch():
-    model = network()
+def test_a_frozen_network_gives_what_it_gave_whatever_the_batch(model):
     found = frozen(model)
     for count in (1, 3):
         windows = np.random.default_rng(count).random((count, 8, 8, 3), np.float32)
         assert np.allclose(found(windows), model(windows, training=False), rtol=1e-5)
 
 
-def test_later_changes_of_the_weights_are_not_seen():
-    model = network()
+def test_later_changes_of_the_weights_are_not_seen(model):
     found, windows = frozen(model), np.ones((1, 8, 8, 3), np.float32)
     before = found(windows).numpy()
     model.set_weights([2 * array for array in model.get_weights()])
