@@ -5,7 +5,9 @@ its layers are those of the whole family. `pytest --whole-table` goes through th
 and lowers every architecture with every backbone; the 3-D rows are tests/models/test_unet3d.py's.
 """
 
+import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
@@ -85,6 +87,13 @@ def lowered(architecture, backbone):
     return step.experimental_get_compiler_ir(*batch())(stage="hlo")
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    """Runs a check in a process that ends now and then: XLA keeps what it has compiled, a gigabyte a network."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=4) as pool:
+        yield lambda check, *args: pool.submit(check, *args).result()
+
+
 @pytest.fixture
 def shallow(monkeypatch):
     for name, builder in SHALLOW.items():
@@ -97,8 +106,8 @@ def test_a_training_step_of_each_architecture_is_lowered_to_xla(architecture, sh
 
 
 @pytest.mark.parametrize(("architecture", "backbone"), PAIRS)
-def test_a_training_step_of_each_pair_is_lowered_to_xla(architecture, backbone, whole_table):
-    assert "ENTRY" in lowered(architecture, backbone)
+def test_a_training_step_of_each_pair_is_lowered_to_xla(architecture, backbone, whole_table, fresh):
+    assert "ENTRY" in fresh(lowered, architecture, backbone)
 
 
 def check_compiled(architecture, backbone):
@@ -123,8 +132,8 @@ def test_dilated_convolutions_train_as_an_xla_program(backbone, shallow):
 
 
 @pytest.mark.parametrize(("architecture", "backbone"), ROWS)
-def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, backbone, whole_table):
-    check_compiled(architecture, backbone)
+def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, backbone, whole_table, fresh):
+    fresh(check_compiled, architecture, backbone)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
