@@ -11,6 +11,7 @@ import tensorflow as tf
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError, first_line
 from gitseg_tf.files import AnyPath
+from gitseg_tf.quiet import held_back
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _ERRORS_ALONE = 3
@@ -73,8 +74,9 @@ def _onnx(file: AnyPath) -> tuple[Callable, list[int], list[int]]:
 def _tflite(file: AnyPath) -> tuple[Callable, list[int], list[int]]:
     litert = import_extra("ai_edge_litert.interpreter")
     try:
-        interpreter = litert.Interpreter(model_content=file.read_bytes(), num_threads=os.cpu_count())
-        interpreter.allocate_tensors()
+        with held_back((ValueError, RuntimeError)):
+            interpreter = litert.Interpreter(model_content=file.read_bytes(), num_threads=os.cpu_count())
+            interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise _damaged(file, error) from None
     (given,), (found,) = interpreter.get_input_details(), interpreter.get_output_details()

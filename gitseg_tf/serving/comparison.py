@@ -28,7 +28,7 @@ from gitseg_tf.training.trainer import Run
 
 TABLE = "formats.csv"
 HEADING = "## Size, time and scores of each format"
-_LEAST_CALLS, _SECONDS = 20, 2.0
+_LEAST_CALLS, _SECONDS = 20, 1.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A network as a file of ONNX or TFLite. The converters are imported when they are asked for."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,12 +51,27 @@ def inference(model: keras.Model) -> Callable:
 
 
 def _onnx(model: keras.Model, windows: np.ndarray | None) -> bytes:
-    tf2onnx = import_extra("tf2onnx")
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    tf2onnx, onnx = import_extra("tf2onnx"), import_extra("onnx")
+    # What it cannot convert it logs, line after line, and leaves in the graph; the checker finds that.
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
     network = tf.function(inference(model), input_signature=[spec], autograph=False)
-    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET)
+    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"onnx: cannot hold {model.name} ({first_line(error)})") from None
     return proto.SerializeToString()
+
+
+def _erfc(context, node, name: str, args: list) -> None:
+    """1 - erf, of which Keras's GELU is made: tf2onnx knows Erf alone."""
+    (given,), (found,) = node.input, node.output
+    shape, dtype = context.get_shape(found), context.get_dtype(found)
+    context.remove_node(node.name)
+    one = context.make_const(f"{name}/one", np.float32(1)).output[0]
+    erf = context.make_node("Erf", [given], shapes=[shape], dtypes=[dtype]).output[0]
+    context.make_node("Sub", [one, erf], name=name, outputs=[found], shapes=[shape], dtypes=[dtype])
 
 
 def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
@@ -91,7 +107,9 @@ def _converted(converter: tf.lite.TFLiteConverter, model: keras.Model, name: str
     try:
         return converter.convert()
     except (ConverterError, RuntimeError, ValueError) as error:
-        raise InputError(f"{name}: TFLite cannot hold {model.name} so ({first_line(error)}); take onnx") from None
+        lacking = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+        reason = f"TFLite has no {', '.join(lacking)}" if lacking else first_line(error)
+        raise InputError(f"{name}: cannot hold {model.name} ({reason}); take another format, such as onnx") from None
 
 
 _TFLITE = (("ai_edge_litert.interpreter",), ("tensorflow", "ai-edge-litert"))

@@ -14,6 +14,7 @@ from gitseg_tf.files import AnyPath, as_path, replace_folder
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.predictor import window_shape
 from gitseg_tf.inference.runtimes import import_extra, open_network
+from gitseg_tf.quiet import held_back
 from gitseg_tf.serving.conversion import FORMATS, inference, versions
 from gitseg_tf.serving.export import check_finished, export, write_assets
 from gitseg_tf.training.trainer import Run, load_model
@@ -71,7 +72,8 @@ def export_formats(
     lines = []
     for name in others:
         form = FORMATS[name]
-        content = form.convert(model, chosen)
+        with held_back(InputError):
+            content = form.convert(model, chosen)
         with replace_folder(out / name, marker=form.file) as folder:
             (folder / form.file).write_bytes(content)
             network = open_network(folder / form.file, window_shape(run.config))
