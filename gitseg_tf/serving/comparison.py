@@ -103,10 +103,18 @@ def lines(rows: list[FormatRow]) -> list[str]:
     """The table as text, for people."""
     text = [f"{'format':<16}{'MiB':>8}{'ms':>9}{'Dice':>8}{'score':>8}{'Dice lost':>11}"]
     for row in rows:
-        text.append(
-            f"{row.format:<16}{row.mib:>8.2f}{row.ms:>9.2f}{row.dice:>8.4f}{row.score:>8.4f}{row.dice_loss:>11.4f}"
-        )
+        mib, ms, dice, score, lost = _cells(row)
+        text.append(f"{row.format:<16}{mib:>8}{ms:>9}{dice:>8}{score:>8}{lost:>11}")
     return text
+
+
+def _cells(row: FormatRow) -> list[str]:
+    # Plus 0: what is rounded to nothing has no sign.
+    return [
+        f"{row.mib:.2f}",
+        f"{row.ms:.2f}",
+        *(f"{round(x, 4) + 0:.4f}" for x in (row.dice, row.score, row.dice_loss)),
+    ]
 
 
 def _places(out: AnyPath) -> dict[str, AnyPath]:
@@ -170,10 +178,7 @@ def _write(out: AnyPath, rows: list[FormatRow], how: str) -> None:
     pd.DataFrame([asdict(row) for row in rows]).to_csv(text, index=False)
     write_atomically(out / TABLE, text.getvalue().encode())
     table = ["| format | MiB | ms | Dice | score | Dice lost |", "| --- |" + " --- |" * 5]
-    table += [
-        f"| {row.format} | {row.mib:.2f} | {row.ms:.2f} | {row.dice:.4f} | {row.score:.4f} | {row.dice_loss:.4f} |"
-        for row in rows
-    ]
+    table += [f"| {row.format} | {' | '.join(_cells(row))} |" for row in rows]
     for row in rows[1:]:
         card = out / row.format / "model_card.md"
         section = "\n".join([HEADING, "", *table, "", how, ""])
