@@ -453,3 +453,16 @@ def test_3d_networks_go_to_onnx_and_are_refused_by_tflite(whole_table, tmp_path,
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert "TFLite has no" in refusal(FORMATS["tflite-float16"].convert, model, None)
+
+
+def test_a_3d_run_as_onnx_predicts_as_the_run_does(whole_table, drawn_dataset, cohort, tmp_path):
+    volumes = {"model.architecture": "unet3d", "data.patch": [4, 32, 32], "data.fold": 1, "data.size": [64, 64]}
+    settings = {"model.filters": 4, "augment": {"on": "accelerator"}, "evaluation.threshold": 0.2, "data.batch_size": 2}
+    run = write_run(tmp_path / "run", drawn_dataset, load_config(None, volumes | settings))
+    export_formats(run, drawn_dataset, ["onnx"], **QUIET)
+    expected, found = (
+        predicted([model], cohort, tmp_path / str(number))["case1_day0"]
+        for number, model in enumerate((run.path, run.path / "export/onnx"))
+    )
+    assert 0.001 < expected.mean() < 0.5
+    assert (found != expected).mean() <= 1e-4
