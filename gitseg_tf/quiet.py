@@ -3,6 +3,8 @@
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gitseg_tf.versions import check_versions
 
@@ -20,11 +22,25 @@ def import_tensorflow() -> None:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     print("loading    TensorFlow", file=sys.stderr, flush=True)
+    with held_back():
+        import tf_keras  # noqa: F401
+
+
+@contextmanager
+def held_back(known: type[BaseException] | tuple = ()) -> Iterator[None]:
+    """Hold back what libraries write to stderr by themselves, past Python; it is printed if they fail.
+
+    Args:
+        known: errors that say enough by themselves: with these it is not printed.
+    """
+    sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            import tf_keras  # noqa: F401
+            yield
+        except known:
+            raise
         except BaseException:
             held.seek(0)
             os.write(stderr, held.read())

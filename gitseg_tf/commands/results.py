@@ -8,6 +8,8 @@ from gitseg_tf import quiet
 from gitseg_tf.commands.parsers import command
 from gitseg_tf.errors import InputError
 
+_FORMATS = ("savedmodel", "onnx", "tflite-float16", "tflite-int8")
+
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands to argparse's subparsers."""
@@ -35,7 +37,7 @@ def add_parsers(commands) -> None:
         "models",
         nargs="*",
         metavar="model",
-        help="a run, an exported SavedModel, or a cross-validation; of several the mean of their probabilities",
+        help="a run, what gitseg export wrote, or a cross-validation; of several the mean of their probabilities",
     )
     predict.add_argument("input", help="a folder in the competition's layout, NIfTI or DICOM, or a file")
     predict.add_argument("out", help="the folder for the predictions")
@@ -58,15 +60,35 @@ def add_parsers(commands) -> None:
     predict.add_argument("--timeout", type=_seconds, help="for a scan, with --server (300)", metavar="SECONDS")
     predict.set_defaults(wrong_usage=predict.error)
 
-    export = command(commands, "export", _export, "write a run's SavedModel")
+    export = command(commands, "export", _export, "write a run's SavedModel, or its network for other runtimes")
     export.add_argument("run_folder", metavar="run")
-    export.add_argument("out", nargs="?", help="gets a folder a version, such as 1/ (RUN/export)")
+    export.add_argument("out", nargs="?", help="gets a folder a version, such as 1/, and one a format (RUN/export)")
     export.add_argument(
-        "--model-version", type=_version, default=1, metavar="N", help="a number, or next: one more than is there (1)"
+        "--format",
+        type=_formats,
+        default=["savedmodel"],
+        metavar="NAME[,NAME...]",
+        help=f"of {', '.join(_FORMATS)}, see docs/serving.md (savedmodel)",
     )
     export.add_argument(
-        "--force", action="store_true", help="replace a version that is there; take a run that has not finished"
+        "--model-version", type=_version, metavar="N", help="a number, or next: one more than is there (1)"
     )
+    export.add_argument("--data", help="for the other formats: TFRecords or a cohort (what the run trained on)")
+    export.add_argument(
+        "--representative",
+        type=_count,
+        metavar="N",
+        help="windows of the training folds that tflite-int8 is fitted to (200)",
+    )
+    export.add_argument("--force", action="store_true", help="replace what is there; take a run that has not finished")
+    export.set_defaults(tta={}, wrong_usage=export.error)
+
+    formats = command(commands, "formats", _compare_formats, "size, time and scores of a run's exported formats")
+    formats.add_argument("run_folder", metavar="run")
+    formats.add_argument("out", nargs="?", help="where gitseg export wrote them (RUN/export)")
+    formats.add_argument("--data", help="TFRecords or a cohort (what the run trained on)")
+    formats.set_defaults(tta={})
+    formats.add_argument("--scans", type=_count, metavar="N", help="of the held-out fold the first ones alone (all)")
 
     view = command(commands, "view", _view, "look through scans, contours and predictions in a browser")
     view.add_argument("source", metavar="run_or_data", help="a run, TFRecords, or a folder of scans")
@@ -189,18 +211,51 @@ def _predict(options) -> None:
 
 
 def _export(options) -> None:
+    if options.model_version is not None and "savedmodel" not in options.format:
+        options.wrong_usage("--model-version is for savedmodel")
+    if options.representative and "tflite-int8" not in options.format:
+        options.wrong_usage("--representative is for tflite-int8")
     quiet.import_tensorflow()
     from gitseg_tf.serving.export import export
     from gitseg_tf.training.trainer import load_run
 
-    run = load_run(options.run_folder)
-    print(f"SavedModel {export(run, options.out, options.model_version, options.force)}")
+    version = options.model_version or 1
+    if options.format == ["savedmodel"]:
+        run = load_run(options.run_folder)
+        print(f"SavedModel {export(run, options.out, version, options.force)}")
+        return
+    from gitseg_tf.serving.formats import REPRESENTATIVE, export_formats
+
+    run, dataset = _run_and_data(options)
+    representative = options.representative or REPRESENTATIVE
+    export_formats(run, dataset, options.format, options.out, version, options.force, representative)
+
+
+def _compare_formats(options) -> None:
+    quiet.import_tensorflow()
+    from gitseg_tf.serving.comparison import compare_formats
+
+    compare_formats(*_run_and_data(options), options.out, options.scans)
 
 
 def _view(options) -> None:
     from gitseg_tf.viewer.server import view
 
     view(options.source, options.data, options.allow, options.host, options.port, options.open)
+
+
+def _formats(text: str) -> list[str]:
+    names = list(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in _FORMATS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(_FORMATS)}")
+    return names
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def _version(text: str) -> int | str:

@@ -69,6 +69,31 @@ def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> t
     return sorted({name.decode() for name in ids}), image, mask
 
 
+def sample_windows(dataset: Dataset, config: Config, count: int) -> tuple[list[str], np.ndarray]:
+    """Windows of the training folds as prediction makes them, without random changes, from up to 16 scans and more.
+
+    Args:
+        dataset: all folds but config.data.fold are used, without data.exclude_scans.
+        config: the experiment; the choice depends on its seed.
+        count: how many; fewer come where an epoch has fewer.
+
+    Returns:
+        The ids of the scans that they are of, sorted, each once, and float32 [N, H, W, K], or [N, D, H, W, 1] with
+        data.patch.
+
+    Raises:
+        InputError: no such fold, or no window to train on.
+    """
+    # Read ahead no further than needed, and no scan for a cache that nobody fills.
+    few = {"batch_size": 1, "shuffle_windows": count, "cache_mib": 0, "service": None}
+    config = config.model_copy(update={"data": config.data.model_copy(update=few)})
+    batches = _numbered_batches(dataset, config, 0, 0, named=True).take(min(count, steps_per_epoch(dataset, config)))
+    finish = _finish(config.data, None, config.seed)
+    made = batches.map(lambda number, windows: (windows["id"], finish(number, windows)[0])).as_numpy_iterator()
+    ids, images = zip(*made, strict=True)
+    return sorted({name.decode() for (name,) in ids}), np.concatenate(images)
+
+
 def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
     """Every slice of the held-out fold exactly once; with data.patch, patches in which every voxel counts exactly once.
 

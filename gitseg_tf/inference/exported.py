@@ -1,8 +1,10 @@
-"""Exported SavedModels as folders. It needs no TensorFlow."""
+"""What `gitseg export` wrote: SavedModels as folders, and files of other formats. It needs no TensorFlow."""
 
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath
+
+ONNX_FILE, TFLITE_FILE = "model.onnx", "model.tflite"
 
 
 def exported_version(path: AnyPath) -> AnyPath | None:
@@ -21,15 +23,35 @@ def exported_version(path: AnyPath) -> AnyPath | None:
     return max(versions, key=lambda version: int(version.name), default=None)
 
 
+def exported_file(path: AnyPath) -> AnyPath | None:
+    """The ONNX or TFLite file that a path stands for.
+
+    Args:
+        path: any path.
+
+    Returns:
+        The path itself where it has the ending of such a file, which need not be there; of a folder with one the file;
+        None of anything else.
+    """
+    if path.is_dir():
+        return next((path / name for name in (ONNX_FILE, TFLITE_FILE) if (path / name).is_file()), None)
+    return path if path.suffix in (".onnx", ".tflite") else None
+
+
 def exported_config(exported: AnyPath) -> Config:
-    """The config of the run that a SavedModel was exported from.
+    """The config of the run that a SavedModel, or a file of another format, was exported from.
 
     Raises:
-        InputError: it was not made by gitseg export, or its config is damaged.
+        InputError: no such file, it was not made by gitseg export, or its config is damaged.
     """
-    path = exported / "assets.extra" / "config.yaml"
+    if exported_file(exported) is not None:
+        folder, path = exported.parent, exported.parent / "config.yaml"
+        if not exported.is_file():
+            raise InputError(f"{exported}: there is no such file; gitseg export --format writes it")
+    else:
+        folder, path = exported, exported / "assets.extra" / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{exported}: was not made by gitseg export ({path.relative_to(exported)} is missing)")
+        raise InputError(f"{exported}: was not made by gitseg export ({path.relative_to(folder)} is missing)")
     return load_config(path)
 
 

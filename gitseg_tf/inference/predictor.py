@@ -9,8 +9,9 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
-from gitseg_tf.inference.exported import exported_config, exported_version
+from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
 from gitseg_tf.inference.postprocess import organ_settings
+from gitseg_tf.inference.runtimes import open_network
 from gitseg_tf.models.frozen import freeze
 from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.training.trainer import Run, load_model, load_run
@@ -54,8 +55,9 @@ def load_predictor(
     """A predictor, as `make_predictor` gives, of one model or of the mean of several.
 
     Args:
-        models: each a run (RUN), an exported SavedModel (RUN/export/1, or RUN/export for its highest version), or
-            a cross-validation, which is all its runs.
+        models: each a run (RUN), an exported SavedModel (RUN/export/1, or RUN/export for its highest version), an
+            ONNX or TFLite file of gitseg export or its folder (RUN/export/onnx), or a cross-validation, which is all
+            its runs.
         overrides: dotted keys of the sections evaluation and postprocess, for all models.
         postprocess: a YAML file whose section postprocess takes the place of the models' own.
         say: takes lines for the user.
@@ -73,7 +75,7 @@ def load_predictor(
         raise InputError("no model is named; give one or more runs, exported SavedModels or cross-validations")
     opened = [
         (path, with_overrides(config, overrides, path), probabilities)
-        for path, config, probabilities in map(_open, _single_models(listed))
+        for path, config, probabilities in map(open_model, _single_models(listed))
     ]
     settings = agreed_settings([(path, config) for path, config, _ in opened])
     for line in dict.fromkeys(line for path, config, _ in opened for line in doubtful_augmentation(path, config)):
@@ -117,6 +119,34 @@ def run_probabilities(run: Run) -> Callable:
     return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
 
 
+def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
+    """One model, of which the config is read at once and the network when it is wanted.
+
+    Args:
+        path: as of `load_predictor`, but for cross-validations.
+
+    Returns:
+        The path, the config, and a function that gives the network as `Member` takes it.
+
+    Raises:
+        InputError: as `load_predictor`.
+    """
+    if (file := exported_file(path)) is not None:
+        config = exported_config(file)
+        return path, config, lambda: open_network(file, window_shape(config))
+    exported = exported_version(path)
+    if exported is None:
+        run = load_run(path)
+        return path, run.config, lambda: run_probabilities(run)
+    return path, exported_config(exported), lambda: _exported_probabilities(exported)
+
+
+def window_shape(config: Config) -> tuple[int, ...]:
+    """The shape of what a network looks at: (height, width, slices) of a window, (D, H, W, 1) of a patch."""
+    data = config.data
+    return (*data.size, data.slices) if data.patch is None else (*data.patch, 1)
+
+
 def doubtful_augmentation(path: AnyPath, config: Config) -> Iterator[str]:
     """Lines on test-time augmentation that makes what the network has not seen in training."""
     tta, augment = config.evaluation.tta, config.augment
@@ -139,15 +169,6 @@ def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
             cure = f"go on with train.py --fold all --resume --out {path}, or name the runs that there are one by one"
             raise InputError(f"{path}: {which}; {cure}")
         yield from folds.runs
-
-
-def _open(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
-    """A model's path, its config, and a function that loads the network."""
-    exported = exported_version(path)
-    if exported is None:
-        run = load_run(path)
-        return path, run.config, lambda: run_probabilities(run)
-    return path, exported_config(exported), lambda: _exported_probabilities(exported)
 
 
 def _exported_probabilities(exported: AnyPath) -> Callable:

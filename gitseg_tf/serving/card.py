@@ -32,7 +32,7 @@ _STEPS = {
 }
 _CARD = """# {name}
 
-Segments large bowel, small bowel and stomach on abdominal MR scans. A TensorFlow SavedModel of gitseg-tf {version}.
+Segments large bowel, small bowel and stomach on abdominal MR scans. {kind} of gitseg-tf {version}.
 
 **Not a medical device.** It is for research. No regulator has cleared it, and its masks must not be used for treatment
 unless a qualified person has checked and corrected every contour.
@@ -43,11 +43,9 @@ unless a qualified person has checked and corrected every contour.
 | --- | --- |
 {table}
 
-Everything between a scan and its masks is in the graph: decoding of PNG, normalisation by the scan's 1st and 99th
-percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation, and all of the
-post-processing below. Nothing is left to the caller.
+{around}
 
-## Post-processing, inside
+## Post-processing, {place}
 
 {steps}
 
@@ -63,11 +61,32 @@ post-processing below. Nothing is left to the caller.
 
 - Scans unlike those it was trained on (other scanners, sequences, contrast, resolutions, ages, or anatomy after
   surgery) may give wrong masks, and nothing in the answer says so.
-- Slices have to be in order, and of one scan: intensities are normalised over all that is sent. A part of a scan gives
-  other masks than the whole.
-- Without slice numbers, slices are taken for neighbours: use a signature with `numbers` where slices are missing.
+{limits}
 - Organs may overlap; probabilities are not calibrated.
 """
+# What differs between the SavedModel, which has the whole way inside, and a file with the network alone.
+_WHOLE_WAY = {
+    "kind": "A TensorFlow SavedModel",
+    "around": """\
+Everything between a scan and its masks is in the graph: decoding of PNG, normalisation by the scan's 1st and 99th
+percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation, and all of the
+post-processing below. Nothing is left to the caller.""",
+    "place": "inside",
+    "limits": """\
+- Slices have to be in order, and of one scan: intensities are normalised over all that is sent. A part of a scan gives
+  other masks than the whole.
+- Without slice numbers, slices are taken for neighbours: use a signature with `numbers` where slices are missing.""",
+}
+_NETWORK_ALONE = {
+    "around": """\
+This is the network alone: normalised windows in, probabilities out. Normalisation by the scan's 1st and 99th
+percentile, cut and scaling to the network's input and back, windows, tiles, test-time augmentation and the
+post-processing below are left to the caller. `gitseg predict` does them, as `config.yaml` beside this file says.""",
+    "place": "not inside",
+    "limits": """\
+- Windows that are prepared otherwise than in training give wrong masks. The scores above are those of the run in
+  float32; what this format loses against them, `gitseg formats` measures.""",
+}
 
 
 def model_facts(config: Config) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
 
     Args:
         run: the run.
-        facts: from `model_facts`.
+        facts: from `model_facts`, with `format` where it is a file of another format than a SavedModel.
         evaluation: what evaluation.json holds, or None.
 
     Returns:
@@ -131,23 +150,50 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
         steps="\n".join(f"- {organ}: {', '.join(_steps(facts, organ))}" for organ in ORGANS),
         trained=_trained(config),
         scores=_scores(evaluation),
+        **_words(facts.get("format")),
     )
+
+
+def _words(form: dict | None) -> dict[str, str]:
+    if form is None:
+        return _WHOLE_WAY
+    opset = f", opset {form['opset']}" if "opset" in form else ""
+    return _NETWORK_ALONE | {"kind": f"A network as `{form['file']}` ({form['name']}{opset})"}
 
 
 def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
     window = facts["window"]
     shape = window["patch"] or [*window["size"], window["slices"]]
     kind = " voxels" if window["patch"] else " (rows, columns, slices)"
+    form = facts.get("format")
+    kept = f"{form['weights']}, activations {form['activations']}" if form else "float32, constants of the graph"
     return [
         ("network", f"{facts['architecture']}, encoder {facts['backbone']}"),
         ("input of the network", " x ".join(map(str, shape)) + kind),
         ("windows at once", facts["windows_at_once"]),
         ("test-time augmentation", augmentation),
-        ("weights", "moving average of training's, best epoch; float32, constants of the graph"),
+        ("weights", f"moving average of training's, best epoch; {kept}"),
+        *(_file(form) if form else ()),
         ("organs", ", ".join(ORGANS)),
         ("trained with", _versions(facts["trained_with"])),
         ("exported with", _versions(facts["exported_with"])),
     ]
+
+
+def _file(form: dict) -> list[tuple[str, Any]]:
+    compared, calibrated = form["compared_with_float32"], form["calibrated_on"]
+    rows = [(key, _tensor(form[key])) for key in ("input", "output")]
+    if calibrated:
+        used = f"{calibrated['windows']} windows of {len(calibrated['scans'])} scans of the training folds"
+        rows.append(("ranges of integers from", used))
+    fold = "the training folds" if compared["fold"] is None else f"fold {compared['fold']}"
+    difference = f"at most {compared['largest_difference']:.1e}, mean {compared['mean_difference']:.1e}"
+    rows.append(("probabilities, from float32's", f"{difference}, on {compared['windows']} windows of {fold}"))
+    return [*rows, ("written and checked with", _versions(form["versions"]))]
+
+
+def _tensor(spec: dict) -> str:
+    return f"`{spec['name']}` {spec['dtype']} [{', '.join('N' if n is None else str(n) for n in spec['shape'])}]"
 
 
 def _versions(versions: dict) -> str:
@@ -155,7 +201,7 @@ def _versions(versions: dict) -> str:
 
 
 def _steps(facts: dict, organ: str) -> list[str]:
-    settings = facts["postprocess"][organ]["inside"]
+    settings = facts["postprocess"][organ]["inside"] or facts["postprocess"][organ]["outside"]
     return [text.format(settings[key]) for key, text in _STEPS.items() if settings[key]]
 
 
@@ -208,3 +254,17 @@ def _cell(values: dict, intervals: dict, key: str) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def with_section(card: str, heading: str, section: str) -> str:
+    """A model card with one more section at its end, in place of the one with that heading where there is one.
+
+    Args:
+        card: the card.
+        heading: line that the section begins with.
+        section: its text.
+
+    Returns:
+        The text.
+    """
+    return card.partition(f"\n{heading}\n")[0].rstrip("\n") + f"\n\n{section}"

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -55,7 +56,7 @@ def export(
         InputError: the version exists, the run has not finished, or the weights do not fit the config.
     """
     if not force:
-        _check_finished(run)
+        check_finished(run)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
     signatures = _signatures(load_model(run), run.config)
@@ -65,7 +66,7 @@ def export(
         tf.saved_model.save(tf.Module(), str(folder), signatures=signatures, options=options)
         extra = folder / "assets.extra"
         extra.mkdir()
-        for line in [*_write_assets(run, extra), *write_warmup(folder, run.config)]:
+        for line in [*write_assets(run, extra), *write_warmup(folder, run.config)]:
             say(line)
     return target
 
@@ -82,7 +83,12 @@ def _target(out: AnyPath, version: int | str, force: bool) -> AnyPath:
     return target
 
 
-def _check_finished(run: Run) -> None:
+def check_finished(run: Run) -> None:
+    """Refuse a run that has not trained all its epochs, unless early stopping ended it.
+
+    Raises:
+        InputError: it has not finished.
+    """
     history, training = read_history(run.path), run.config.training
     without_gain = history[-1].get("epochs_without_gain", 0) if history else 0
     stopped = 0 < training.early_stopping <= without_gain
@@ -134,15 +140,24 @@ def _traced(*specs: tf.TensorSpec) -> Callable:
     return tf.function(input_signature=specs, autograph=False)
 
 
-def _write_assets(run: Run, folder: Path) -> list[str]:
-    """What travels with the graph; gives lines for the user."""
+def write_assets(run: Run, folder: Path, more: dict[str, Any] | None = None) -> list[str]:
+    """Write what travels with a network.
+
+    Args:
+        run: the run.
+        folder: gets the files.
+        more: of model.json, on top of `model_facts`.
+
+    Returns:
+        Lines for the user.
+    """
     (folder / "organs.txt").write_text("\n".join(ORGANS) + "\n")
     save_config(run.config, folder / "config.yaml")
     scores = run.path / "evaluation.json"
     evaluation = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
     if evaluation is not None:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
-    facts = model_facts(run.config)
+    facts = model_facts(run.config) | (more or {})
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
     if evaluation is None:

@@ -86,6 +86,10 @@ def load_run(path: str | AnyPath) -> Run:
     if not has_begun(path):
         raise InputError(f"{path}: is no run (config.yaml is missing); give the folder that train.py wrote")
     weights = best_weights_path(path)
+    if (path / "model.json").is_file():
+        raise InputError(
+            f"{path}: is what gitseg export wrote of a run, not a run; give the folder that train.py wrote"
+        )
     if not weights.is_file():
         raise InputError(f"{path}: no epoch of this run has finished; train it with --resume")
     return Run(path, load_run_config(path), weights)

@@ -1,0 +1,185 @@
+"""What each exported format costs and what it is worth: size, time a window, scores on the held-out patients."""
+
+import io
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+from gitseg_tf.config import Config
+from gitseg_tf.data.dataset import Dataset, read_scans
+from gitseg_tf.data.records import unpack_masks
+from gitseg_tf.data.verify import naming_damaged_shards
+from gitseg_tf.errors import InputError
+from gitseg_tf.evaluation.evaluate import scans_of_fold
+from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.files import AnyPath, as_path, file_size, write_atomically
+from gitseg_tf.inference.exported import exported_file, exported_version
+from gitseg_tf.inference.predictor import make_predictor, open_model
+from gitseg_tf.progress import progress
+from gitseg_tf.serving.card import with_section
+from gitseg_tf.serving.conversion import FORMATS
+from gitseg_tf.serving.formats import SAVED_MODEL, compared_windows
+from gitseg_tf.training.trainer import Run
+
+TABLE = "formats.csv"
+HEADING = "## Size, time and scores of each format"
+_LEAST_CALLS, _SECONDS = 20, 1.0
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """A format of a run.
+
+    Attributes:
+        format: its name.
+        mib: of the network, in MiB: the file, or the SavedModel's graph and variables.
+        ms: median time of a window alone, in milliseconds, on this machine.
+        dice, score: means over scans and organs, as of `gitseg evaluate`.
+        dice_loss: what the SavedModel's Dice is higher by.
+    """
+
+    format: str
+    mib: float
+    ms: float
+    dice: float
+    score: float
+    dice_loss: float
+
+
+def compare_formats(
+    run: Run,
+    dataset: Dataset,
+    out: str | AnyPath | None = None,
+    scans: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[FormatRow]:
+    """Measure and score the SavedModel and all formats beside it; print the table, and write it.
+
+    All are scored with the run's own test-time augmentation and post-processing, scan by scan as `gitseg predict`
+    segments them. The table goes to out/formats.csv, and into the model card of each format.
+
+    Args:
+        run: that they were exported from.
+        dataset: with contours; the fold that the run held out is scored.
+        out: the folder of `gitseg export`; None is RUN/export.
+        scans: the first ones of the fold alone; None is all.
+        say: takes lines for the user.
+
+    Returns:
+        The rows, the SavedModel first.
+
+    Raises:
+        InputError: no SavedModel or no other format is there, one is of another run, a runtime is missing, no fold was
+            held out, or a damaged shard.
+    """
+    out = as_path(out or run.path / "export")
+    places = _places(out)
+    networks = {name: _open(run, place) for name, place in places.items()}
+    fold, entries = scans_of_fold(run, dataset, None)
+    entries = entries[:scans]
+    window = compared_windows(dataset, run.config)[:1]
+    means = {name: _scores(name, network, run.config, dataset, fold, entries) for name, network in networks.items()}
+    times = _milliseconds(networks, window)
+    best = means[SAVED_MODEL]["dice"]
+    rows = [
+        FormatRow(name, _mib(place), times[name], means[name]["dice"], means[name]["score"], best - means[name]["dice"])
+        for name, place in places.items()
+    ]
+    for line in lines(rows):
+        say(line)
+    how = _how(len(entries), fold)
+    say(how)
+    _write(out, rows, how)
+    say(f"written    {out / TABLE}")
+    return rows
+
+
+def lines(rows: list[FormatRow]) -> list[str]:
+    """The table as text, for people."""
+    text = [f"{'format':<16}{'MiB':>8}{'ms':>9}{'Dice':>8}{'score':>8}{'Dice lost':>11}"]
+    for row in rows:
+        mib, ms, dice, score, lost = _cells(row)
+        text.append(f"{row.format:<16}{mib:>8}{ms:>9}{dice:>8}{score:>8}{lost:>11}")
+    return text
+
+
+def _cells(row: FormatRow) -> list[str]:
+    # Plus 0: what is rounded to nothing has no sign.
+    return [
+        f"{row.mib:.2f}",
+        f"{row.ms:.2f}",
+        *(f"{round(x, 4) + 0:.4f}" for x in (row.dice, row.score, row.dice_loss)),
+    ]
+
+
+def _places(out: AnyPath) -> dict[str, AnyPath]:
+    saved = exported_version(out)
+    if saved is None:
+        raise InputError(f"{out}: holds no SavedModel to compare with; gitseg export writes it")
+    others = {name: out / name for name in FORMATS if (out / name).is_dir()}
+    if not others:
+        raise InputError(f"{out}: holds the SavedModel alone; gitseg export --format {','.join(FORMATS)} writes others")
+    return {SAVED_MODEL: saved} | others
+
+
+def _open(run: Run, place: AnyPath) -> Callable:
+    _, config, load = open_model(place)
+    if (config.data, config.model) != (run.config.data, run.config.model):
+        raise InputError(f"{place}: was exported from another run than {run.path}; export again")
+    return load()
+
+
+def _scores(name: str, network: Callable, config: Config, dataset: Dataset, fold: int, entries: list) -> dict:
+    predict, rows, chosen = make_predictor(network, config), [], {entry.id for entry in entries}
+    with naming_damaged_shards(dataset):
+        scans = (scan for scan in read_scans(dataset, [fold]) if scan["id"] in chosen)
+        for scan in progress(scans, f"score {name}", len(entries), "scan"):
+            masks = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
+            spacing = tuple(map(float, scan["spacing"]))
+            truth = unpack_masks(scan["bits"])
+            rows += score_scan(scan["id"], scan["case"], truth, masks, spacing, config.evaluation.tolerance_mm)
+    return summarise(pd.DataFrame(rows))
+
+
+def _milliseconds(networks: dict[str, Callable], window: np.ndarray) -> dict[str, float]:
+    """Median times; the networks take turns, so that what else the machine does meets all of them."""
+    taken = {name: [] for name in networks}
+    for network in networks.values():
+        np.asarray(network(window))
+    end = time.perf_counter() + _SECONDS * len(networks)
+    while len(taken[SAVED_MODEL]) < _LEAST_CALLS or time.perf_counter() < end:
+        for name, network in networks.items():
+            start = time.perf_counter()
+            np.asarray(network(window))
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+def _mib(place: AnyPath) -> float:
+    file = exported_file(place)
+    parts = [file] if file else [place / "saved_model.pb", *(place / "variables").glob("*")]
+    return sum(map(file_size, parts)) / 2**20
+
+
+def _how(scans: int, fold: int) -> str:
+    return (
+        f"Scores are means over {scans} scans of fold {fold}, which the run held out; ms is the median time of one "
+        f"window on {os.cpu_count()} processors ({platform.machine()})."
+    )
+
+
+def _write(out: AnyPath, rows: list[FormatRow], how: str) -> None:
+    text = io.StringIO()
+    pd.DataFrame([asdict(row) for row in rows]).to_csv(text, index=False)
+    write_atomically(out / TABLE, text.getvalue().encode())
+    table = ["| format | MiB | ms | Dice | score | Dice lost |", "| --- |" + " --- |" * 5]
+    table += [f"| {row.format} | {' | '.join(_cells(row))} |" for row in rows]
+    for row in rows[1:]:
+        card = out / row.format / "model_card.md"
+        section = "\n".join([HEADING, "", *table, "", how, ""])
+        write_atomically(card, with_section(card.read_text(encoding="utf-8"), HEADING, section).encode())

@@ -1,0 +1,142 @@
+"""A network as a file of ONNX or TFLite. The converters are imported when they are asked for."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow.lite.python.convert_phase import ConverterError
+
+from gitseg_tf.errors import InputError, first_line
+from gitseg_tf.inference.exported import ONNX_FILE, TFLITE_FILE
+from gitseg_tf.inference.runtimes import import_extra
+
+# tf2onnx is tested with 14 to 18, onnxruntime reads this one since 1.12.
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files that hold a network.
+
+    Attributes:
+        file: its name.
+        convert: function of the model and of windows of the training folds, float32 [N, ...], to the file's bytes.
+        details: of the format, for model.json.
+        modules: of the extra [export], which it is written and checked with.
+        packages: whose versions are kept.
+        quantised: needs the windows.
+        most: largest difference from the probabilities in float32 that is taken; None takes any.
+    """
+
+    file: str
+    convert: Callable[[keras.Model, np.ndarray | None], bytes]
+    details: dict[str, Any]
+    modules: tuple[str, ...]
+    packages: tuple[str, ...]
+    quantised: bool
+    most: float | None
+
+
+def inference(model: keras.Model) -> Callable:
+    """Function from windows to probabilities, with the names of the SavedModel's `serving_default`."""
+    return lambda windows: {"probabilities": tf.sigmoid(model(windows, training=False))}
+
+
+def _onnx(model: keras.Model, windows: np.ndarray | None) -> bytes:
+    tf2onnx, onnx = import_extra("tf2onnx"), import_extra("onnx")
+    # What it cannot convert it logs, line after line, and leaves in the graph; the checker finds that.
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
+    network = tf.function(inference(model), input_signature=[spec], autograph=False)
+    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"onnx: cannot hold {model.name} ({first_line(error)})") from None
+    return proto.SerializeToString()
+
+
+def _erfc(context, node, name: str, args: list) -> None:
+    """1 - erf, of which Keras's GELU is made: tf2onnx knows Erf alone."""
+    (given,), (found,) = node.input, node.output
+    shape, dtype = context.get_shape(found), context.get_dtype(found)
+    context.remove_node(node.name)
+    one = context.make_const(f"{name}/one", np.float32(1)).output[0]
+    erf = context.make_node("Erf", [given], shapes=[shape], dtypes=[dtype]).output[0]
+    context.make_node("Sub", [one, erf], name=name, outputs=[found], shapes=[shape], dtypes=[dtype])
+
+
+def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
+    with _converter(model) as converter:
+        converter.target_spec.supported_types = [tf.float16]
+        return _converted(converter, model, "tflite-float16")
+
+
+def _tflite_int8(model: keras.Model, windows: np.ndarray) -> bytes:
+    with _converter(model) as converter:
+        converter.representative_dataset = lambda: ([window[None]] for window in windows)
+        # Refused where an operation has no kernel of integers; what goes in and comes out stays float32.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return _converted(converter, model, "tflite-int8")
+
+
+@contextmanager
+def _converter(model: keras.Model) -> Iterator[tf.lite.TFLiteConverter]:
+    # One window: with any number of them shapes are computed while it runs, which delegates refuse.
+    spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32, name="windows")
+    module = tf.Module()
+    module.kept = model.variables
+    signatures = tf.function(inference(model), input_signature=[spec], autograph=False)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=signatures, options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        yield converter
+
+
+def _converted(converter: tf.lite.TFLiteConverter, model: keras.Model, name: str) -> bytes:
+    try:
+        return converter.convert()
+    except (ConverterError, RuntimeError, ValueError) as error:
+        lacking = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
+        reason = f"TFLite has no {', '.join(lacking)}" if lacking else first_line(error)
+        raise InputError(f"{name}: cannot hold {model.name} ({reason}); take another format, such as onnx") from None
+
+
+_TFLITE = (("ai_edge_litert.interpreter",), ("tensorflow", "ai-edge-litert"))
+FORMATS = {
+    "onnx": Format(
+        ONNX_FILE,
+        _onnx,
+        {"opset": OPSET, "batch": None, "weights": "float32", "activations": "float32"},
+        ("tf2onnx", "onnx", "onnxruntime"),
+        ("tf2onnx", "onnx", "onnxruntime"),
+        False,
+        1e-3,
+    ),
+    "tflite-float16": Format(
+        TFLITE_FILE,
+        _tflite_float16,
+        {"batch": 1, "weights": "float16", "activations": "float32"},
+        *_TFLITE,
+        False,
+        2e-2,
+    ),
+    "tflite-int8": Format(
+        TFLITE_FILE, _tflite_int8, {"batch": 1, "weights": "int8", "activations": "int8"}, *_TFLITE, True, None
+    ),
+}
+
+
+def versions(form: Format) -> dict[str, str]:
+    """The versions of what a format is written and checked with."""
+    return {name.replace("-", "_"): version(name) for name in form.packages}
