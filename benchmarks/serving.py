@@ -1,10 +1,13 @@
 """Requests/s and latencies of a served model on loopback, and what gRPC and REST cost over in-process prediction.
 
-    python benchmarks/serving.py EXPORT/1 [--quick] [--minutes 10]
+    python benchmarks/serving.py [EXPORT/1] [--quick] [--minutes 10] [--picture FILE]
 
-EXPORT/1 is a SavedModel of gitseg export. The server is the one of the tests, in a process of its own: it loads the
-model as TensorFlow Serving does and speaks as it does, but in Python. Every answer is compared with that in-process,
-and every tenth request is malformed. --minutes keeps 16 clients busy for that long and watches the server's memory.
+EXPORT/1 is a SavedModel of gitseg export; without it, U-Net ResNet-34 of random weights for 5 slices of 256 x 256 is
+exported first. The server is the one of the tests, in a process of its own: it loads the model as TensorFlow Serving
+does and speaks as it does, but in Python. Every answer is compared with that in-process, and every fifth request is
+malformed in one of the ways of malformed.py, each of which has a status that it must be refused with. --minutes keeps
+16 clients of both ways busy for that long, with slices, scans and malformed requests, and watches the server's memory.
+The exit status is 1 where an answer or a refusal was wrong, or memory grew.
 """
 
 import argparse
@@ -12,63 +15,105 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
+from malformed import SPACING as SPACING_LIST
+from malformed import malformed
+from predict import environment, sources, write_cohort, write_run
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "serving")]
-SPACING = np.array([3.0, 1.5, 1.5], np.float32)
+SPACING = np.array(SPACING_LIST, np.float32)
 CLIENTS = (1, 4, 16)
-MALFORMED = 10  # one of so many requests
+ONE_MALFORMED_OF = 5
 MEMORY_SECONDS = 2.0
+# Of the median, over the last three quarters of the time: more is a leak.
+MOST_GROWTH = 0.05
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="EXPORT/1")
-    parser.add_argument("--quick", action="store_true", help="a scan of 16 slices, seconds a row")
+    parser.add_argument("model", nargs="?", help="EXPORT/1")
+    parser.add_argument("--quick", action="store_true", help="a scan of 16 slices, seconds a row; under 3 minutes")
     parser.add_argument("--minutes", type=float, default=0, help="of full load (%(default)s)")
-    parser.add_argument("--data", help="not used: the scan is drawn")
+    parser.add_argument("--picture", help="PNG of memory and latencies under full load")
+    parser.add_argument("--data", type=Path, help="a cohort in the competition's layout (the phantom)")
     parser.add_argument("--peer-python", help="not used: in-process prediction is what the others are compared with")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve_until_told(options.model)
-        return
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.model or export_untrained(Path(folder), options.data)
+        claims, faults = measure(path, options)
+    print()
+    for claim in claims:
+        print(json.dumps(claim))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def measure(path, options):
+    """Claims, and lines on what is wrong."""
     from server import Loaded
 
-    depth, seconds, rounds = (16, 5, 3) if options.quick else (144, 60, 5)
-    inputs = {"slice": draw(1), "scan": draw(depth)}
-    model = Loaded(options.model)
+    depth, seconds, rounds = (16, 3, 3) if options.quick else (144, 60, 5)
+    scan = next(sources(options.data, 1))
+    scan = scan[np.arange(depth) % len(scan)]
+    inputs = {"slice": scan[depth // 2 : depth // 2 + 1], "scan": scan}
+    model = Loaded(path)
     expected = {what: in_process(model, image) for what, image in inputs.items()}
-    with subprocess.Popen(
-        [sys.executable, __file__, options.model, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        urls = json.loads(server.stdout.readline())
+    if not all(0 < masks.mean() < 1 for masks in expected.values()):
+        sys.exit(f"{path}: its masks are empty or full, so that a wrong answer would not be seen; take another model")
+    command = [sys.executable, __file__, str(path), "--serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        urls = json.loads(next(line for line in server.stdout if line.startswith("{")))
         claims = compare(model, urls, inputs, rounds)
         del model
-        print(
-            f"\n{'what':6} {'way':5}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'wrong':>7}"
-        )
+        print(f"\n{'what':6} {'way':6}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}", end="")
+        print(f"{'answers':>9}{'refused':>9}{'wrong':>7}")
         wrong = 0
         for what in inputs:
             for way, url in urls.items():
                 for clients in CLIENTS:
-                    found = load(url, [inputs[what]], [expected[what]], clients, seconds)
+                    found = load([url], [inputs[what]], [expected[what]], clients, seconds)
                     wrong += found["wrong"]
                     print_row(what, way, clients, found)
+        growth = None
         if options.minutes:
-            claims.append(endure(server.pid, urls["gRPC"], inputs, expected, options.minutes))
-            wrong += claims[-1].pop("wrong")
+            found, memory = endure(server.pid, [*urls.values()], [*inputs.values()], [*expected.values()], options)
+            print_row("both", "both", max(CLIENTS), found)
+            wrong, growth = wrong + found["wrong"], growth_of(memory)
+            claims.append(memory_claim(memory, growth, options.minutes))
+            if options.picture:
+                draw(options.picture, memory, found)
         server.stdin.close()
-    claims.append({"claim": "wrong answers, served", "ours": wrong, "peer": 0, "unit": "answers", "ratio": None})
-    print()
-    for claim in claims:
-        print(json.dumps(claim))
+    claims.append({"claim": "wrong answers and refusals", "ours": wrong, "peer": 0, "unit": "answers", "ratio": None})
+    return claims, faults_of(wrong, growth)
+
+
+def faults_of(wrong, growth):
+    """A line on each thing that must not be; growth is None where memory was not watched."""
+    faults = [f"{wrong} answers or refusals were wrong"] if wrong else []
+    if growth is not None and not growth <= MOST_GROWTH:
+        faults.append(f"the server's memory grew by {growth:.1%}, more than {MOST_GROWTH:.0%}")
+    return faults
+
+
+def export_untrained(folder, data):
+    cohort = write_cohort(folder / "cohort", data, 1, 16)
+    run = write_run(folder / "run", cohort)
+    command = [sys.executable, "-m", "gitseg_tf", "export", str(run), str(folder / "export"), "--force"]
+    subprocess.run(command, check=True, env=environment(), stdout=sys.stderr)
+    return folder / "export" / "1"
 
 
 def serve_until_told(path):
@@ -78,14 +123,6 @@ def serve_until_told(path):
         started.serving.as_content = True  # as serving/compose.yaml tells TensorFlow Serving to
         print(json.dumps({"gRPC": started.grpc_url("model"), "REST": started.rest_url("model")}), flush=True)
         sys.stdin.read()
-
-
-def draw(depth):
-    """A bright ball in noise, uint16 [depth, 266, 266]."""
-    z, y, x = np.ogrid[:depth, :266, :266]
-    inside = (z - depth / 2) ** 2 * 9 + (y - 133) ** 2 + (x - 133) ** 2 < 90**2
-    noise = np.random.default_rng(depth).integers(0, 300, (depth, 266, 266))
-    return (noise + 2000 * inside).astype(np.uint16)
 
 
 def in_process(model, image):
@@ -129,64 +166,117 @@ def compare(model, urls, inputs, rounds):
     return claims
 
 
-def load(url, images, expected, clients, seconds):
-    """Keep clients busy with images in turn; a request that was begun is finished."""
-    from gitseg_tf.errors import ScanError
+def load(urls, images, expected, clients, seconds):
+    """Keep clients busy for so long; a request that was begun is finished.
 
-    end = time.perf_counter() + seconds
+    Args:
+        urls: clients take them in turn.
+        images, expected: scans and their masks; each client sends them in turn.
+        clients: how many at once.
+        seconds: for how long.
+
+    Returns:
+        dict: requests/s `rate`, `times` [N] at which answers came and their `latencies` in s, and counts: `answers`,
+        `refused` as they should be, and `wrong`.
+    """
+    start = time.perf_counter()
 
     def busy(number):
-        segment, latencies, wrong = client(url), [], 0
-        while not latencies or time.perf_counter() < end:
-            at = (number + len(latencies)) % len(images)
+        url = urls[number % len(urls)]
+        segment, refusals = client(url), [*malformed(url).values()]
+        answered, refused, wrong, sent = [], 0, 0, number
+        while not answered or time.perf_counter() < start + seconds:
+            sent += 1
+            if sent % ONE_MALFORMED_OF == 0:
+                found, right = refusals[sent // ONE_MALFORMED_OF % len(refusals)]()
+                refused, wrong = refused + (found == right), wrong + (found != right)
+                continue
+            at = sent % len(images)
             begun = time.perf_counter()
-            wrong += not np.array_equal(segment(images[at]), expected[at])
-            latencies.append(time.perf_counter() - begun)
-            if len(latencies) % MALFORMED == number % MALFORMED:
-                try:
-                    segment(np.zeros((0, 4, 4), np.uint16))
-                    wrong += 1
-                except ScanError:
-                    pass
-        return latencies, wrong
+            masks = segment(images[at])
+            now = time.perf_counter()
+            wrong += not np.array_equal(masks, expected[at])
+            answered.append((now - start, now - begun))
+        return answered, refused, wrong
 
-    begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         found = [*pool.map(busy, range(clients))]
-    took = time.perf_counter() - begun
-    latencies = np.concatenate([times for times, _ in found])
-    quantiles = np.percentile(latencies, [50, 95, 99]) * 1000
-    return {"rate": len(latencies) / took, "quantiles": quantiles, "wrong": sum(wrong for _, wrong in found)}
-
-
-def print_row(what, way, clients, found):
-    p50, p95, p99 = found["quantiles"]
-    print(
-        f"{what:6} {way:5}{clients:8}{found['rate']:12.2f}{p50:9.0f}{p95:9.0f}{p99:9.0f}{found['wrong']:7}", flush=True
-    )
-
-
-def endure(pid, url, inputs, expected, minutes):
-    """Full load over gRPC, scans and slices mixed; the server's memory in its second quarter and in its last."""
-    process, sizes = psutil.Process(pid), []
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(load, url, [*inputs.values()], [*expected.values()], max(CLIENTS), minutes * 60)
-        while not running.done():
-            sizes.append(process.memory_info().rss / 2**20)
-            time.sleep(MEMORY_SECONDS)
-        found = running.result()
-    print_row("both", "gRPC", max(CLIENTS), found)
-    quarter = max(len(sizes) // 4, 1)
-    early, late = statistics.median(sizes[quarter : 2 * quarter] or sizes), statistics.median(sizes[-quarter:])
+    took = time.perf_counter() - start
+    times, latencies = np.array([one for answered, *_ in found for one in answered]).T
+    refused, wrong = (sum(one[k] for one in found) for k in (1, 2))
     return {
-        "claim": f"server's memory after {minutes:g} minutes of full load against before",
-        "ours": round(late),
-        "peer": round(early),
-        "unit": "MiB",
-        "ratio": round(early / late, 3),
-        "wrong": found["wrong"],
+        "rate": (len(times) + refused) / took,
+        "times": times,
+        "latencies": latencies,
+        "answers": len(times),
+        "refused": refused,
+        "wrong": wrong,
     }
 
 
+def print_row(what, way, clients, found):
+    p50, p95, p99 = np.percentile(found["latencies"], [50, 95, 99]) * 1000
+    print(f"{what:6} {way:6}{clients:8}{found['rate']:12.2f}{p50:9.0f}{p95:9.0f}{p99:9.0f}", end="")
+    print(f"{found['answers']:9}{found['refused']:9}{found['wrong']:7}", flush=True)
+
+
+def endure(pid, urls, images, expected, options):
+    """What `load` gives under full load, and the server's memory in the meantime: [T, 2] of s and MiB.
+
+    Three slices for each scan, so that there are many requests of both.
+    """
+    process, memory, seconds = psutil.Process(pid), [], options.minutes * 60
+    mixed = [0, 0, 0, 1] if len(images) > 1 else [0]
+    with ThreadPoolExecutor(1) as pool, tqdm(total=round(seconds), unit="s", desc="full load") as bar:
+        begun = time.perf_counter()
+        running = pool.submit(
+            load, urls, [images[k] for k in mixed], [expected[k] for k in mixed], max(CLIENTS), seconds
+        )
+        while not running.done():
+            now = time.perf_counter() - begun
+            memory.append((now, process.memory_info().rss / 2**20))
+            bar.set_postfix_str(f"{memory[-1][1]:.0f} MiB", refresh=False)
+            bar.update(min(round(now), bar.total) - bar.n)
+            time.sleep(min(MEMORY_SECONDS, seconds / 20))
+        return running.result(), np.array(memory)
+
+
+def growth_of(memory):
+    """How much a line through the last three quarters of the memory rises, as a share of their median."""
+    seconds, sizes = memory[len(memory) // 4 :].T
+    slope, _ = np.polyfit(seconds, sizes, 1)
+    return slope * np.ptp(seconds) / np.median(sizes)
+
+
+def memory_claim(memory, growth, minutes):
+    early, late = (np.median(part[:, 1]) for part in np.array_split(memory, 4)[1::2])
+    return {
+        "claim": f"server's memory in the last quarter of {minutes:g} minutes of full load against the second, "
+        f"a line through it grows by {growth:.1%}",
+        "ours": round(float(late)),
+        "peer": round(float(early)),
+        "unit": "MiB",
+        "ratio": round(float(early / late), 3),
+    }
+
+
+def draw(path, memory, found):
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(8, 5), layout="constrained")
+    above.plot(memory[:, 0] / 60, memory[:, 1], color="#0072b2")
+    above.set(ylabel="server's memory, MiB", ylim=(0, None))
+    below.semilogy(found["times"] / 60, found["latencies"], ".", markersize=2, color="#d55e00")
+    below.set(ylabel="latency, s", xlabel="minutes of full load")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

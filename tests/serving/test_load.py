@@ -1,0 +1,84 @@
+"""The checks of benchmarks/serving.py can fail: on a server that answers wrongly, lets a request pass, or grows."""
+
+import importlib
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rule import rule
+
+WAYS = ("grpc", "rest")
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield importlib.import_module("serving")
+
+
+@pytest.fixture
+def scan():
+    return np.random.default_rng(0).integers(0, 60000, (3, 20, 30)).astype(np.uint16)
+
+
+@pytest.fixture
+def urls(server):
+    return [server.grpc_url("gitseg"), server.rest_url("gitseg")]
+
+
+def test_all_malformed_requests_are_refused_with_their_status_and_the_server_goes_on(benchmark, urls, scan):
+    for url in urls:
+        statuses = {what: call() for what, call in benchmark.malformed(url).items()}
+        assert len(statuses) > 7 and {what for what, (found, right) in statuses.items() if found != right} == set()
+    found = benchmark.load(urls, [scan], [rule(scan, benchmark.SPACING)], 4, 0.5)
+    assert found["wrong"] == 0 and found["answers"] > 4 and found["refused"] > 0
+    assert len(found["times"]) == len(found["latencies"]) == found["answers"]
+
+
+def test_a_wrong_answer_is_counted(benchmark, urls, scan):
+    expected = rule(scan, benchmark.SPACING)
+    expected[2, 1, 4, 5] ^= True
+    found = benchmark.load(urls[:1], [scan], [expected], 2, 0.1)
+    assert found["wrong"] == found["answers"]
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=WAYS)
+def test_a_request_that_passes_and_should_not_is_counted(benchmark, urls, server, scan, way, monkeypatch):
+    _, model = server.serving.find("gitseg", None)
+    run = type(model).run
+
+    def lenient(self, name, inputs, *rest):
+        given = inputs if set(inputs) == {"image", "spacing"} else {"image": scan, "spacing": benchmark.SPACING}
+        return run(self, "segment_volume", given, *rest)
+
+    expected = run(model, "segment_volume", {"image": scan, "spacing": benchmark.SPACING}, None)["masks"]
+    monkeypatch.setattr(type(model), "run", lenient)
+    found = benchmark.load(urls[way : way + 1], [scan], [np.moveaxis(expected, -1, 0) != 0], 2, 0.5)
+    assert found["wrong"] > 0
+
+
+def memory_of(sizes):
+    return np.stack([np.linspace(0, 600, len(sizes)), sizes], 1)
+
+
+def test_memory_that_rises_is_told_from_memory_that_is_flat(benchmark):
+    noise = np.random.default_rng(0).normal(0, 30, 300)
+    warming = 1000 * (1 - np.exp(-np.arange(300) / 10))
+    flat = benchmark.growth_of(memory_of(1000 + warming + noise))
+    rising = benchmark.growth_of(memory_of(1000 + np.linspace(0, 200, 300) + noise))
+    assert abs(flat) < 0.02 and rising == pytest.approx(0.135, abs=0.02)
+    assert not benchmark.faults_of(0, None) and not benchmark.faults_of(0, flat)
+    assert len(benchmark.faults_of(0, rising)) == len(benchmark.faults_of(1, flat)) == 1
+    assert benchmark.faults_of(0, float("nan"))
+
+
+def test_full_load_watches_the_process_and_draws_it(benchmark, urls, scan, tmp_path):
+    options = SimpleNamespace(minutes=1 / 60)
+    found, memory = benchmark.endure(os.getpid(), urls, [scan], [rule(scan, benchmark.SPACING)], options)
+    assert found["answers"] > 16 and found["wrong"] == 0
+    assert len(memory) > 5 and (np.diff(memory[:, 0]) > 0).all() and (memory[:, 1] > 50).all()
+    benchmark.draw(tmp_path / "load.png", memory, found)
+    assert (tmp_path / "load.png").stat().st_size > 5000
