@@ -188,7 +188,7 @@ def load(urls, images, expected, clients, seconds):
         while not answered or time.perf_counter() < start + seconds:
             sent += 1
             if sent % ONE_MALFORMED_OF == 0:
-                found, right = refusals[sent // ONE_MALFORMED_OF % len(refusals)]()
+                found, right = refusals[(number + sent // ONE_MALFORMED_OF) % len(refusals)]()
                 refused, wrong = refused + (found == right), wrong + (found != right)
                 continue
             at = sent % len(images)

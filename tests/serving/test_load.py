@@ -56,7 +56,7 @@ def test_a_request_that_passes_and_should_not_is_counted(benchmark, urls, server
 
     expected = run(model, "segment_volume", {"image": scan, "spacing": benchmark.SPACING}, None)["masks"]
     monkeypatch.setattr(type(model), "run", lenient)
-    found = benchmark.load(urls[way : way + 1], [scan], [np.moveaxis(expected, -1, 0) != 0], 2, 0.5)
+    found = benchmark.load(urls[way : way + 1], [scan], [np.moveaxis(expected, -1, 0) != 0], 16, 0.5)
     assert found["wrong"] > 0
 
 
