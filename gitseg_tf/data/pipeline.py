@@ -70,7 +70,7 @@ def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> t
 
 
 def sample_windows(dataset: Dataset, config: Config, count: int) -> tuple[list[str], np.ndarray]:
-    """Windows of the training folds as prediction makes them, without random changes, from up to 16 scans and more.
+    """Windows of the training folds as prediction makes them, without random changes.
 
     Args:
         dataset: all folds but config.data.fold are used, without data.exclude_scans.
