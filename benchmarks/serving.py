@@ -41,6 +41,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="EXPORT/1")
     parser.add_argument("--quick", action="store_true", help="a scan of 16 slices, seconds a row; under 3 minutes")
+    parser.add_argument("--seconds", type=float, help="of each row of the table (60)")
     parser.add_argument("--minutes", type=float, default=0, help="of full load (%(default)s)")
     parser.add_argument("--picture", help="PNG of memory and latencies under full load")
     parser.add_argument("--data", type=Path, help="a cohort in the competition's layout (the phantom)")
@@ -66,6 +67,7 @@ def measure(path, options):
     from server import Loaded
 
     depth, seconds, rounds = (16, 3, 3) if options.quick else (144, 60, 5)
+    seconds = seconds if options.seconds is None else options.seconds
     scan = next(sources(options.data, 1))
     scan = scan[np.arange(depth) % len(scan)]
     inputs = {"slice": scan[depth // 2 : depth // 2 + 1], "scan": scan}
