@@ -77,11 +77,15 @@ def _over_rest(host, model):
         found = [{"b64": base64.b64encode(content).decode()} for content in contents]
         return {"signature_name": signature, "inputs": {"png_bytes": found, "spacing": SPACING} | others}
 
-    whole = json.dumps(png(PNG)).encode()
+    whole, missing = json.dumps(png(PNG)).encode(), png(PNG)
+    del missing["inputs"]["spacing"]
     return {
         "no slices": call(400, png()),
         "broken JSON": call(400, whole[:-2]),
         "broken base64": call(400, whole.replace(b'"b64": "', b'"b64": "?')),
+        "no spacing": call(
+            400, {"signature_name": "segment_png", "inputs": {"png_bytes": png(PNG)["inputs"]["png_bytes"]}}
+        ),
         "words for spacing": call(400, png(PNG, spacing=["wide", "wide", "wide"])),
         "a truncated PNG": call(400, png(PNG[:40])),
         "slices of two sizes": call(400, png(PNG, WIDER)),

@@ -47,7 +47,7 @@ class GrpcTransport:
             inputs["numbers"], signature = numbers, signature + WITH_NUMBERS
         request = PredictRequest(model_spec=self._model(signature), output_filter=["masks"])
         for name, value in inputs.items():
-            request.inputs[name].CopyFrom(_to_proto(value))
+            _fill(request.inputs[name], value)
         return tf.make_ndarray(self._call(self._stub.Predict, request, self._timeout).outputs["masks"])
 
     def _model(self, signature: str = "") -> ModelSpec:
@@ -79,12 +79,11 @@ class GrpcTransport:
                 return ScanError(f"{address.url}: {code.name}: {said}")
 
 
-def _to_proto(value: np.ndarray) -> TensorProto:
-    """As bytes: tf.make_tensor_proto would turn each voxel of uint16 into a number of its own."""
-    tensor = TensorProto(dtype=tf.as_dtype(value.dtype).as_datatype_enum)
+def _fill(tensor: TensorProto, value: np.ndarray) -> None:
+    """With bytes: tf.make_tensor_proto would turn each voxel of uint16 into a number of its own."""
+    tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-    tensor.tensor_content = value.astype(value.dtype.newbyteorder("<")).tobytes()
-    return tensor
+    tensor.tensor_content = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _line(error: grpc.RpcError) -> str:
