@@ -39,7 +39,7 @@ class UpsampleConv(keras.layers.Layer):
     beforehand. The upsampled part is therefore convolved before it is upsampled, with a 2x2 kernel for each of the four
     pixels that come from one: 4 / 9 of the work.
 
-    Input: list of [N, H, W, C] and any number of [N, 2H, 2W, *]. Output [N, 2H, 2W, filters], same dtype.
+    Input: [N, H, W, C] or a list of it and any number of [N, 2H, 2W, *]. Output [N, 2H, 2W, filters], same dtype.
 
     Args:
         filters: channels of the output.
@@ -50,12 +50,13 @@ class UpsampleConv(keras.layers.Layer):
         self.filters = filters
 
     def build(self, input_shape):
-        channels = sum(shape[-1] for shape in input_shape)
+        shapes = [input_shape] if isinstance(input_shape, tf.TensorShape) else input_shape
+        channels = sum(shape[-1] for shape in shapes)
         self.kernel = self.add_weight("kernel", [3, 3, channels, self.filters], initializer="he_normal")
         super().build(input_shape)
 
     def call(self, inputs):
-        x, *skips = inputs
+        x, *skips = tf.nest.flatten(inputs)
         channels = x.shape[-1]
         # By split, pad and slice: the gradient of a strided slice takes longer than that of the convolution.
         seen, joined = tf.split(self.kernel, [channels, self.kernel.shape[2] - channels], axis=2)
