@@ -65,6 +65,12 @@ def add_parsers(commands) -> None:
         "--model-version", type=_version, default=1, metavar="N", help="a number, or next: one more than is there (1)"
     )
     export.add_argument(
+        "--weights",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="bfloat16: half the size, and faster where the hardware has it, see docs/serving.md (%(default)s)",
+    )
+    export.add_argument(
         "--force", action="store_true", help="replace a version that is there; take a run that has not finished"
     )
 
@@ -194,7 +200,8 @@ def _export(options) -> None:
     from gitseg_tf.training.trainer import load_run
 
     run = load_run(options.run_folder)
-    print(f"SavedModel {export(run, options.out, options.model_version, options.force)}")
+    path = export(run, options.out, options.model_version, options.force, weights=options.weights)
+    print(f"SavedModel {path}")
 
 
 def _view(options) -> None:

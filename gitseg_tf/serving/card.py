@@ -30,6 +30,10 @@ _STEPS = {
     "largest_only": "all components but the largest removed",
     "gap_mm": "slices beyond a gap of {} mm removed",
 }
+_WEIGHTS = {
+    "float32": "float32, constants of the graph",
+    "bfloat16": "bfloat16, constants of the graph; the network computes in bfloat16, what is around it in float32",
+}
 _CARD = """# {name}
 
 Segments large bowel, small bowel and stomach on abdominal MR scans. A TensorFlow SavedModel of gitseg-tf {version}.
@@ -117,7 +121,7 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
 
     Args:
         run: the run.
-        facts: from `model_facts`.
+        facts: from `model_facts`, and `weights`, as of `export`.
         evaluation: what evaluation.json holds, or None.
 
     Returns:
@@ -143,7 +147,7 @@ def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
         ("input of the network", " x ".join(map(str, shape)) + kind),
         ("windows at once", facts["windows_at_once"]),
         ("test-time augmentation", augmentation),
-        ("weights", "moving average of training's, best epoch; float32, constants of the graph"),
+        ("weights", f"moving average of training's, best epoch; {_WEIGHTS[facts['weights']]}"),
         ("organs", ", ".join(ORGANS)),
         ("trained with", _versions(facts["trained_with"])),
         ("exported with", _versions(facts["exported_with"])),
