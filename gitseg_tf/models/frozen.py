@@ -1,5 +1,6 @@
 """Networks for inference alone."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +16,8 @@ from gitseg_tf.models.folded import fold_normalization
 # Values of a variable that are passed to the graph. As constants they would be copied some ten times while the graph is
 # made and rewritten, a gigabyte for 24 million weights; what TensorFlow folds, normalisation, is small.
 _LARGE = 4096
+# What networks make of weights before they meet an input: done once, in freezing.
+_OF_WEIGHTS = {"Cast", "ConcatV2", "Identity", "MatMul", "Mul", "Reshape", "Split", "SplitV", "StridedSlice"}
 
 
 def inference_network(model: keras.Model) -> Callable:
@@ -31,7 +34,9 @@ def inference_network(model: keras.Model) -> Callable:
 
 
 def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
-    """Make constants of a network's variables, as they are now; those that are cast to bfloat16 become bfloat16.
+    """Make constants of a network's variables, as they are now, and of what is made of them alone.
+
+    Kernels that a network casts to bfloat16 are kept as bfloat16, those that it rearranges as they are rearranged.
 
     Batch normalisation that does nothing but add becomes an addition, and TensorFlow then joins it and the activation
     with the convolution.
@@ -57,9 +62,9 @@ def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
         if node.op == "ReadVariableOp" and node.input[0] in handles
     }
     replaced = {given.split(":")[0], *handles, *(name.split(":")[0] for name in values)}
-    casts = _casts_to_bfloat16(graph, values)
-    values |= {node: tf.cast(values.pop(name), tf.bfloat16) for node, name in casts}
-    replaced |= {name.split(":")[0] for name in values}
+    made = _made_of(graph, values)
+    values = _evaluated(graph, made, values)
+    replaced |= made
     kept = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     kept.node.extend(node for node in graph.node if node.name not in replaced)
     for node in kept.node:
@@ -98,23 +103,45 @@ def _with_identities(variables: dict[str, tf.Variable], graph) -> dict[str, tf.V
     return found
 
 
-def _casts_to_bfloat16(graph, values: dict[str, tf.Tensor]) -> list[tuple[str, str]]:
-    """Outputs of casts of these values, which nothing else reads, and the values' names."""
-    readers = {name: [] for name in values}
-    for node in graph.node:
-        for name in node.input:
-            if f"{name}:0" in readers:
-                readers[f"{name}:0"].append(node)
-    return [
-        (f"{nodes[0].name}:0", name)
-        for name, nodes in readers.items()
-        if [node.op for node in nodes] == ["Cast"] and nodes[0].attr["DstT"].type == tf.bfloat16.as_datatype_enum
-    ]
+def _made_of(graph, values: dict[str, tf.Tensor]) -> set[str]:
+    """Names of the nodes that see these values and constants alone."""
+    constants = {node.name for node in graph.node if node.op == "Const"}
+    seen = {name.split(":")[0] for name in values}
+    made, before = set(), -1
+    while len(made) > before:
+        before = len(made)
+        for node in graph.node:
+            inputs = {name.split(":")[0] for name in node.input}
+            if node.op in _OF_WEIGHTS and inputs & (seen | made) and inputs <= seen | made | constants:
+                made.add(node.name)
+    return made
+
+
+def _evaluated(graph, made: set[str], values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What other nodes read of these values and of the nodes that are made of them, by name."""
+    read = _inputs(node for node in graph.node if node.name not in made)
+    wanted = sorted(name for name in read if name.split(":")[0] in made)
+    part = tf.compat.v1.GraphDef(versions=graph.versions)
+    part.node.extend(node for node in graph.node if node.name in made or node.op == "Const")
+
+    @tf.function(autograph=False)
+    def evaluate(given):
+        return tf.graph_util.import_graph_def(part, given, wanted, name="")
+
+    needed = _inputs(part.node) & values.keys()
+    found = dict(zip(wanted, evaluate({name: values[name] for name in needed}), strict=True)) if wanted else {}
+    return found | {name: value for name, value in values.items() if name in read}
+
+
+def _inputs(nodes) -> set[str]:
+    """Names of the outputs that these nodes read."""
+    return {name if ":" in name else f"{name}:0" for node in nodes for name in node.input if name[0] != "^"}
 
 
 def _additions_for_normalizations(graph) -> None:
     """Put an addition in the place of each batch normalisation whose factors are all one."""
     nodes = {node.name: node for node in graph.node}
+    readers = Counter(name.split(":")[0] for node in graph.node for name in node.input)
     for node in list(graph.node):
         if node.op != "FusedBatchNormV3" or node.attr["is_training"].b:
             continue
@@ -131,7 +158,18 @@ def _additions_for_normalizations(graph) -> None:
         added.attr["dtype"].type = kind
         added.attr["value"].tensor.CopyFrom(bias)
         layout, device = node.attr["data_format"].s, node.device
-        replaced = tf.compat.v1.NodeDef(name=node.name, op="BiasAdd", input=[node.input[0], added.name], device=device)
+        summed = nodes.get(node.input[0])
+        convolved = summed.input[1] if summed is not None and summed.op == "AddV2" else None
+        if convolved in nodes and nodes[convolved].op == "Conv2D" and readers[summed.name] == readers[convolved] == 1:
+            # To the convolution that is added to others, which then takes bias, sum and activation.
+            biased, summed.input[1] = f"{node.name}/biased", f"{node.name}/biased"
+            passed = tf.compat.v1.NodeDef(name=node.name, op="Identity", input=[summed.name], device=device)
+            passed.attr["T"].type = kind
+            node.CopyFrom(passed)
+            node = graph.node.add()
+        else:
+            biased, convolved = node.name, node.input[0]
+        replaced = tf.compat.v1.NodeDef(name=biased, op="BiasAdd", input=[convolved, added.name], device=device)
         replaced.attr["T"].type, replaced.attr["data_format"].s = kind, layout
         node.CopyFrom(replaced)
 
