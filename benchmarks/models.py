@@ -165,12 +165,12 @@ def training_step(model, image, mask):
     return lambda: step(batches)["loss"].numpy()
 
 
-def rate(step, steps):
+def rate(step, steps, batch=BATCH):
     step()
     start, processor = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
-    images = BATCH * steps
+    images = batch * steps
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     return {"images": images / seconds, "processor": processor / images}
 

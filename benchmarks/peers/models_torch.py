@@ -63,12 +63,12 @@ def main(architecture, encoder):
         say(rate({"train": train, "infer": infer}[what], int(steps)))
 
 
-def rate(step, steps):
+def rate(step, steps, batch=BATCH):
     step()
     start, processor = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
-    images = BATCH * steps
+    images = batch * steps
     seconds, processor = time.perf_counter() - start, time.process_time() - processor
     return {"images": images / seconds, "processor": processor / images}
 

@@ -73,6 +73,11 @@ def add_parsers(commands) -> None:
     export.add_argument(
         "--model-version", type=_version, metavar="N", help="a number, or next: one more than is there (1)"
     )
+    export.add_argument(
+        "--weights",
+        choices=["float32", "bfloat16"],
+        help="of the SavedModel; bfloat16: half the size, and faster where the hardware has it (float32)",
+    )
     export.add_argument("--data", help="for the other formats: TFRecords or a cohort (what the run trained on)")
     export.add_argument(
         "--representative",
@@ -213,22 +218,24 @@ def _predict(options) -> None:
 def _export(options) -> None:
     if options.model_version is not None and "savedmodel" not in options.format:
         options.wrong_usage("--model-version is for savedmodel")
+    if options.weights and "savedmodel" not in options.format:
+        options.wrong_usage("--weights is for savedmodel")
     if options.representative and "tflite-int8" not in options.format:
         options.wrong_usage("--representative is for tflite-int8")
     quiet.import_tensorflow()
     from gitseg_tf.serving.export import export
     from gitseg_tf.training.trainer import load_run
 
-    version = options.model_version or 1
+    version, weights = options.model_version or 1, options.weights or "float32"
     if options.format == ["savedmodel"]:
         run = load_run(options.run_folder)
-        print(f"SavedModel {export(run, options.out, version, options.force)}")
+        print(f"SavedModel {export(run, options.out, version, options.force, weights=weights)}")
         return
     from gitseg_tf.serving.formats import REPRESENTATIVE, export_formats
 
     run, dataset = _run_and_data(options)
     representative = options.representative or REPRESENTATIVE
-    export_formats(run, dataset, options.format, options.out, version, options.force, representative)
+    export_formats(run, dataset, options.format, options.out, version, options.force, representative, weights=weights)
 
 
 def _compare_formats(options) -> None:

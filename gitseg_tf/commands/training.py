@@ -118,6 +118,7 @@ def _train(options) -> None:
     quiet.import_tensorflow()
     from gitseg_tf.data.sources import open_dataset
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+    from gitseg_tf.inference.predictor import run_probabilities
     from gitseg_tf.serving.export import export
     from gitseg_tf.training.trainer import train
 
@@ -126,12 +127,13 @@ def _train(options) -> None:
     if run is None:
         return
     print(f"run        {out}", flush=True)
+    network = run_probabilities(run)
     if config.data.fold is None:
         print("scores     none, for no fold was held out")
     else:
-        summary_lines(evaluate(run, dataset))
+        summary_lines(evaluate(run, dataset, network=network))
         print(f"report     {out / 'report.html'}")
-    print(f"SavedModel {export(run, force=True)}")
+    print(f"SavedModel {export(run, force=True, network=network)}")
 
 
 def _train_folds(options) -> None:

@@ -43,7 +43,13 @@ _COLUMNS = (
 _WITH_INTERVAL, _INTERVAL_WIDTH = ("score", "dice"), len(" (0.00-1.00)")
 
 
-def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[[str], None] = print) -> dict:
+def evaluate(
+    run: Run,
+    dataset: Dataset,
+    fold: int | None = None,
+    say: Callable[[str], None] = print,
+    network: Callable | None = None,
+) -> dict:
     """Predict the scans of a fold, score them and write evaluation.json, evaluation.csv and report.html into the run.
 
     Args:
@@ -51,6 +57,7 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
         dataset: with contours.
         fold: the fold to score; None is the one that the run held out.
         say: takes lines for the user; one is a warning where the run was trained on patients of the fold.
+        network: of `run_probabilities`, where it is there already.
 
     Returns:
         What evaluation.json holds.
@@ -67,7 +74,7 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
     tuned_on = tuned_on_cases(run, cases, say)
     with PictureShelf(len(scans)) as shelf:
         reliability = Reliability()
-        rows = score_fold(run, dataset, fold, len(scans), shelf, reliability)
+        rows = score_fold(run, dataset, fold, len(scans), shelf, reliability, network)
         chosen = shelf.chosen()
     facts = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on}
     details = {
@@ -85,7 +92,13 @@ def evaluate(run: Run, dataset: Dataset, fold: int | None = None, say: Callable[
 
 
 def score_fold(
-    run: Run, dataset: Dataset, fold: int, count: int, shelf: PictureShelf, reliability: Reliability
+    run: Run,
+    dataset: Dataset,
+    fold: int,
+    count: int,
+    shelf: PictureShelf,
+    reliability: Reliability,
+    network: Callable | None = None,
 ) -> pd.DataFrame:
     """Predict the scans of a fold, and score each while the next one is predicted.
 
@@ -96,6 +109,7 @@ def score_fold(
         count: of its scans, for the progress bar.
         shelf: takes the scans' pictures.
         reliability: takes their probabilities.
+        network: of `run_probabilities`, where it is there already.
 
     Returns:
         The rows of `score_scan`, in the order of the records.
@@ -103,7 +117,7 @@ def score_fold(
     Raises:
         InputError: a damaged shard.
     """
-    predict = make_level_predictor(run_probabilities(run), run.config)
+    predict = make_level_predictor(network or run_probabilities(run), run.config)
     tolerance = run.config.evaluation.tolerance_mm
     scored = []
 

@@ -12,7 +12,7 @@ from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, mak
 from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.runtimes import open_network
-from gitseg_tf.models.frozen import freeze
+from gitseg_tf.models.frozen import freeze, inference_network
 from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
@@ -112,11 +112,9 @@ def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | No
     return {"postprocess": load_config(path).postprocess.model_dump(mode="json")} | overrides
 
 
-def run_probabilities(run: Run) -> Callable:
-    """The network of a run, best weights, as a function of windows to probabilities."""
-    model = load_model(run)
-    spec = tf.TensorSpec(model.input_shape, tf.float32)
-    return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
+def run_probabilities(run: Run, precision: str = "float32") -> Callable:
+    """The network of a run, best weights, as a function of windows to probabilities; precision as of `build_model`."""
+    return inference_network(load_model(run, precision))
 
 
 def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:

@@ -1,29 +1,52 @@
 """Networks for inference alone."""
 
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 from tensorflow.python.framework.convert_to_constants import (
     _FunctionConverterDataInEager,
     _replace_variables_by_constants,
 )
 
+from gitseg_tf.models.folded import fold_normalization
+
 # Values of a variable that are passed to the graph. As constants they would be copied some ten times while the graph is
 # made and rewritten, a gigabyte for 24 million weights; what TensorFlow folds, normalisation, is small.
 _LARGE = 4096
+# What networks make of weights before they meet an input: done once, in freezing.
+_OF_WEIGHTS = {"Cast", "ConcatV2", "Identity", "MatMul", "Mul", "Reshape", "Split", "SplitV", "StridedSlice"}
+
+
+def inference_network(model: keras.Model) -> Callable:
+    """A network as a frozen function, batch normalisation folded into its convolutions.
+
+    Args:
+        model: to logits, with the weights that inference is to use; it is not to be trained on.
+
+    Returns:
+        Function of float32 windows, as of the model, to float32 probabilities.
+    """
+    fold_normalization(model)
+    return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), tf.TensorSpec(model.input_shape))
 
 
 def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
-    """Make constants of a network's variables, as they are now.
+    """Make constants of a network's variables, as they are now, and of what is made of them alone.
 
-    TensorFlow then folds batch normalisation and ReLU into the convolutions.
+    Kernels that a network casts to bfloat16 are kept as bfloat16, those that it rearranges as they are rearranged.
+
+    Batch normalisation that does nothing but add becomes an addition, and TensorFlow then joins it and the activation
+    with the convolution.
 
     Args:
         network: function of a tensor to a tensor, as in inference.
         spec: of its argument.
 
     Returns:
-        The same function, in float32 but for rounding.
+        The same function but for rounding.
     """
     traced = tf.function(network, input_signature=[spec]).get_concrete_function()
     large = _large_variables(traced)
@@ -39,11 +62,15 @@ def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
         if node.op == "ReadVariableOp" and node.input[0] in handles
     }
     replaced = {given.split(":")[0], *handles, *(name.split(":")[0] for name in values)}
+    made = _made_of(graph, values)
+    values = _evaluated(graph, made, values)
+    replaced |= made
     kept = tf.compat.v1.GraphDef(versions=graph.versions, library=graph.library)
     kept.node.extend(node for node in graph.node if node.name not in replaced)
     for node in kept.node:
         # What was to be read before something else is an argument now.
         node.input[:] = [name for name in node.input if not (name[0] == "^" and name[1:] in replaced)]
+    _additions_for_normalizations(kept)
     result = traced.outputs[0].name
 
     @tf.function(input_signature=[spec], autograph=False)
@@ -74,3 +101,82 @@ def _with_identities(variables: dict[str, tf.Variable], graph) -> dict[str, tf.V
         passing = (node for node in graph.node if node.op == "Identity" and node.input[0] in found)
         found |= {node.name: found[node.input[0]] for node in passing}
     return found
+
+
+def _made_of(graph, values: dict[str, tf.Tensor]) -> set[str]:
+    """Names of the nodes that see these values and constants alone."""
+    constants = {node.name for node in graph.node if node.op == "Const"}
+    seen = {name.split(":")[0] for name in values}
+    made, before = set(), -1
+    while len(made) > before:
+        before = len(made)
+        for node in graph.node:
+            inputs = {name.split(":")[0] for name in node.input}
+            if node.op in _OF_WEIGHTS and inputs & (seen | made) and inputs <= seen | made | constants:
+                made.add(node.name)
+    return made
+
+
+def _evaluated(graph, made: set[str], values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What other nodes read of these values and of the nodes that are made of them, by name."""
+    read = _inputs(node for node in graph.node if node.name not in made)
+    wanted = sorted(name for name in read if name.split(":")[0] in made)
+    part = tf.compat.v1.GraphDef(versions=graph.versions)
+    part.node.extend(node for node in graph.node if node.name in made or node.op == "Const")
+
+    @tf.function(autograph=False)
+    def evaluate(given):
+        return tf.graph_util.import_graph_def(part, given, wanted, name="")
+
+    needed = _inputs(part.node) & values.keys()
+    found = dict(zip(wanted, evaluate({name: values[name] for name in needed}), strict=True)) if wanted else {}
+    return found | {name: value for name, value in values.items() if name in read}
+
+
+def _inputs(nodes) -> set[str]:
+    """Names of the outputs that these nodes read."""
+    return {name if ":" in name else f"{name}:0" for node in nodes for name in node.input if name[0] != "^"}
+
+
+def _additions_for_normalizations(graph) -> None:
+    """Put an addition in the place of each batch normalisation whose factors are all one."""
+    nodes = {node.name: node for node in graph.node}
+    readers = Counter(name.split(":")[0] for node in graph.node for name in node.input)
+    for node in list(graph.node):
+        if node.op != "FusedBatchNormV3" or node.attr["is_training"].b:
+            continue
+        constants = [_constant(nodes, name) for name in node.input[1:]]
+        if any(constant is None for constant in constants):
+            continue
+        scale, offset, mean, variance = map(np.float64, constants)
+        factor = scale / np.sqrt(variance + node.attr["epsilon"].f)
+        if not np.allclose(factor, 1, rtol=0, atol=1e-6):
+            continue
+        kind = node.attr["T"].type
+        bias = tf.make_tensor_proto(offset - mean * factor, dtype=kind)
+        added = graph.node.add(name=f"{node.name}/bias", op="Const")
+        added.attr["dtype"].type = kind
+        added.attr["value"].tensor.CopyFrom(bias)
+        layout, device = node.attr["data_format"].s, node.device
+        summed = nodes.get(node.input[0])
+        convolved = summed.input[1] if summed is not None and summed.op == "AddV2" else None
+        if convolved in nodes and nodes[convolved].op == "Conv2D" and readers[summed.name] == readers[convolved] == 1:
+            # To the convolution that is added to others, which then takes bias, sum and activation.
+            biased, summed.input[1] = f"{node.name}/biased", f"{node.name}/biased"
+            passed = tf.compat.v1.NodeDef(name=node.name, op="Identity", input=[summed.name], device=device)
+            passed.attr["T"].type = kind
+            node.CopyFrom(passed)
+            node = graph.node.add()
+        else:
+            biased, convolved = node.name, node.input[0]
+        replaced = tf.compat.v1.NodeDef(name=biased, op="BiasAdd", input=[convolved, added.name], device=device)
+        replaced.attr["T"].type, replaced.attr["data_format"].s = kind, layout
+        node.CopyFrom(replaced)
+
+
+def _constant(nodes: dict, name: str) -> np.ndarray | None:
+    """The value of a node of this name, where it is a constant or passes one on."""
+    node = nodes.get(name.removesuffix(":0"))
+    while node is not None and node.op == "Identity":
+        node = nodes.get(node.input[0].removesuffix(":0"))
+    return tf.make_ndarray(node.attr["value"].tensor) if node is not None and node.op == "Const" else None

@@ -30,6 +30,10 @@ _STEPS = {
     "largest_only": "all components but the largest removed",
     "gap_mm": "slices beyond a gap of {} mm removed",
 }
+_WEIGHTS = {
+    "float32": "float32, constants of the graph",
+    "bfloat16": "bfloat16, constants of the graph; the network computes in bfloat16, what is around it in float32",
+}
 _CARD = """# {name}
 
 Segments large bowel, small bowel and stomach on abdominal MR scans. {kind} of gitseg-tf {version}.
@@ -136,7 +140,7 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
 
     Args:
         run: the run.
-        facts: from `model_facts`, with `format` where it is a file of another format than a SavedModel.
+        facts: from `model_facts`, with `weights`, as of `export`, or with `format` where it is a file of another format.
         evaluation: what evaluation.json holds, or None.
 
     Returns:
@@ -166,7 +170,7 @@ def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
     shape = window["patch"] or [*window["size"], window["slices"]]
     kind = " voxels" if window["patch"] else " (rows, columns, slices)"
     form = facts.get("format")
-    kept = f"{form['weights']}, activations {form['activations']}" if form else "float32, constants of the graph"
+    kept = f"{form['weights']}, activations {form['activations']}" if form else _WEIGHTS[facts["weights"]]
     return [
         ("network", f"{facts['architecture']}, encoder {facts['backbone']}"),
         ("input of the network", " x ".join(map(str, shape)) + kind),

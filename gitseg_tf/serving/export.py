@@ -12,16 +12,18 @@ from gitseg_tf.config import Config, save_config
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, replace_folder
-from gitseg_tf.models.frozen import freeze
+from gitseg_tf.inference.predictor import run_probabilities, window_shape
 from gitseg_tf.serving.card import model_card, model_facts
 from gitseg_tf.serving.graph import make_segment
 from gitseg_tf.serving.inputs import checked_scan, decode_slices
 from gitseg_tf.serving.warmup import write_warmup
 from gitseg_tf.training.callbacks import read_history
-from gitseg_tf.training.trainer import Run, load_model
+from gitseg_tf.training.trainer import Run
 
 MARKER = "saved_model.pb"
 NEXT = "next"
+# What weights may be stored as, and the policy by which the network then computes.
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
 _IMAGE = tf.TensorSpec([None, None, None], tf.uint16, name="image")
 _PNGS = tf.TensorSpec([None], tf.string, name="png_bytes")
@@ -36,11 +38,13 @@ def export(
     version: int | str = 1,
     force: bool = False,
     say: Callable[[str], None] = print,
+    weights: str = "float32",
+    network: Callable | None = None,
 ) -> AnyPath:
     """Write a run as a SavedModel: its network with the best weights, and all that `gitseg predict` does around it.
 
-    The signatures are in docs/serving.md. The weights are constants of the graph, so that whoever loads it folds batch
-    normalisation into the convolutions; neither Keras nor this package is needed for it.
+    The signatures are in docs/serving.md. The weights are constants of the graph, batch normalisation is folded into
+    them; neither Keras nor this package is needed for it.
 
     Args:
         run: a trained run.
@@ -48,6 +52,8 @@ def export(
         version: the number of the folder, or "next": one more than the highest that is there.
         force: replace a version that is there, and take a run that has not finished.
         say: takes lines for the user.
+        weights: float32, or bfloat16, in which the network computes too; what goes in and comes out is float32.
+        network: of `run_probabilities`, with these weights, where it is there already.
 
     Returns:
         out/VERSION, which is there whole or not at all.
@@ -59,14 +65,14 @@ def export(
         check_finished(run)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
-    signatures = _signatures(load_model(run), run.config)
+    signatures = _signatures(network or run_probabilities(run, PRECISIONS[weights]), run.config)
     # Nobody trains what is exported, and gradients of layers' own making cannot be saved with constants for weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with replace_folder(target, marker=MARKER) as folder:
         tf.saved_model.save(tf.Module(), str(folder), signatures=signatures, options=options)
         extra = folder / "assets.extra"
         extra.mkdir()
-        for line in [*write_assets(run, extra), *write_warmup(folder, run.config)]:
+        for line in [*write_assets(run, extra, {"weights": weights}), *write_warmup(folder, run.config)]:
             say(line)
     return target
 
@@ -99,9 +105,8 @@ def check_finished(run: Run) -> None:
         )
 
 
-def _signatures(model, config: Config) -> dict[str, Callable]:
-    windows = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
-    network = freeze(lambda windows: tf.sigmoid(model(windows, training=False)), windows)
+def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
+    windows = tf.TensorSpec([None, *window_shape(config)], tf.float32, name="windows")
     whole_way = make_segment(network, config)
 
     @_traced(_IMAGE, _SPACING, _NUMBERS)
@@ -140,7 +145,7 @@ def _traced(*specs: tf.TensorSpec) -> Callable:
     return tf.function(input_signature=specs, autograph=False)
 
 
-def write_assets(run: Run, folder: Path, more: dict[str, Any] | None = None) -> list[str]:
+def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
     """Write what travels with a network.
 
     Args:
@@ -157,7 +162,7 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any] | None = None) -> 
     evaluation = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
     if evaluation is not None:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
-    facts = model_facts(run.config) | (more or {})
+    facts = model_facts(run.config) | more
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
     if evaluation is None:

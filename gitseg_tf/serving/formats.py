@@ -35,6 +35,7 @@ def export_formats(
     force: bool = False,
     representative: int = REPRESENTATIVE,
     say: Callable[[str], None] = print,
+    weights: str = "float32",
 ) -> list[AnyPath]:
     """Write a run in several formats: its SavedModel, and its network alone as ONNX and TFLite.
 
@@ -49,6 +50,7 @@ def export_formats(
         version, force: as of `export`.
         representative: windows of the training folds by which tflite-int8 finds the ranges of its numbers.
         say: takes lines for the user.
+        weights: of the SavedModel, as of `export`.
 
     Returns:
         The folders, each there whole or not at all.
@@ -62,7 +64,7 @@ def export_formats(
     model = load_model(run)
     written = []
     if SAVED_MODEL in names:
-        written.append(export(run, out, version, force, say))
+        written.append(export(run, out, version, force, say, weights))
         say(f"{SAVED_MODEL:<14} {written[0]}")
     windows = compared_windows(dataset, run.config)
     expected = _in_batches(lambda part: inference(model)(part)["probabilities"], windows, run.config)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config
 from gitseg_tf.data.scans import SLICE_MM
+from gitseg_tf.inference.predictor import window_shape
 
 # The name and the place are TensorFlow Serving's.
 FILE = "assets.extra/tf_serving_warmup_requests"
@@ -42,11 +43,10 @@ def write_warmup(folder: Path, config: Config) -> list[str]:
 def warmup_inputs(config: Config) -> Iterator[tuple[str, dict]]:
     """Names of signatures, and their inputs as TensorProtos. Scans are grey, which takes as long as any other."""
     data, count = config.data, config.evaluation.batch_size
-    windows = (*data.size, data.slices) if data.patch is None else (*data.patch, 1)
     depth = count if data.patch is None else data.patch[0]
     spacing = tf.make_tensor_proto(np.array([SLICE_MM, _PIXEL_MM, _PIXEL_MM], np.float32))
     png = tf.io.encode_png(tf.fill([*data.size, 1], tf.constant(_GREY, tf.uint16))).numpy()
-    yield "serving_default", {"windows": _filled((count, *windows), tf.float32)}
+    yield "serving_default", {"windows": _filled((count, *window_shape(config)), tf.float32)}
     yield "segment_volume", {"image": _filled((depth, *data.size), tf.uint16), "spacing": spacing}
     yield "segment_png", {"png_bytes": tf.make_tensor_proto([png] * depth), "spacing": spacing}
 

@@ -95,11 +95,12 @@ def load_run(path: str | AnyPath) -> Run:
     return Run(path, load_run_config(path), weights)
 
 
-def load_model(run: Run) -> keras.Model:
-    """Build a run's network in float32 and load its best weights.
+def load_model(run: Run, precision: str = "float32") -> keras.Model:
+    """Build a run's network and load its best weights.
 
     Args:
         run: from `load_run` or `train`.
+        precision: keras's dtype policy, as of `build_model`.
 
     Returns:
         Model from float32 [N, H, W, slices] to float32 logits [N, H, W, 3]; other heads, which serve the training
@@ -108,7 +109,7 @@ def load_model(run: Run) -> keras.Model:
     Raises:
         InputError: the weights do not fit the config.
     """
-    model = build_model(run.config)
+    model = build_model(run.config, precision)
     with local_copy(run.weights) as weights:
         try:
             model.load_weights(weights)

@@ -1,0 +1,76 @@
+"""The peer's networks as it deploys them: TorchScript and torch.compile, on the processor, without pretrained weights.
+
+    export_torch.py ARCHITECTURE ENCODER FOLDER BATCH...
+
+Prints a line of JSON with `mib`, the size of the TorchScript file by precision; then, for each line
+`WAY PRECISION BATCH STEPS` on its standard input, one with the `images` a second and the `processor` seconds of an
+image. WAY is torchscript (traced, frozen, optimised for inference) or compile (inductor, weights frozen); PRECISION is
+float32 or bfloat16, which both the weights and the activations are in. Windows of 5 x 256 x 256, channels last, two
+threads, input and output in float32.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from models_torch import SIZE, SLICES, import_smp, rate, say
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Probabilities(torch.nn.Module):
+    def __init__(self, network, dtype):
+        super().__init__()
+        self.network, self.dtype = network.to(dtype), dtype
+
+    def forward(self, windows):
+        return torch.sigmoid(self.network(windows.to(self.dtype)).float())
+
+
+def main(architecture, encoder, folder, *batches):
+    import torch._inductor.config
+
+    torch.set_num_threads(2)
+    torch._inductor.config.freezing = True
+    smp = import_smp()
+    ways, sizes = {}, {}
+    for precision, dtype in PRECISIONS.items():
+        torch.manual_seed(0)
+        network = getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=SLICES, classes=3)
+        network = Probabilities(network.eval().to(memory_format=torch.channels_last), dtype).eval()
+        with torch.no_grad():
+            scripted = torch.jit.freeze(torch.jit.trace(network, windows(int(batches[0]))))
+            path = Path(folder) / f"{precision}.pt"
+            torch.jit.save(scripted, path)
+            sizes[precision] = path.stat().st_size / 2**20
+            ways["torchscript", precision] = torch.jit.optimize_for_inference(scripted)
+        ways["compile", precision] = torch.compile(network, dynamic=False)
+    given = {batch: windows(batch) for batch in map(int, batches)}
+    with torch.no_grad():
+        seconds = {" ".join(key): warmed(way, given) for key, way in ways.items()}
+    say({"mib": sizes, "seconds_to_warm_up": seconds})
+    for line in sys.stdin:
+        way, precision, batch, steps = line.split()
+        with torch.no_grad():
+            say(measure(ways[way, precision], given[int(batch)], int(steps)))
+
+
+def windows(batch):
+    return torch.rand(batch, SLICES, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+
+
+def warmed(way, given):
+    start = time.perf_counter()
+    for image in given.values():
+        for _ in range(3):  # TorchScript rewrites the graph in its first calls
+            way(image)
+    return round(time.perf_counter() - start, 1)
+
+
+def measure(way, image, steps):
+    return rate(lambda: way(image), steps, len(image))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,187 @@
+"""Weights of exported models in float32 and bfloat16: what is written, what TensorFlow makes of it, what comes out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from scipy import ndimage
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+from gitseg_tf.cli import main
+from gitseg_tf.config import load_config, save_config
+from gitseg_tf.data.records import intensity_percentiles
+from gitseg_tf.inference.predictor import load_predictor, run_probabilities
+from gitseg_tf.models.build import build_model
+from gitseg_tf.serving.export import export
+from gitseg_tf.training.callbacks import best_weights_path, write_history
+from gitseg_tf.training.trainer import load_model, load_run
+
+SPACING = np.float32([3.0, 1.5, 1.25])
+NETWORKS = {
+    "unet": {"data.size": [32, 32], "model.filters": 16},
+    "unet3d": {"data.size": [64, 64], "data.patch": [4, 32, 32], "model.architecture": "unet3d", "model.filters": 8},
+}
+# Kernels of more values than any other constant of the graph.
+KERNEL = 4096
+
+
+def write_run(path, settings):
+    """A run whose normalisation is that of no fresh network, and whose probabilities lie on both sides of a half."""
+    config = load_config(overrides={"training.epochs": 1, "evaluation.batch_size": 3, **settings})
+    (path / "checkpoints").mkdir(parents=True)
+    keras.utils.set_random_seed(0)
+    model, rng = build_model(config), np.random.default_rng(0)
+    for layer in model.submodules:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, array.shape) for array in layer.get_weights()])
+    head = [layer for layer in model.layers if layer.get_weights()][-1]
+    kernel, bias = head.get_weights()
+    head.set_weights([5 * kernel, 0 * bias])
+    model.save_weights(str(best_weights_path(path)))
+    save_config(config, path / "config.yaml")
+    write_history(path, [{"epoch": 1, "loss": 1.0}])
+    return load_run(path)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def written(request, tmp_path_factory):
+    """A run, and its exports by the name of the weights."""
+    folder = tmp_path_factory.mktemp("weights")
+    run = write_run(folder / "run", NETWORKS[request.param])
+    names = ("float32", "bfloat16")
+    return run, {name: export(run, folder / name, weights=name, say=lambda line: None) for name in names}
+
+
+def nodes_written(path):
+    model = SavedModel.FromString(Path(path, "saved_model.pb").read_bytes())
+    for graph in (meta.graph_def for meta in model.meta_graphs):
+        yield from graph.node
+        for function in graph.library.function:
+            yield from function.node_def
+
+
+def kernel_types(path):
+    tensors = [node.attr["value"].tensor for node in nodes_written(path) if node.op == "Const"]
+    return {
+        tf.dtypes.as_dtype(tensor.dtype).name
+        for tensor in tensors
+        if np.prod([dim.size for dim in tensor.tensor_shape.dim]) > KERNEL
+    }
+
+
+def session_graph(path, signature, **inputs):
+    """The graph that the session loader runs, as TensorFlow has optimised it, and what comes out."""
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        definition = tf.compat.v1.saved_model.load(session, ["serve"], str(path)).signature_def[signature]
+        (output,) = definition.outputs.values()
+        options, metadata = tf.compat.v1.RunOptions(output_partition_graphs=True), tf.compat.v1.RunMetadata()
+        feed = {definition.inputs[name].name: value for name, value in inputs.items()}
+        found = session.run(output.name, feed, options=options, run_metadata=metadata)
+    return [node for graph in metadata.partition_graphs for node in graph.node], found
+
+
+def windows_of(run):
+    shape = run.config.data.patch or run.config.data.size
+    return np.random.default_rng(0).random((2, *shape, 5 if len(shape) == 2 else 1), np.float32)
+
+
+def scan():
+    field = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((7, 50, 64)), (1, 3, 3), mode="wrap")
+    return ((field - field.min()) / np.ptp(field) * 2000).astype(np.uint16)
+
+
+def test_the_file_of_bfloat16_is_half_as_large_and_all_its_kernels_are_bfloat16(written):
+    _, paths = written
+    sizes = {name: Path(path, "saved_model.pb").stat().st_size for name, path in paths.items()}
+    assert 0.45 < sizes["bfloat16"] / sizes["float32"] < 0.65
+    assert kernel_types(paths["bfloat16"]) == {"bfloat16"} and kernel_types(paths["float32"]) == {"float32"}
+
+
+@pytest.mark.parametrize("signature", ["serving_default", "segment_volume"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_the_graph_that_runs_has_no_variables_no_normalisation_and_casts_no_weights(written, name, signature):
+    run, paths = written
+    inputs = {"windows": windows_of(run)} if signature == "serving_default" else {"image": scan(), "spacing": SPACING}
+    nodes, _ = session_graph(paths[name], signature, **inputs)
+    ops = {node.op for node in [*nodes, *nodes_written(paths[name])]}
+    assert not [op for op in ops if "Variable" in op or "VarHandle" in op or "FusedBatchNorm" in op]
+    by_name = {node.name: node for node in nodes}
+    convolutions = [node for node in nodes if "Conv2D" in node.op or "Conv3D" in node.op]
+    # The logits are float32.
+    types = [tf.dtypes.as_dtype(node.attr["T"].type).name for node in convolutions]
+    assert len(types) > 10 and types.count(name) >= len(types) - 1
+    assert {_origin(by_name, node.input[1]).op for node in convolutions} == {"Const"}
+
+
+def _origin(by_name, name):
+    """The node that a kernel comes from, before the loop that it is handed through."""
+    node = by_name[name.split(":")[0]]
+    while node.op in ("Enter", "Identity", "Merge", "Switch"):
+        node = by_name[node.input[0].split(":")[0]]
+    return node
+
+
+def test_the_weights_are_those_that_validation_found_best(written):
+    run, paths = written
+    windows = windows_of(run)
+    expected = tf.sigmoid(load_model(run)(windows, training=False)).numpy()
+    assert 0.05 < (expected > 0.5).mean() < 0.95
+    _, found = session_graph(paths["float32"], "serving_default", windows=windows)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    _, rounded = session_graph(paths["bfloat16"], "serving_default", windows=windows)
+    assert rounded.dtype == np.float32
+    assert 0 < np.abs(rounded - expected).max() < 0.1
+    one, other = expected > 0.5, rounded > 0.5
+    assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.98
+
+
+def test_each_signature_gives_the_masks_of_gitseg_predict_with_that_export(written):
+    _, paths = written
+    image, numbers = scan(), np.arange(1, 8)
+    masks = {}
+    for name, path in paths.items():
+        predicted = load_predictor(path)(image, numbers, intensity_percentiles(image), SPACING)
+        loaded = tf.saved_model.load(str(path)).signatures
+        given = {"image": tf.constant(image), "spacing": tf.constant(SPACING)}
+        pngs = tf.stack([tf.io.encode_png(plane[..., None]) for plane in image])
+        found = [
+            loaded["segment_volume"](**given),
+            loaded["segment_png"](png_bytes=pngs, spacing=given["spacing"]),
+            loaded["segment_volume_with_numbers"](**given, numbers=tf.constant(numbers, tf.int64)),
+        ]
+        for answer in found:
+            assert (np.moveaxis(answer["masks"].numpy(), -1, 0) == predicted).mean() >= 0.999
+        masks[name] = predicted
+    assert 0.02 < masks["float32"].mean() < 0.98
+    assert 2 * (masks["float32"] & masks["bfloat16"]).sum() / sum(mask.sum() for mask in masks.values()) > 0.98
+
+
+def test_model_json_and_the_card_say_which_weights(written):
+    _, paths = written
+    for name, path in paths.items():
+        extra = Path(path, "assets.extra")
+        assert json.loads((extra / "model.json").read_text())["weights"] == name
+        assert f"best epoch; {name}, constants of the graph" in (extra / "model_card.md").read_text()
+
+
+def test_the_command_writes_them_and_refuses_others(written, tmp_path, capsys):
+    run, _ = written
+    assert main(["export", str(run.path), str(tmp_path / "out"), "--weights", "bfloat16"]) == 0
+    assert kernel_types(tmp_path / "out" / "1") == {"bfloat16"}
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(run.path), str(tmp_path / "other"), "--weights", "float16"])
+    assert ended.value.code == 2 and "bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_network_that_is_loaded_already_is_not_loaded_again(written, tmp_path, monkeypatch):
+    run, paths = written
+    network = run_probabilities(run)
+    monkeypatch.setattr("gitseg_tf.serving.export.run_probabilities", None)
+    path = export(run, tmp_path, network=network, say=lambda line: None)
+    windows = windows_of(run)
+    both = [session_graph(one, "serving_default", windows=windows)[1] for one in (path, paths["float32"])]
+    np.testing.assert_allclose(*both, atol=1e-6)
