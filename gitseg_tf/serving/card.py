@@ -140,7 +140,7 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
 
     Args:
         run: the run.
-        facts: from `model_facts`, with `weights`, as of `export`, or with `format` where it is a file of another format.
+        facts: from `model_facts`, with `weights`, as of `export`, or `format` where it is a file of another format.
         evaluation: what evaluation.json holds, or None.
 
     Returns:
