@@ -23,8 +23,11 @@ _SCANS_AT_ONCE = 16
 _FILES_AT_ONCE = 4
 _SLICES_AT_ONCE = 16
 _MOST_REPEATS = 10
+# Autograph would rewrite these functions' sources, which takes seconds; none of them branches on a tensor in Python.
+_as_written = tf.autograph.experimental.do_not_convert
 
 
+@_as_written
 def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, first_step: int = 0) -> tf.data.Dataset:
     """Shuffled batches, one epoch after the other; augmented, unless augment.on leaves that to the accelerator.
 
@@ -52,6 +55,7 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, fir
     return _with_options(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
 
 
+@_as_written
 def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     """One batch of the training once more, with the scans that it shows; not with data.service.
 
@@ -69,6 +73,7 @@ def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> t
     return sorted({name.decode() for name in ids}), image, mask
 
 
+@_as_written
 def sample_windows(dataset: Dataset, config: Config, count: int) -> tuple[list[str], np.ndarray]:
     """Windows of the training folds as prediction makes them, without random changes.
 
@@ -94,15 +99,18 @@ def sample_windows(dataset: Dataset, config: Config, count: int) -> tuple[list[s
     return sorted({name.decode() for (name,) in ids}), np.concatenate(images)
 
 
-def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
+@_as_written
+def validation_windows(dataset: Dataset, config: Config, named: bool = False) -> tf.data.Dataset:
     """Every slice of the held-out fold exactly once; with data.patch, patches in which every voxel counts exactly once.
 
     Args:
         dataset: config.data.fold is used.
         config: the experiment.
+        named: a fourth part says whose window it is.
 
     Returns:
-        Dataset of (image, mask, weight float32 [B]) as `training_windows`; the last batch is filled up with samples of
+        Dataset of (image, mask, weight float32 [B]) as `training_windows`, or with `named` (image, mask, weight, ids of
+        the scans, string [B]); the last batch is filled up with samples of
         weight 0, so that shapes are static. With data.patch, the mask is -1 at voxels that another patch counts.
 
     Raises:
@@ -114,9 +122,9 @@ def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
     if _fits_in_memory(dataset, [data.fold], config):
         scans = scans.cache()
     if data.patch is None:
-        windows = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0]), data, 0))
+        windows = scans.flat_map(lambda scan: _windows_at(scan, tf.range(tf.shape(scan["image"])[0]), data, 0, named))
     else:
-        windows = scans.flat_map(lambda scan: validation_tiles(scan, data))
+        windows = scans.flat_map(lambda scan: validation_tiles(scan, data, named))
     windows = windows.map(lambda window: window | {"weight": 1.0})
     blank = {name: tf.zeros(spec.shape, spec.dtype) for name, spec in windows.element_spec.items()}
     missing = -validation_samples(dataset, config) % data.batch_size
@@ -127,7 +135,8 @@ def validation_windows(dataset: Dataset, config: Config) -> tf.data.Dataset:
         image, mask = finish(number, windows)
         if "counted" in windows:
             mask = tf.where(windows["counted"][..., None], mask, -1.0)
-        return image, mask, windows["weight"]
+        made = image, mask, windows["weight"]
+        return (*made, windows["id"]) if named else made
 
     batches = windows.batch(data.batch_size, drop_remainder=True).enumerate()
     return _with_options(batches.map(finish_weighted, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
@@ -183,7 +192,8 @@ def _numbered_batches(
     """Batches of unfinished windows with their number in the whole training; `named` adds the scans' ids."""
     data, folds = config.data, dataset.training_folds(config.data.fold)
     steps = steps_per_epoch(dataset, config)
-    files = tf.data.Dataset.from_tensor_slices(dataset.paths_of(folds))
+    paths = dataset.paths_of(folds)
+    files = tf.data.Dataset.from_tensor_slices(paths)
     # A worker of a service would fill its cache anew in each epoch.
     fits = data.service is None and _fits_in_memory(dataset, folds, config)
     in_memory = _prepared_scans(files, config).cache() if fits else None
@@ -199,7 +209,7 @@ def _numbered_batches(
         if fits:
             scans = in_memory.shuffle(len(dataset.scans_of(folds)), seed=seed, reshuffle_each_iteration=False)
         else:
-            shuffled_files = files.shuffle(len(files), seed=seed, reshuffle_each_iteration=False)
+            shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
             scans = _prepared_scans(shuffled_files, config)
             scans = scans.shuffle(_SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(

@@ -52,12 +52,13 @@ def tile_slices(numbers, offsets, overlap: float):
     return tf.boolean_mask(tf.clip_by_value(rows, first[:, None], last[:, None]), chosen)
 
 
-def validation_tiles(scan: dict, data: DataConfig) -> tf.data.Dataset:
+def validation_tiles(scan: dict, data: DataConfig, named: bool = False) -> tf.data.Dataset:
     """The patches of a prepared scan in which each of its voxels is counted exactly once.
 
     Args:
         scan: image uint16 [D, H, W], bits uint8 [D, H, W], and tiles int32 [T, K] from `tile_slices` without overlap.
         data: patch and size.
+        named: add the scan's id.
 
     Returns:
         Dataset of planes uint16 and bits uint8 [K, h, w] as of the training's patches, and counted, bool [K, h, w].
@@ -80,7 +81,8 @@ def validation_tiles(scan: dict, data: DataConfig) -> tf.data.Dataset:
         made["counted"] = (
             slices_counted[slices][:, None, None] & rows_counted[row][:, None] & columns_counted[column][None]
         )
-        return {name: tf.ensure_shape(part, data.patch) for name, part in made.items()}
+        made = {name: tf.ensure_shape(part, data.patch) for name, part in made.items()}
+        return made | ({"id": scan["id"]} if named else {})
 
     count = tf.shape(scan["tiles"])[0] * len(tops) * len(lefts)
     return tf.data.Dataset.range(tf.cast(count, tf.int64)).map(lambda number: tile(tf.cast(number, tf.int32)))

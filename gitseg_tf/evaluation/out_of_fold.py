@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import tf_keras as keras
 
-from gitseg_tf.config import with_overrides
+from gitseg_tf.config import Config, with_overrides
 from gitseg_tf.data.dataset import Dataset
 from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.chosen import PictureShelf
@@ -52,11 +52,12 @@ def evaluate_cross_validation(
         means of its scans}. The rows of evaluation.csv have a column fold.
 
     Raises:
-        InputError: an unfinished run, another dataset or other folds, or a damaged shard.
+        InputError: an unfinished run, another dataset or other folds, runs that were tuned under different test-time
+            augmentation, or a damaged shard.
     """
     folds, overrides = read_cross_validation(path), overrides or {}
     runs = [replace(run, config=with_overrides(run.config, overrides, run.path)) for run in _runs(folds, dataset)]
-    config = with_overrides(folds.config, overrides, folds.path)
+    config = _with_common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
     for line in doubtful_augmentation(folds.path, config):
         say(f"warning    {line}")
     tuned_on = [tuned_on_cases(run, list(cases), say) for run, cases in zip(runs, folds.cases, strict=True)]
@@ -82,6 +83,16 @@ def evaluate_cross_validation(
     }
     write_evaluation(folds.path, summary, rows, chosen, None, f"Cross-validation {folds.path.name}", details)
     return summary
+
+
+def _with_common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
+    """What is said of all runs has the test-time augmentation that they were tuned under."""
+    words = dict.fromkeys(tta_words(run.config) for run in runs)
+    if len(words) > 1:
+        cure = "name one for all with --tta"
+        raise InputError(f"{folds.path}: its runs differ in test-time augmentation ({'; '.join(words)}); {cure}")
+    evaluation = config.evaluation.model_copy(update={"tta": runs[0].config.evaluation.tta})
+    return config.model_copy(update={"evaluation": evaluation})
 
 
 def _means(rows: pd.DataFrame) -> dict:

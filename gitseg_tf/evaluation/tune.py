@@ -1,7 +1,7 @@
 """Finding a run's post-processing on the patients it did not train on."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.evaluate import scans_of_fold
 from gitseg_tf.evaluation.tuning import PairScores, Step, search, table_lines
 from gitseg_tf.files import write_atomically
+from gitseg_tf.inference.ensemble import tta_words
+from gitseg_tf.inference.exported import exported_config, exported_version
 from gitseg_tf.inference.predictor import make_scan_function, run_probabilities
 from gitseg_tf.progress import progress
+from gitseg_tf.sections.evaluation import TtaConfig
 from gitseg_tf.sections.postprocess import PostprocessConfig
 from gitseg_tf.training.run_folder import TUNED
 from gitseg_tf.training.trainer import Run
@@ -33,10 +36,11 @@ def tune(
     """Search for the post-processing with the highest score, show what each step gains, and save it with the run.
 
     Each scan is predicted once; its probabilities stay in a temporary folder for the search. Post-processing that the
-    run has already does not count: the search begins with all off.
+    run has already does not count: the search begins with all off. The test-time augmentation under which it was
+    found is saved with it.
 
     Args:
-        run: a trained run.
+        run: a trained run; its config says with what test-time augmentation.
         dataset: with contours.
         fold: the fold to tune on; None is the one that the run held out.
         dry_run: write nothing.
@@ -76,10 +80,29 @@ def tune(
         "score_after": after,
         "gitseg_tf": __version__,
     }
-    tree = {"postprocess": settings.model_dump(mode="json"), "provenance": {"tuned": tuned}}
+    tta = run.config.evaluation.tta
+    tree = {
+        "evaluation": {"tta": tta.model_dump(mode="json")},
+        "postprocess": settings.model_dump(mode="json"),
+        "provenance": {"tuned": tuned},
+    }
     write_atomically(run.path / TUNED, yaml.safe_dump(tree, sort_keys=False).encode())
-    say(f"saved      {run.path / TUNED}")
+    with_tta = f", with test-time augmentation ({tta_words(run.config)})" if tta != TtaConfig() else ""
+    say(f"saved      {run.path / TUNED}{with_tta}")
+    for line in _stale_export(run, settings):
+        say(line)
     return settings, steps
+
+
+def _stale_export(run: Run, settings: PostprocessConfig) -> Iterator[str]:
+    """A line if the run's own export cleans masks otherwise than was found now."""
+    exported = exported_version(run.path / "export")
+    if exported is None:
+        return
+    before = exported_config(exported)
+    if (before.postprocess, before.evaluation.tta) != (settings, run.config.evaluation.tta):
+        version = "" if exported.name == "1" else f"--model-version {exported.name} "
+        yield f"stale      {exported} still is as before; gitseg export {run.path} {version}--force replaces it"
 
 
 def _check_unseen(run: Run, cases: list[str], fold: int) -> None:

@@ -3,13 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from gitseg_tf.data.records import intensity_percentiles
 from gitseg_tf.data.scans import Cohort, Scan, read_cohort, read_file, read_image
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.outputs import OUTPUTS, WriteScan
+from gitseg_tf.inference.outputs import OUTPUTS, SUBMISSION, WriteScan, predicted_files, predicted_scans
 from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.progress import progress, say_above
 
@@ -23,6 +24,8 @@ def predict_cohort(
     load: Callable | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
+
+    What an earlier call predicted of a scan that fails is removed, for nobody could tell it from what is made now.
 
     Args:
         models: runs, exported SavedModels or cross-validations, see `load_predictor`; of several the mean.
@@ -41,6 +44,7 @@ def predict_cohort(
             all others are written, that some have failed.
     """
     cohort, out = _read_source(as_path(source)), as_path(out)
+    remove_earlier = partial(_remove_earlier, output, out, as_path(source), say)
     for note in cohort.notes:
         say(note)
     failed = [name for name, _ in cohort.broken]
@@ -50,17 +54,21 @@ def predict_cohort(
         out.mkdir(parents=True, exist_ok=True)
         for name, reason in cohort.broken:
             say(f"{name} failed: {reason}")
+            remove_earlier(name)
         finished = predict_scans(cohort.scans, predict, write)
         for scan, error in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
             if error is not None:
                 say(f"{scan.id} failed: {error}")
+                remove_earlier(scan.id)
                 failed.append(scan.id)
         if len(failed) == total:
+            if output == "submission":
+                (out / SUBMISSION).unlink(missing_ok=True)  # of an earlier call
             raise InputError(f"{source}: none of its {total} scans could be segmented, the reasons are above")
     if failed:
         raise InputError(
             f"{source}: {len(failed)} of {total} scans failed for the reasons above ({', '.join(failed)}); "
-            f"the others are in {out}"
+            f"the others are in {out}{_others_there(output, out, cohort)}"
         )
     return out
 
@@ -106,6 +114,28 @@ def predict_scans(
 
     for writing in _ahead(finish, segmented()):
         yield writing.result()
+
+
+def _remove_earlier(output: str, out: AnyPath, source: AnyPath, say: Callable[[str], None], scan_id: str) -> None:
+    earlier = predicted_files(output, out, scan_id)
+    if not earlier:
+        return
+    more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
+    if out.resolve() == source.resolve():  # they may be the contours that the scan came with
+        say(f"{scan_id}: {earlier[0]}{more} stays, and is not of this prediction")
+        return
+    for path in earlier:
+        path.unlink()
+    say(f"{scan_id}: its earlier prediction is removed ({earlier[0]}{more})")
+
+
+def _others_there(output: str, out: AnyPath, cohort: Cohort) -> str:
+    """What is there of scans that were not read: one of which not even the name could be read may be among them."""
+    others = sorted(set(predicted_scans(output, out)) - {scan.id for scan in cohort.scans}) if cohort.broken else []
+    if not others:
+        return ""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f", beside what earlier calls predicted of {others[0]}{more}"
 
 
 def _read_source(source: AnyPath) -> Cohort:

@@ -59,7 +59,8 @@ def load_predictor(
             ONNX or TFLite file of gitseg export or its folder (RUN/export/onnx), or a cross-validation, which is all
             its runs.
         overrides: dotted keys of the sections evaluation and postprocess, for all models.
-        postprocess: a YAML file whose section postprocess takes the place of the models' own.
+        postprocess: a YAML file whose section postprocess takes the place of the models' own, and evaluation.tta too,
+            if it is there.
         say: takes lines for the user.
 
     Returns:
@@ -91,7 +92,7 @@ def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | No
 
     Args:
         overrides: dotted keys of the sections evaluation and postprocess.
-        postprocess: a YAML file with a section postprocess.
+        postprocess: a YAML file with a section postprocess, and evaluation.tta where it was tuned under that.
 
     Returns:
         The overrides, those of the file first.
@@ -109,7 +110,11 @@ def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | No
     path = as_path(postprocess)
     if "postprocess" not in read_yaml(path):
         raise InputError(f"{path}: has no section postprocess; give a file such as gitseg tune writes")
-    return {"postprocess": load_config(path).postprocess.model_dump(mode="json")} | overrides
+    config = load_config(path)
+    of_file = {"postprocess": config.postprocess.model_dump(mode="json")}
+    if "tta" in config.evaluation.model_fields_set:
+        of_file["evaluation.tta"] = config.evaluation.tta.model_dump(mode="json")
+    return of_file | overrides
 
 
 def run_probabilities(run: Run, precision: str = "float32") -> Callable:

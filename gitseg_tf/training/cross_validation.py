@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
@@ -216,13 +216,22 @@ def _clear_unbegun(run: AnyPath) -> None:
 
 def _is_finished(run: AnyPath, config: Config) -> bool:
     """Trained to the end, and then exported, which comes after the scores."""
-    exported = run / "export" / "1" / "assets.extra" / "config.yaml"
-    if not all(path.is_file() for path in (run / "history.csv", run / "evaluation.json", exported)):
+    if not all(path.is_file() for path in (run / "history.csv", run / "evaluation.json")):
         return False
     # Not the export of a shorter training that was to be longer.
+    return any(_ends_alike(then, config) for then in _exported_configs(run)) and _is_trained(run, config)
+
+
+def _exported_configs(run: AnyPath) -> Iterator[Config]:
+    """Of all versions: there may be further ones, and the first may have been removed."""
+    versions = run / "export"
+    if versions.is_dir():
+        yield from map(load_config, versions.glob("*/assets.extra/config.yaml"))
+
+
+def _ends_alike(one: Config, other: Config) -> bool:
     ends = ("epochs", "early_stopping")
-    then = load_config(exported).training
-    return all(getattr(then, key) == getattr(config.training, key) for key in ends) and _is_trained(run, config)
+    return all(getattr(one.training, key) == getattr(other.training, key) for key in ends)
 
 
 def _is_trained(run: AnyPath, config: Config) -> bool:

@@ -1,6 +1,7 @@
 """Pictures of the same held-out slices in each epoch: the reference's outlines beside the network's."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -64,9 +65,11 @@ def overlay_slices(dataset: Dataset, config: Config, count: int = SLICES) -> dic
         [D, H, W, 3]): of each scan the window with most organs in its middle slice, of these the largest ones.
     """
     scans = dataset.scans_of([config.data.fold], config.data.exclude_scans)
+    chosen = sorted(_most_organs_first(scans)[:count], key=lambda scan: scan.id)
+    most = _most_shown(_windows_of(chosen, dataset, config))
     shown = {}
-    for scan in sorted(_most_organs_first(scans)[:count], key=lambda scan: scan.id):
-        number, window = _most_shown(_windows_of(scan, dataset, config))
+    for scan in chosen:
+        number, window = most[scan.id]
         place = f"patch {number}" if config.data.patch else f"slice {number} of {scan.shape[0]}"
         shown[f"{scan.id}, {place}"] = window
     return shown
@@ -105,26 +108,32 @@ def _most_organs_first(scans: list[ScanEntry]) -> list[ScanEntry]:
     return sorted(by_rank, key=lambda scan: scan is not first[scan.case])
 
 
-def _windows_of(scan: ScanEntry, dataset: Dataset, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The windows of one held-out scan in order, without what fills up the last batch."""
-    # From its shard alone: it is read for each scan, and scans of several shards come in turns.
-    (shard,) = (shard for shard in dataset.shards if scan in shard.scans)
-    others = tuple(other.id for other in shard.scans if other != scan)
+def _windows_of(
+    scans: list[ScanEntry], dataset: Dataset, config: Config
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The windows of a few held-out scans, those of each in order, without what fills up the last batch."""
+    # Of their shards alone; and in one go, for to build the graph of the windows takes longer than to make a few.
+    shards = tuple(shard for shard in dataset.shards if any(scan in shard.scans for scan in scans))
+    others = tuple(other.id for shard in shards for other in shard.scans if other not in scans)
     data = config.data.model_copy(update={"exclude_scans": others})
-    alone = replace(dataset, shards=(shard,)), config.model_copy(update={"data": data})
-    for batch in validation_windows(*alone).as_numpy_iterator():
-        for image, mask, weight in zip(*batch, strict=True):
+    alone = replace(dataset, shards=shards), config.model_copy(update={"data": data})
+    for batch in validation_windows(*alone, named=True).as_numpy_iterator():
+        for image, mask, weight, name in zip(*batch, strict=True):
             if weight:
-                yield image, mask
+                yield name.decode(), image, mask
 
 
-def _most_shown(windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[int, tuple[np.ndarray, np.ndarray]]:
-    """The window with most of the organs in its middle slice, and its number, counted from 1."""
-    best, most = None, (-1, -1)
-    for number, (image, mask) in enumerate(windows, 1):
+def _most_shown(
+    windows: Iterable[tuple[str, np.ndarray, np.ndarray]],
+) -> dict[str, tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """Of each scan the window with most of the organs in its middle slice, and its number, counted from 1."""
+    best, most, numbers = {}, {}, Counter()
+    for scan, image, mask in windows:
+        numbers[scan] += 1
         areas = (_middle(mask) > 0).sum((0, 1))
-        if (np.count_nonzero(areas), areas.sum()) > most:
-            best, most = (number, (image.copy(), mask.copy())), (np.count_nonzero(areas), areas.sum())
+        shown = np.count_nonzero(areas), areas.sum()
+        if shown > most.get(scan, (-1, -1)):
+            best[scan], most[scan] = (numbers[scan], (image.copy(), mask.copy())), shown
     return best
 
 

@@ -10,7 +10,8 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.training.cluster import has_workers
 
-# What `gitseg tune` found for the weights of a run: a config file of a section postprocess, and provenance.tuned.
+# What `gitseg tune` found for the weights of a run: a config file of the section postprocess, the evaluation.tta
+# under which it was found, and provenance.tuned.
 TUNED = "postprocess.yaml"
 # What a run that goes on may have otherwise than the one before, by section.
 MAY_CHANGE = {
@@ -60,7 +61,8 @@ def check_run_folder(run: AnyPath, resume: bool) -> None:
 
 
 def load_run_config(run: AnyPath) -> Config:
-    """The config of a run, with the post-processing that `gitseg tune` found in place of its own.
+    """The config of a run, with what `gitseg tune` found in place of its own: the post-processing, and the test-time
+    augmentation to which that belongs, if the file has it.
 
     Raises:
         InputError: config.yaml or postprocess.yaml is damaged.
@@ -69,11 +71,18 @@ def load_run_config(run: AnyPath) -> Config:
     if not (run / TUNED).is_file():
         return config
     tuned = load_config(run / TUNED)
+    evaluation = config.evaluation
+    if "tta" in tuned.evaluation.model_fields_set:
+        evaluation = evaluation.model_copy(update={"tta": tuned.evaluation.tta})
     facts = tuned.provenance.get("tuned")
     if not isinstance(facts, dict) or not {"fold", "cases", "scans"} <= set(facts):
         raise InputError(f"{run / TUNED}: provenance.tuned lacks fold, cases or scans; remove it and run gitseg tune")
     return config.model_copy(
-        update={"postprocess": tuned.postprocess, "provenance": config.provenance | tuned.provenance}
+        update={
+            "evaluation": evaluation,
+            "postprocess": tuned.postprocess,
+            "provenance": config.provenance | tuned.provenance,
+        }
     )
 
 

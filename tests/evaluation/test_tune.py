@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
 
-from gitseg_tf.config import load_config, save_config
+from gitseg_tf.config import load_config, save_config, with_overrides
 from gitseg_tf.evaluation import evaluate as evaluation
 from gitseg_tf.evaluation import tune as tuning
 from gitseg_tf.evaluation.evaluate import evaluate
 from gitseg_tf.evaluation.tune import tune
+from gitseg_tf.sections.postprocess import OrganConfig
 from gitseg_tf.training.trainer import load_run
 
 
@@ -68,6 +70,55 @@ def test_each_step_is_a_line_and_the_saved_file_says_what_it_was_tuned_on(make_r
     assert facts["cases"] == sorted({entry.case for entry in entries})
     assert facts["score_after"] == pytest.approx(steps[-1].after)
     assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
+
+
+def left_sided(windows):
+    """`faint_organs`, less sure on the right."""
+    width = windows.shape[-2]
+    return faint_organs(windows) * tf.where(tf.range(width) < width // 2, 1.0, 0.4)[:, None]
+
+
+def test_the_augmentation_that_it_was_tuned_under_is_used_from_then_on(make_run, drawn_dataset, lines, monkeypatch):
+    run = make_run(evaluation__batch_size=4)
+    for module in (tuning, evaluation):
+        monkeypatch.setattr(module, "run_probabilities", lambda run: left_sided)
+    monkeypatch.setattr("gitseg_tf.evaluation.tuning.GRID", {"threshold": (None, 0.1, 0.15, 0.2, 0.25, 0.3)})
+    flipping = replace(run, config=with_overrides(run.config, {"evaluation.tta.flip": True}, run.path))
+    _, steps = tune(flipping, drawn_dataset, say=lines.append)
+    assert lines[-1].endswith("postprocess.yaml, with test-time augmentation (left and right changed)")
+    tuned = load_run(run.path)
+    assert tuned.config.evaluation == flipping.config.evaluation != run.config.evaluation
+    assert evaluate(tuned, drawn_dataset, say=lines.append)["score"] == pytest.approx(steps[-1].after, abs=1e-6)
+    # Thresholds for what is averaged over both sides suit nothing else.
+    plain = replace(tuned, config=with_overrides(tuned.config, {"evaluation.tta.flip": False}, run.path))
+    assert evaluate(plain, drawn_dataset, say=lines.append)["score"] != pytest.approx(steps[-1].after, abs=1e-3)
+
+
+def test_a_file_that_says_nothing_of_augmentation_leaves_it_to_the_config(make_run, drawn_dataset):
+    run = make_run(evaluation__tta={"scales": [0.9]})
+    tuned = {"postprocess": {"stomach": {"gap_mm": 9}}, "provenance": {"tuned": {"fold": 0, "cases": [], "scans": []}}}
+    (run.path / "postprocess.yaml").write_text(yaml.safe_dump(tuned))
+    config = load_run(run.path).config
+    assert config.postprocess.stomach.gap_mm == 9 and config.evaluation.tta.scales == (0.9,)
+    (run.path / "postprocess.yaml").write_text(yaml.safe_dump(tuned | {"evaluation": {"tta": {"scales": []}}}))
+    assert load_run(run.path).config.evaluation.tta.scales == ()
+
+
+@pytest.mark.parametrize(("version", "command"), [(1, "export {} --force"), (3, "export {} --model-version 3 --force")])
+def test_an_export_of_before_is_called_stale(make_run, drawn_dataset, lines, version, command, monkeypatch):
+    monkeypatch.setattr(tuning, "search", lambda *_: ({"stomach": OrganConfig(gap_mm=9)}, [], 0.5))
+    run = make_run()
+    exported = run.path / "export" / str(version)
+    (exported / "assets.extra").mkdir(parents=True)
+    (exported / "saved_model.pb").touch()
+    save_config(run.config, exported / "assets.extra" / "config.yaml")
+    tune(run, drawn_dataset, dry_run=True, say=lines.append)
+    assert "dry run" in lines[-1]
+    tune(run, drawn_dataset, say=lines.append)
+    assert lines[-1].startswith(f"stale      {exported} ") and command.format(run.path) in lines[-1]
+    save_config(load_run(run.path).config, exported / "assets.extra" / "config.yaml")  # as export writes it
+    tune(load_run(run.path), drawn_dataset, say=lines.append)
+    assert lines[-1].startswith("saved ")
 
 
 def test_a_dry_run_shows_and_saves_nothing(make_run, drawn_dataset, lines):

@@ -14,7 +14,7 @@ from gitseg_tf.data.scans import read_cohort, read_masks
 from gitseg_tf.errors import InputError
 from gitseg_tf.inference import predict as prediction
 from gitseg_tf.inference import predictor
-from gitseg_tf.inference.outputs import OUTPUTS
+from gitseg_tf.inference.outputs import OUTPUTS, predicted_files, predicted_scans
 from gitseg_tf.inference.predict import predict_cohort, predict_scans
 
 GRACE = 30  # seconds after which a test fails instead of waiting
@@ -68,6 +68,69 @@ def test_of_a_broken_scan_nothing_is_written(cohort, tmp_path, output):
     failure(cohort.root, tmp_path / "out", output)
     assert sorted({path.name.split(".")[0] for path in (tmp_path / "out").iterdir()}) == ["case1_day0", "case2_day0"]
     assert not [path for path in (tmp_path / "out").rglob(".*")]
+
+
+@pytest.mark.parametrize("output", ["nifti", "png", "gif"])
+def test_the_earlier_prediction_of_a_scan_that_fails_is_removed_and_said(cohort, tmp_path, output):
+    out = tmp_path / "out"
+    predict_cohort("model", cohort.root, out, output)
+    of_scan = {path for path in out.rglob("case1_day5*") if path.is_file()} | set(out.glob("case1_day5/*"))
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    notes = out / "case1_day5_notes.txt"
+    notes.touch()
+    next((cohort.root / "train/case1/case1_day5").rglob("*.png")).write_bytes(b"")
+    said, error = failure(cohort.root, out, output)
+    removed = {path for path in of_scan if path.name != "image.nii.gz"}
+    assert removed and not any(path.exists() for path in removed) and notes.exists()
+    assert said[1].startswith("case1_day5: its earlier prediction is removed (") and str(out / "case1_day5") in said[1]
+    assert len(said) == 2 and "earlier calls" not in error
+    assert {path for path in kept if path.exists()} == set(kept) - removed
+
+
+def test_of_a_series_that_cannot_be_read_earlier_structure_sets_are_named(write, clinic, patients, tmp_path):
+    writers = [write(index).write_series() for index in range(3)]
+    predict_cohort("model", clinic, tmp_path / "out", "rtstruct")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    header = writers[0].root / "IM0003"  # it cannot tell whose it is
+    header.rename(header.with_suffix(".dcm")).write_bytes(b"no")
+    pixels = writers[1].root / "IM0003"
+    pixels.write_bytes(pixels.read_bytes()[:-400])
+    said, error = failure(clinic, tmp_path / "out", "rtstruct")
+    left = sorted(path.name for path in (tmp_path / "out").iterdir())
+    (removed,) = set(names) - set(left)
+    assert said[2].endswith(f"is removed ({tmp_path / 'out' / removed})")
+    (of_header,) = set(left) - {"case2_20260102.dcm"}
+    assert error.endswith(f"beside what earlier calls predicted of {of_header.removesuffix('.dcm')}")
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_of_each_format_it_is_known_what_it_leaves_of_a_scan(cohort, tmp_path, output):
+    assert predicted_files(output, tmp_path / "nowhere", "case1_day0") == []
+    if output not in ("submission", "rtstruct"):
+        out = predict_cohort("model", cohort.root, tmp_path / "out", output)
+        assert predicted_scans(output, out) == [scan.id for scan in cohort.scans]
+        assert predicted_files(output, out, "case1") == predicted_files(output, out, str(out / "case1_day0")) == []
+
+
+def test_what_came_with_the_scans_is_never_removed(cohort, nifti, tmp_path):
+    place = tmp_path / "in"
+    for scan in cohort.scans:
+        nifti.save(place / scan.id / "image.nii.gz", nifti.stored_as(scan.image, "RAS"), nifti.affine_of(scan, "RAS"))
+    predict_cohort("model", place, place, "nifti")
+    before = (place / "case1_day5/stomach.nii.gz").read_bytes()
+    image = place / "case1_day5/image.nii.gz"
+    image.write_bytes(image.read_bytes()[:-30])
+    said, _ = failure(place, place, "nifti")
+    assert (place / "case1_day5/stomach.nii.gz").read_bytes() == before
+    assert said[1].startswith("case1_day5: ") and "stays, and is not of this prediction" in said[1]
+
+
+def test_a_table_has_nothing_of_a_scan_that_fails(cohort, tmp_path):
+    predict_cohort("model", cohort.root, tmp_path / "out")
+    for path in cohort.root.rglob("*.png"):
+        path.write_bytes(b"")
+    failure(cohort.root, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_name_that_cannot_be_read_does_not_stop_the_other_scans(cohort, tmp_path):

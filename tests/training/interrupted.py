@@ -175,25 +175,29 @@ def without_space(root, run):
     train(root, run, training__checkpoint_minutes=0)
 
 
+def files_in(run: Path) -> list[str]:
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+
+
 def main(root: Path, out: Path) -> dict:
-    ended, run, full = {}, out / "killed", out / "full"
+    ended, run = {}, out / "killed"
     ended["undisturbed"] = in_a_process(recorded, out / "steps.txt", root, out / "undisturbed")
     taken = photographed(root, out / "again", out)
+    # One run goes through all of it: the first four in its first epoch, then one in each.
     for work in (
+        killed_before_the_first_checkpoint,
         killed_within_a_checkpoint,
         killed_within_the_validation,
         killed_within_the_best_weights,
-        killed_before_the_history,
     ):
         ended[work.__name__] = in_a_process(work, root, run)
-    ended["killed"] = in_a_process(train, root, run)
-    ended["early"] = in_a_process(killed_before_the_first_checkpoint, root, out / "early")
-    ended["early, resumed"] = in_a_process(train, root, out / "early")
-    ended["full"] = in_a_process(without_space, root, full)
-    left = sorted(str(path.relative_to(full)) for path in full.rglob("*") if path.is_file())
-    ended["full, resumed"] = in_a_process(train, root, full)
+    before = files_in(run)
+    ended["without_space"] = in_a_process(without_space, root, run)
+    left = files_in(run)
+    ended["killed_before_the_history"] = in_a_process(killed_before_the_history, root, run)
+    ended["resumed"] = in_a_process(train, root, run)
     photographs = [state_in(out / f"photograph{k}") for k in range(taken)]
-    return {"ended": ended, "photographs": photographs, "left": left}
+    return {"ended": ended, "photographs": photographs, "before": before, "left": left}
 
 
 if __name__ == "__main__":

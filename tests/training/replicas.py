@@ -1,7 +1,7 @@
 """What test_distributed runs in processes of its own, for TensorFlow's devices are chosen once a process.
 
 `replicas.py compare DATASET OUT` prints JSON: histories, losses and gradients on one device and on two replicas.
-`replicas.py eight DATASET OUT` prints the histories on one device and on eight replicas.
+`replicas.py eight DATASET OUT` prints the history on eight replicas.
 `replicas.py worker DATASET OUT` trains as one of the workers that TF_CONFIG names, or goes on with OUT; DIE_AT=STEP in
 the environment has it kill itself after that step.
 """
@@ -141,11 +141,11 @@ def compare(dataset, out: Path) -> dict:
 
 
 def eight(dataset, out: Path) -> dict:
-    """An epoch on one device and on eight replicas."""
+    """The training of `compare` on eight replicas."""
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 8
     )
-    history = {name: trained(dataset, out / name, name, 1) for name in ("one_device", "mirrored")}
+    history = trained(dataset, out / "mirrored", "mirrored")
     return {"replicas": choose_strategy("mirrored")[0].num_replicas_in_sync, "history": history}
 
 

@@ -145,6 +145,15 @@ def test_a_run_is_finished_only_with_all_epochs_scores_and_their_export(commands
     assert folds.unfinished() == [2]
 
 
+def test_a_later_version_of_the_export_will_do(commands, drawn_dataset):
+    folds = train_folds(configured(), drawn_dataset, commands.out, say=quiet)
+    shutil.copytree(commands.out / "fold2/export/1", commands.out / "fold2/export/3")
+    shutil.rmtree(commands.out / "fold2/export/1")
+    assert folds.unfinished() == []
+    shutil.rmtree(commands.out / "fold2/export")
+    assert folds.unfinished() == [2]
+
+
 def test_a_run_that_stopped_early_is_finished(commands, drawn_dataset):
     config = configured(training__epochs=9, training__early_stopping=2)
     folds = cross_validation.CrossValidation(commands.out, config, (("case1",), ("case2",)))
@@ -384,6 +393,11 @@ def test_evaluate_predicts_again_with_the_weights_that_are_there(copied, validat
 def test_evaluate_predicts_with_the_augmentation_that_is_asked_for(copied, validated, capsys):
     """Each fold is as its run by itself is with it; that training made no flips is said once."""
     save_config(load_config(copied / MARKER, {"augment.flip.p": 0}), copied / MARKER)
+    facts = {"provenance": {"tuned": {"fold": 0, "cases": [], "scans": []}}}
+    tuned = {"evaluation": {"tta": {"scales": [0.9]}}} | facts
+    (copied / "fold0" / "postprocess.yaml").write_text(yaml.safe_dump(tuned))
+    line = refused(capsys, "evaluate", copied)
+    assert "differ in test-time augmentation (0.9 times the size; none)" in line and "--tta" in line
     assert main(["evaluate", str(copied), "--tta", "flip"]) == 0
     said = capsys.readouterr().out
     assert said.count("without flips") == 1 and f"warning    {copied}: was trained without flips" in said

