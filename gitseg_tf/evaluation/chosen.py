@@ -27,7 +27,8 @@ def choose_scans(
 
     Returns:
         {scan: "best", "median", "worst", "2nd worst", ..., "largest Hausdorff"} in this order. A scan is chosen once:
-        two scans have no median one, a single scan is the best; scans without a score (no organ in the truth) come into
+        of few scans the median one is one of the worst ("median and 2nd worst"), two scans have no median one, a single
+        scan is the best; scans without a score (no organ in the truth) come into
         question only where no scan has one.
     """
     ranking = _rank(scores)
@@ -37,7 +38,11 @@ def choose_scans(
     if len(ranking) > 2:
         roles[ranking[len(ranking) // 2]] = "median"
     for place, scan in enumerate(ranking[: -worst - 1 : -1], 1):
-        roles.setdefault(scan, "worst" if place == 1 else f"{place}{_ENDINGS.get(place, 'th')} worst")
+        name = "worst" if place == 1 else f"{place}{_ENDINGS.get(place, 'th')} worst"
+        if roles.get(scan) == "median":  # of few scans
+            name = f"median and {name}"
+        if roles.get(scan) != "best":
+            roles[scan] = name
     if distances:
         roles.setdefault(max(distances, key=distances.get), "largest Hausdorff")
     return roles

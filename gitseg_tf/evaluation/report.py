@@ -54,13 +54,18 @@ def write_report(
         present=rows[rows["truth_ml"] > 0]["organ"].value_counts().to_dict(),
         rows=rows.to_dict("records"),
         outliers=_outliers(rows),
-        scrollable=sorted(galleries, key=lambda gallery: gallery["role"] in ("best", "median")),
-        galleries=[gallery for gallery in galleries if gallery["role"] in _PRINTED],
+        scrollable=sorted(galleries, key=lambda gallery: _place(gallery) in ("best", "median")),
+        galleries=[gallery for gallery in galleries if _place(gallery) in _PRINTED],
         score_charts=score_charts(rows),
         reliability_charts=reliability_charts(summary.get("calibration") or {}),
         training=None if history is None else _training(history),
     )
     write_atomically(as_path(path), html.encode())
+
+
+def _place(gallery: dict) -> str:
+    """The first of its roles: "median" of "median and 2nd worst"."""
+    return gallery["role"].partition(" and ")[0]
 
 
 def _shade(dice: float) -> str:

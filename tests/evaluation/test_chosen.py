@@ -29,8 +29,20 @@ def test_scans_are_chosen_by_score(scores, expected):
 
 def test_more_of_the_worst_are_told_by_their_place():
     scores = {name: k / 10 for k, name in enumerate("abcdefgh")}
-    expected = {"h": "best", "d": "median", "a": "worst", "b": "2nd worst", "c": "3rd worst", "e": "5th worst"}
-    assert choose_scans(scores) == expected
+    expected = {"h": "best", "d": "median and 4th worst", "a": "worst", "b": "2nd worst", "c": "3rd worst"}
+    assert choose_scans(scores) == expected | {"e": "5th worst"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("abc", {"c": "best", "b": "median and 2nd worst", "a": "worst"}),
+        ("abcd", {"d": "best", "b": "median and 2nd worst", "a": "worst", "c": "3rd worst"}),
+        ("abcde", {"e": "best", "c": "median and 3rd worst", "a": "worst", "b": "2nd worst", "d": "4th worst"}),
+    ],
+)
+def test_of_few_scans_the_median_one_is_told_by_its_place_too(names, expected):
+    assert list(choose_scans({name: k / 10 for k, name in enumerate(names)}).items()) == list(expected.items())
 
 
 def test_the_largest_distance_is_shown_unless_its_scan_is_already():
