@@ -123,14 +123,17 @@ def _configs(path: AnyPath, allowed: tuple[AnyPath, ...]) -> dict[AnyPath, Confi
     return {exported: exported_config(exported)}
 
 
-def _own_data(path: AnyPath, configs: dict[AnyPath, Config]) -> str:
+def _own_data(path: AnyPath, configs: dict[AnyPath, Config]) -> AnyPath:
     """The dataset that a run was trained on. A SavedModel is for other places than the one where that lies."""
     model, config = next(iter(configs.items()))
     if not has_begun(model):
         raise InputError(f"{path}: is a SavedModel, which has no scans; name some with --data")
     if "records" not in config.provenance:
         raise InputError(f"{path}: does not say what it was trained on; name the data with --data")
-    return config.provenance["records"]
+    records = as_path(config.provenance["records"])
+    if not is_dataset(records) and not is_cohort(records):
+        raise InputError(f"{path}: was trained on {records}, which holds no scans any more; name the data with --data")
+    return records
 
 
 def _models(path: AnyPath, configs: dict[AnyPath, Config]) -> tuple[Callable, tuple[str, ...]]:

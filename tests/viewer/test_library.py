@@ -192,6 +192,17 @@ def test_what_holds_no_scans_is_refused(tmp_path, refusal, name, says):
     assert says in refusal(open_library, tmp_path / name)
 
 
+def test_a_run_whose_records_are_gone_says_where_they_were_and_what_helps(untrained, drawn_dataset, tmp_path, refusal):
+    run = shutil.copytree(untrained, tmp_path / "run")
+    gone = tmp_path / "gone"
+    for there in (False, True):
+        gone.mkdir() if there else None
+        save_config(load_config(run / "config.yaml", {"provenance.records": str(gone)}), run / "config.yaml")
+        said = refusal(open_library, run)
+        assert f"{run}: was trained on {gone}, which holds no scans any more" in said and "--data" in said
+    assert len(open_library(run, drawn_dataset.root).entries) == 9
+
+
 def test_data_for_what_is_no_run_is_refused(drawn, refusal):
     assert "--data is for runs" in refusal(open_library, drawn.root, drawn.root)
 

@@ -359,8 +359,13 @@ def test_a_broken_scan_says_why_and_the_others_are_there(browser, serve, drawn, 
         page.open()
         page.see("case1_day5/axial/3")
         assert "cannot be read" in page.text("#rows tr.broken")
+        empty = "const [strip, blank] = [document.querySelector('#strip'), document.createElement('canvas')];"
+        empty += "[blank.width, blank.height] = [strip.width, strip.height];"
+        empty += "return strip.toDataURL() === blank.toDataURL()"
+        page.until(lambda: not browser.execute_script(empty))
         page.find("#rows tr.broken").click()
         page.until(lambda: "slice_1.png: the name is not" in page.text("#message"))
+        assert browser.execute_script(empty)  # nothing of the scan before
         page.find("#strip").click()
         page.press(Keys.ARROW_DOWN, "c", "w", "n")
         page.until(lambda: page.shown.startswith("case1_day5/"))

@@ -304,6 +304,7 @@ async function openScan(number, then = {}) {
   Object.assign(state, { scan: number, plane: then.plane || state.plane });
   scan = null;
   panes.forEach((pane) => pane.clear());
+  drawStrip();
   markList();
   showPrediction("none", "");
   $("scan-name").textContent = entry.id;
