@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gitseg_tf.config import load_config
+from gitseg_tf.config import load_config, with_overrides
 from gitseg_tf.data.records import intensity_percentiles
-from gitseg_tf.inference.predictor import make_predictor
+from gitseg_tf.inference.predictor import checked_overrides, make_predictor
 
 SIZE = [64, 64]
 
@@ -75,3 +75,14 @@ def test_a_window_does_not_reach_over_a_gap_in_the_slice_numbers():
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 33, 200)])
 def test_any_shape_of_scan_is_taken(shape):
     assert predict(np.full(shape, 7, np.uint16)).shape == (3, *shape)
+
+
+def test_a_file_of_tuned_settings_brings_its_augmentation_and_the_command_line_comes_last(tmp_path):
+    tuned = tmp_path / "postprocess.yaml"
+    tuned.write_text("postprocess: {stomach: {gap_mm: 9}}\nevaluation: {tta: {flip: true, scales: [0.9]}}\n")
+    config = with_overrides(load_config(), checked_overrides({"evaluation.tta.flip": False}, tuned), "model")
+    assert config.postprocess.stomach.gap_mm == 9
+    assert config.evaluation.tta.scales == (0.9,) and not config.evaluation.tta.flip
+    tuned.write_text("postprocess: {stomach: {gap_mm: 9}}\n")
+    own = load_config(None, {"evaluation.tta.flip": True})
+    assert with_overrides(own, checked_overrides({}, tuned), "model").evaluation == own.evaluation
