@@ -192,7 +192,7 @@ def test_the_agreement_is_measured_as_the_docs_say(written, drawn_dataset, capsy
     run, _ = written
     docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", docs, re.DOTALL) if "run_probabilities" in block)
-    exec(code.replace('"RUN"', repr(str(run.path))).replace('"DATA"', repr(str(drawn_dataset.root))), {})  # noqa: S102
+    exec(code.replace('"RUN"', repr(str(run.path))).replace('"DATA"', repr(str(drawn_dataset.root))), {})
     lines = capsys.readouterr().out.splitlines()
     found = [re.fullmatch(r"(\w+) Dice (\S+) probabilities (\S+)", line).groups() for line in lines]
     held_out = [scan.id for scan in drawn_dataset.scans_of([run.config.data.fold])]
