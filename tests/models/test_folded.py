@@ -86,3 +86,20 @@ def test_a_network_inside_of_another_is_folded_too():
     expected = tf.sigmoid(model(windows, training=False))
     np.testing.assert_allclose(inference_network(model)(windows), expected, atol=1e-5)
     assert list(normalizations(model)) == [2, 0]
+
+
+@pytest.mark.parametrize("seen", ["convolution", "sum"])
+def test_a_bias_that_goes_to_a_convolution_under_a_sum_is_not_seen_by_others(seen):
+    norm = keras.layers.BatchNormalization()
+
+    def joined(x):
+        convolution = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(x)
+        total = keras.layers.Add()([x, convolution])
+        return keras.layers.Concatenate()([norm(total), {"convolution": convolution, "sum": total}[seen]])
+
+    model, windows = network(joined)
+    ones = np.ones(4, np.float32)
+    norm.set_weights([ones, 2 * ones, 0 * ones, (1 - norm.epsilon) * ones])
+    expected = tf.sigmoid(model(windows, training=False))
+    np.testing.assert_allclose(inference_network(model)(windows), expected, atol=1e-5)
+    assert list(normalizations(model)) == [1, 0]

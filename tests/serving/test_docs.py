@@ -36,7 +36,7 @@ GRPCURL = [block for block in BASH if block.startswith("grpcurl ")]
 
 
 def test_the_page_has_the_examples_that_are_run():
-    assert len(PYTHON) == 3 and len(CURL) == 2 and len(GRPCURL) == 2 and len(BASH) == 4
+    assert len(PYTHON) == 4 and len(CURL) == 2 and len(GRPCURL) == 2 and len(BASH) == 4
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_python_examples(example, image, server, tmp_path, monkeypatch):
 
 
 def test_the_python_example_with_the_package(image, server, tmp_path, monkeypatch, capsys):
-    (example,) = (example for example in PYTHON if "gitseg_tf" in example)
+    (example,) = (example for example in PYTHON if "gitseg_tf.serving.client" in example)
     monkeypatch.chdir(tmp_path)
     exec(with_ports(example, server), {})
     counts = rule(image, (3.0, 1.5, 1.25)).sum((1, 2, 3))

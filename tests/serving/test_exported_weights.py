@@ -1,6 +1,7 @@
 """Weights of exported models in float32 and bfloat16: what is written, what TensorFlow makes of it, what comes out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,16 @@ def test_a_network_that_is_loaded_already_is_not_loaded_again(written, tmp_path,
     windows = windows_of(run)
     both = [session_graph(one, "serving_default", windows=windows)[1] for one in (path, paths["float32"])]
     np.testing.assert_allclose(*both, atol=1e-6)
+
+
+def test_the_agreement_is_measured_as_the_docs_say(written, drawn_dataset, capsys):
+    run, _ = written
+    docs = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", docs, re.DOTALL) if "run_probabilities" in block)
+    exec(code.replace('"RUN"', repr(str(run.path))).replace('"DATA"', repr(str(drawn_dataset.root))), {})
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.fullmatch(r"(\w+) Dice (\S+) probabilities (\S+)", line).groups() for line in lines]
+    held_out = [scan.id for scan in drawn_dataset.scans_of([run.config.data.fold])]
+    assert sorted(name for name, *_ in found) == sorted(held_out) and held_out
+    for _, dice, difference in found:
+        assert 0.98 < float(dice) <= 1 and 0 < float(difference) < 0.1
