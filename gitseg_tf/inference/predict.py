@@ -43,7 +43,11 @@ def predict_cohort(
         InputError: no model, models that do not go together, no scans, or scans that cannot be written so; and, when
             all others are written, that some have failed.
     """
-    cohort, out = _read_source(as_path(source)), as_path(out)
+    out = as_path(out)
+    try:
+        cohort = _read_source(as_path(source))
+    except InputError as error:
+        raise InputError(f"{error}{_all_there(output, out, as_path(source))}") from error
     remove_earlier = partial(_remove_earlier, output, out, as_path(source), say)
     for note in cohort.notes:
         say(note)
@@ -120,22 +124,29 @@ def _remove_earlier(output: str, out: AnyPath, source: AnyPath, say: Callable[[s
     earlier = predicted_files(output, out, scan_id)
     if not earlier:
         return
-    more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
     if out.resolve() == source.resolve():  # they may be the contours that the scan came with
-        say(f"{scan_id}: {earlier[0]}{more} stays, and is not of this prediction")
+        say(f"{scan_id}: {_first_of(earlier)} stays, and is not of this prediction")
         return
     for path in earlier:
         path.unlink()
-    say(f"{scan_id}: its earlier prediction is removed ({earlier[0]}{more})")
+    say(f"{scan_id}: its earlier prediction is removed ({_first_of(earlier)})")
+
+
+def _all_there(output: str, out: AnyPath, source: AnyPath) -> str:
+    there = [SUBMISSION] if output == "submission" and (out / SUBMISSION).is_file() else predicted_scans(output, out)
+    if not there or out.resolve() == source.resolve():
+        return ""
+    return f"; {out} holds what earlier calls predicted ({_first_of(there)})"
 
 
 def _others_there(output: str, out: AnyPath, cohort: Cohort) -> str:
     """What is there of scans that were not read: one of which not even the name could be read may be among them."""
     others = sorted(set(predicted_scans(output, out)) - {scan.id for scan in cohort.scans}) if cohort.broken else []
-    if not others:
-        return ""
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    return f", beside what earlier calls predicted of {others[0]}{more}"
+    return f", beside what earlier calls predicted of {_first_of(others)}" if others else ""
+
+
+def _first_of(names: list) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else str(names[0])
 
 
 def _read_source(source: AnyPath) -> Cohort:

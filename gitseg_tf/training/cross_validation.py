@@ -223,10 +223,13 @@ def _is_finished(run: AnyPath, config: Config) -> bool:
 
 
 def _exported_configs(run: AnyPath) -> Iterator[Config]:
-    """Of all versions: there may be further ones, and the first may have been removed."""
+    """Of all versions that are whole: there may be further ones, and the first may have been removed."""
     versions = run / "export"
-    if versions.is_dir():
-        yield from map(load_config, versions.glob("*/assets.extra/config.yaml"))
+    for version in versions.iterdir() if versions.is_dir() else ():
+        config = version / "assets.extra" / "config.yaml"
+        # A process that was killed leaves a folder of another name, or in a bucket one without the model.
+        if version.name.isdigit() and (version / "saved_model.pb").is_file() and config.is_file():
+            yield load_config(config)
 
 
 def _ends_alike(one: Config, other: Config) -> bool:

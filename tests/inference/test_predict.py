@@ -125,6 +125,18 @@ def test_what_came_with_the_scans_is_never_removed(cohort, nifti, tmp_path):
     assert said[1].startswith("case1_day5: ") and "stays, and is not of this prediction" in said[1]
 
 
+@pytest.mark.parametrize(("output", "left"), [("gif", "case1_day0 and 2 more"), ("submission", "submission.csv")])
+def test_where_nothing_can_be_read_the_error_names_what_earlier_calls_left(cohort, tmp_path, output, left):
+    nowhere, out = tmp_path / "nowhere", tmp_path / "out"
+    out.mkdir()
+    assert "earlier" not in failure(nowhere, out, output)[1]
+    predict_cohort("model", cohort.root, out, output)
+    kept = sorted(out.iterdir())
+    said, error = failure(nowhere, out, output)
+    assert error.startswith(f"{nowhere}: no such folder") and said == [] and sorted(out.iterdir()) == kept
+    assert error.endswith(f"; {out} holds what earlier calls predicted ({left})")
+
+
 def test_a_table_has_nothing_of_a_scan_that_fails(cohort, tmp_path):
     predict_cohort("model", cohort.root, tmp_path / "out")
     for path in cohort.root.rglob("*.png"):

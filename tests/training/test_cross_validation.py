@@ -62,6 +62,7 @@ def finish(run, config, epochs=2, exported=None):
     (run / "export" / "1" / "assets.extra").mkdir(parents=True, exist_ok=True)
     save_config(config, run / "config.yaml")
     save_config(exported or config, run / "export" / "1" / "assets.extra" / "config.yaml")
+    (run / "export" / "1" / "saved_model.pb").touch()
     (run / "evaluation.json").write_text("{}")
     pd.DataFrame({"epoch": range(1, epochs + 1), "epochs_without_gain": range(epochs)}).to_csv(run / "history.csv")
 
@@ -133,6 +134,8 @@ def test_finished_folds_are_skipped_and_an_interrupted_one_is_resumed(commands, 
     [
         lambda run: (run / "evaluation.json").unlink(),
         lambda run: (run / "export/1/assets.extra/config.yaml").unlink(),
+        lambda run: (run / "export/1/saved_model.pb").unlink(),  # the last file to come to a bucket
+        lambda run: (run / "export/1").rename(run / "export/.1.partial"),  # killed within the export
         lambda run: finish(run, configured(), epochs=1),
         lambda run: (run / "history.csv").write_text(""),
         lambda run: finish(run, configured(), exported=configured(training__epochs=1)),
