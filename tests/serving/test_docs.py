@@ -122,7 +122,7 @@ def test_the_commands_of_the_page_are_commands():
         for text in (PAGE, (SERVING / "README.md").read_text())
         for line in re.findall(r"^gitseg (predict .*)$", text, re.MULTILINE)
     ]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for line in commands:
         options = cli._parser().parse_args([word.strip('"') for word in line.split()])
         assert parse_address(options.server).name == model_name() and options.input == "INPUT"
