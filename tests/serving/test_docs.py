@@ -120,9 +120,9 @@ def test_the_commands_of_the_page_are_commands():
     commands = [
         line
         for text in (PAGE, (SERVING / "README.md").read_text())
-        for line in re.findall(r"^gitseg (predict .*)$", text, re.MULTILINE)
+        for line in re.findall(r"^gitseg (predict --server .*)$", text, re.MULTILINE)
     ]
-    assert len(commands) == 6
+    assert len(commands) == 5
     for line in commands:
         options = cli._parser().parse_args([word.strip('"') for word in line.split()])
         assert parse_address(options.server).name == model_name() and options.input == "INPUT"
