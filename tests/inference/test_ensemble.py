@@ -153,6 +153,7 @@ def _finish(run):
     pd.DataFrame({"epoch": range(config.training.epochs)}).to_csv(run / "history.csv")
     (run / "export/1/assets.extra").mkdir(parents=True)
     save_config(config, run / "export/1/assets.extra/config.yaml")
+    (run / "export/1/saved_model.pb").touch()
 
 
 def alone(path, image):
