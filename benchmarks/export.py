@@ -1,7 +1,7 @@
 """How many windows a second the exported network segments in process, against segmentation-models-pytorch deployed.
 
-Windows of 5 x 256 x 256, 8 at a time and one at a time, random weights, two threads. Ours: the Keras model under
-tf.function, and what `gitseg export` writes of it with weights in float32 and in bfloat16, loaded by
+Windows of 5 x 256 x 256, 8 at a time and one at a time, random weights and statistics, two threads. Ours: the Keras
+model under tf.function, and what `gitseg export` writes of it with weights in float32 and in bfloat16, loaded by
 tf.saved_model.load and by the session loader, which is TensorFlow Serving's. The peer: TorchScript (traced, frozen,
 optimised for inference, channels last) and torch.compile (inductor, weights frozen), in both precisions. One process a
 side, all ways in turns. The claims are on the faster way of each to load the export and the faster of the peer's two,
@@ -16,7 +16,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from models import NETWORKS, SIZE, SLICES, Side, rate, say
+from models import NETWORKS, SIZE, SLICES, Side, rate, say, settle_normalization
 
 ROUNDS = 3
 PEER = Path(__file__).parent / "peers" / "export_torch.py"
@@ -128,7 +128,9 @@ def untrained(architecture, backbone, folder):
     (run / "checkpoints").mkdir(parents=True)
     chosen = {"model.architecture": architecture, "model.backbone": backbone, "training.epochs": 1}
     config = load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES})
-    build_model(config).save_weights(str(best_weights_path(run)))
+    model = build_model(config)
+    settle_normalization(model)
+    model.save_weights(str(best_weights_path(run)))
     save_config(config, run / "config.yaml")
     write_history(run, [{"epoch": 1, "loss": 1.0}])
     return load_run(run)

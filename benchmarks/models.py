@@ -126,7 +126,7 @@ def serve(architecture, backbone, precision):
     """Ours, as peers/models_torch.py does it: facts, then an answer to each line of the standard input."""
     model, flops = network(architecture, backbone, precision)
     parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
-    steps = steps_of(model)
+    steps = steps_of(model, network(architecture, backbone, precision)[0])
     say({"parameters": parameters, "gflops": flops / 1e9})
     for line in sys.stdin:
         what, count = line.split()
@@ -140,17 +140,29 @@ def network(architecture, backbone, precision):
 
     chosen = {"model.architecture": architecture, "model.backbone": backbone}
     model = build_model(load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+    settle_normalization(model)
     return model, flops(model)
 
 
-def steps_of(model):
+def settle_normalization(model):
+    """Statistics as of a trained network: of means and betas of 0 no bias is left, nor what is joined with biases."""
+    import tf_keras as keras
+
+    draw = keras.initializers.RandomNormal(stddev=0.1, seed=0)
+    for layer in model.submodules:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(draw(layer.moving_mean.shape))
+            layer.beta.assign(draw(layer.beta.shape))
+
+
+def steps_of(model, predicting):
+    """Steps of training one network, and of predicting with another."""
     import tensorflow as tf
 
-    from gitseg_tf.models.frozen import freeze
+    from gitseg_tf.models.frozen import inference_network
 
     image, mask = tf.random.uniform([BATCH, SIZE, SIZE, SLICES]), tf.round(tf.random.uniform([BATCH, SIZE, SIZE, 3]))
-    spec = tf.TensorSpec([None, SIZE, SIZE, SLICES])
-    segment = freeze(lambda windows: tf.sigmoid(model(windows, training=False)), spec)
+    segment = inference_network(predicting)
     return {"train": training_step(model, image, mask), "infer": lambda: segment(image).numpy()}
 
 

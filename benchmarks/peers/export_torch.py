@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from models_torch import SIZE, SLICES, import_smp, rate, say
+from models_torch import SIZE, SLICES, import_smp, rate, say, settle_normalization
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,6 +38,7 @@ def main(architecture, encoder, folder, *batches):
     for precision, dtype in PRECISIONS.items():
         torch.manual_seed(0)
         network = getattr(smp, architecture)(encoder, encoder_weights=None, in_channels=SLICES, classes=3)
+        settle_normalization(network)
         network = Probabilities(network.eval().to(memory_format=torch.channels_last), dtype).eval()
         with torch.no_grad():
             scripted = torch.jit.freeze(torch.jit.trace(network, windows(int(batches[0]))))

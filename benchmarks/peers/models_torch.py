@@ -33,11 +33,20 @@ def import_smp():
     return segmentation_models_pytorch
 
 
+def settle_normalization(network):
+    """Statistics as of a trained network."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.normal_(module.bias, std=0.1)
+
+
 def main(architecture, encoder):
     torch.set_num_threads(2)
     torch.manual_seed(0)
     network = getattr(import_smp(), architecture)(encoder, encoder_weights=None, in_channels=SLICES, classes=3)
     network = network.to(memory_format=torch.channels_last)
+    settle_normalization(network)
     image = torch.rand(BATCH, SLICES, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     mask = (torch.rand(BATCH, 3, SIZE, SIZE) > 0.5).float()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)

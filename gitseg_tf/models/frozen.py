@@ -17,7 +17,8 @@ from gitseg_tf.models.folded import fold_normalization
 # made and rewritten, a gigabyte for 24 million weights; what TensorFlow folds, normalisation, is small.
 _LARGE = 4096
 # What networks make of weights before they meet an input: done once, in freezing.
-_OF_WEIGHTS = {"Cast", "ConcatV2", "Identity", "MatMul", "Mul", "Reshape", "Split", "SplitV", "StridedSlice"}
+_OF_WEIGHTS = {"Cast", "ConcatV2", "Identity", "MatMul", "Mul", "Reshape", "Split", "SplitV"}
+_OF_WEIGHTS |= {"StridedSlice", "Transpose"}
 
 
 def inference_network(model: keras.Model) -> Callable:
