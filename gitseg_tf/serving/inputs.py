@@ -7,13 +7,14 @@ _BIT_DEPTH = 24  # byte of a PNG, in its header
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 
-def checked_scan(image, spacing, numbers):
+def checked_scan(image, spacing, numbers, widest_mm: float | None = None):
     """Refuse a scan that cannot be segmented.
 
     Args:
         image: uint16 [D, H, W].
         spacing: float32 [3], (z, y, x) in mm.
         numbers: int64 [D].
+        widest_mm: what a slice may measure; None is anything.
 
     Returns:
         The three; what uses them waits for the checks.
@@ -30,6 +31,11 @@ def checked_scan(image, spacing, numbers):
         _refuse_unless(count == shape[0], "numbers has {} entries, image {} slices; give one a slice", count, shape[0]),
         _refuse_unless(rising, "numbers is {}; slice numbers rise from slice to slice", numbers),
     ]
+    if widest_mm is not None:
+        with tf.control_dependencies(checks):
+            extent = tf.cast(shape[1:], tf.float32) * tf.identity(spacing)[1:3]
+        sentence = f"slices of {{}} pixels measure {{}} mm, more than {widest_mm:g}; give spacing in millimetres"
+        checks.append(_refuse_unless(tf.reduce_all(extent <= widest_mm), sentence, shape[1:], extent))
     with tf.control_dependencies(checks):
         # Not ensure_shape: the optimizer takes what it says for granted, and drops the check of it.
         return tf.identity(image), tf.stack([spacing[0], spacing[1], spacing[2]]), tf.identity(numbers)

@@ -156,6 +156,8 @@ def test_scans_larger_than_the_network_are_tiled_and_seen_in_other_ways_too(tmp_
     expected = predicted(tiled, image)
     masks = tiled.served("segment_volume", image=image, spacing=SPACING)
     assert (masks == expected).mean() >= 0.999 and 0.05 < expected.mean() < 0.95
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[70 81\] pixels measure \[2100 121.5\] mm"):
+        tiled.served("segment_volume", image=image, spacing=[3.0, 30.0, 1.5])
     extra = tiled.path / "assets.extra"
     assert json.loads((extra / "model.json").read_text())["views"] == {
         "overlap": 0.5,
@@ -304,6 +306,14 @@ def test_scores_travel_with_it_and_the_card_shows_them_with_their_intervals(fini
     assert not any("no scores" in line for line in said)
 
 
+@pytest.mark.parametrize("text", ['{"score": 0.8', "[]", '{"score": 0.8}', '{"organs": 3}'])
+def test_damaged_scores_are_one_line_and_nothing_is_written(finished, tmp_path, capsys, text):
+    (finished / "evaluation.json").write_text(text)
+    line = refused(capsys, "export", finished, tmp_path / "out")
+    assert f"{finished / 'evaluation.json'}: is damaged" in line and "gitseg evaluate" in line
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 def refused(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 1
     said = capsys.readouterr().err.strip().splitlines()
@@ -396,8 +406,29 @@ def test_what_fails_on_the_way_leaves_nothing_that_a_server_would_load(finished,
     assert list((tmp_path / "models").iterdir()) == []
 
 
-@pytest.mark.parametrize("version", ["0", "-1", "latest"])
+def test_a_disk_that_is_full_is_one_line(built, tmp_path):
+    """TensorFlow's own writing of files, which knows no OSError."""
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from gitseg_tf.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(main(["export", {str(built)!r}, {str(tmp_path / "out")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith(f"gitseg: {tmp_path / 'out'}")
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "latest", str(1 << 63)])
 def test_a_version_that_is_no_number_is_wrong_usage(finished, version):
     with pytest.raises(SystemExit) as ended:
         main(["export", str(finished), "--model-version", version])
     assert ended.value.code == 2 and not (finished / "export").exists()
+
+
+def test_data_are_for_the_other_formats(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(finished), "--data", str(tmp_path)])
+    assert ended.value.code == 2 and "--data is for the other formats" in capsys.readouterr().err
