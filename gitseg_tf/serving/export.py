@@ -15,7 +15,7 @@ from gitseg_tf.files import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.inference.predictor import run_probabilities, window_shape
 from gitseg_tf.serving.card import model_card, model_facts
 from gitseg_tf.serving.graph import make_segment
-from gitseg_tf.serving.inputs import checked_scan, decode_slices
+from gitseg_tf.serving.inputs import checked_image, checked_scan, checked_windows, decode_slices
 from gitseg_tf.serving.warmup import write_warmup
 from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.trainer import Run
@@ -124,15 +124,16 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
     @_traced(windows)
     def serve(windows):
-        return {"probabilities": network(windows)}
+        return {"probabilities": network(checked_windows(windows))}
 
     @_traced(_IMAGE, _SPACING)
     def segment_volume(image, spacing):
+        image = checked_image(image)
         return {"masks": segment(image, spacing, contiguous(image))}
 
     @_traced(_IMAGE, _SPACING, _NUMBERS)
     def segment_volume_with_numbers(image, spacing, numbers):
-        return {"masks": segment(image, spacing, numbers)}
+        return {"masks": segment(checked_image(image), spacing, numbers)}
 
     @_traced(_PNGS, _SPACING)
     def segment_png(png_bytes, spacing):

@@ -185,6 +185,11 @@ COLOUR = cv2.imencode(".png", np.zeros((40, 48, 3), np.uint8))[1].tobytes()
         ("segment_png", {"png_bytes": [*SLICES, b"GIF89a"]}, "png_bytes[2] is no PNG, it has 6 bytes"),
         ("segment_png", {"png_bytes": [b"", *SLICES]}, "png_bytes[0] is no PNG, it has 0 bytes"),
         ("segment_png", {"png_bytes": [SLICES[0], SLICES[1][:200]]}, "png_bytes[1] is a PNG that ends too early"),
+        (
+            "segment_png",
+            {"png_bytes": [SLICES[0] + b"\n", SLICES[1]]},
+            "png_bytes[0] is a PNG that ends too early or too l",
+        ),
         ("segment_png", {"png_bytes": [SLICES[0], COLOUR]}, "png_bytes[1] has 3 channels"),
         ("segment_png", {"png_bytes": [SLICES[0], *pngs(draw((1, 40, 47)))]}, "png_bytes[1] is [40 47]"),
         ("segment_png", {"png_bytes": np.array([], object)}, "png_bytes has 0 slices"),
@@ -227,6 +232,56 @@ def test_a_session_without_this_package_and_keras_gives_the_same_numbers(exporte
     assert (found["of_volume"] == expected).mean() >= 0.999 and (found["of_png"] == expected).mean() >= 0.999
     probabilities = exported.served("serving_default", windows=windows)
     np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-5)
+
+
+# As the C++ server: nothing but the graph looks at the shapes of what is fed.
+UNCHECKED = """
+import json, sys
+from functools import cache
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf.config_pb2 import CallableOptions
+session = tf.compat.v1.Session(graph=tf.Graph())
+with session.graph.as_default():
+    signatures = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def
+@cache
+def callable_of(name, *keys):
+    signature = signatures[name]
+    (output,) = signature.outputs.values()
+    options = CallableOptions(feed=[signature.inputs[key].name for key in keys], fetch=[output.name])
+    return session._make_callable_from_options(options)
+def run(name, **inputs):
+    try:
+        return callable_of(name, *inputs)(*inputs.values())[0].shape
+    except tf.errors.InvalidArgumentError as error:
+        return error.message.splitlines()[0]
+image, spacing = np.zeros((2, 40, 48), np.uint16), np.ones(3, np.float32)
+windows = np.zeros([2, *(dim.size for dim in signatures["serving_default"].inputs["windows"].tensor_shape.dim[1:])])
+png = np.array([b"?"], object)
+volume = lambda *images: [run("segment_volume", image=one, spacing=spacing) for one in images]
+print(json.dumps({
+    "windows": [run("serving_default", windows=one.astype(np.float32))
+                for one in (windows[0], windows[0, 0, 0, 0], windows[..., :0], windows[:0], windows[None], windows)],
+    "volumes": volume(image[0], image[0, 0, 0], image[None], image[..., None], image),
+    "pngs": [run("segment_png", png_bytes=one, spacing=spacing) for one in (png[0], png[None], png)],
+}))
+"""
+
+
+def test_tensors_of_another_rank_are_refused_and_do_not_end_the_process(exported):
+    command = [sys.executable, "-c", UNCHECKED, str(exported.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    shape = exported.run.config.data.patch or exported.run.config.data.size
+    network = " ".join(map(str, [*shape, 1 if len(shape) == 3 else 5]))
+    *refused, fine = said["windows"]
+    assert len(refused) == 5 and fine[0] == 2
+    assert all(f"the network takes [N {network}], N above 0" in line for line in refused)
+    *refused, fine = said["volumes"]
+    assert len(refused) == 4 and fine == [2, 40, 48, 3]
+    assert all("its axes are slices, rows and columns" in line for line in refused)
+    assert ["it is a list of slices" in line for line in said["pngs"]] == [True, True, False]
 
 
 def test_saved_model_cli_runs_it(plain, tmp_path):
