@@ -303,6 +303,32 @@ def test_gitseg_predict_takes_it_as_it_takes_the_run(exported):
     assert (ours == exported.predictor(*asked)).mean() >= 0.999
 
 
+@pytest.fixture
+def copied(plain, tmp_path):
+    return shutil.copytree(plain.path, tmp_path / "1")
+
+
+def misnamed(content):
+    """A name of the graph misspelt, of which the protobuf stays one."""
+    where = (
+        content.index(b"/Conv2D/ReadVariableOp") if b"/Conv2D/ReadVariableOp" in content else content.index(b"while/")
+    )
+    return content[:where] + b"!" + content[where + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", misnamed], ids=["empty", "misnamed"])
+def test_gitseg_predict_says_of_a_damaged_one_that_it_is(copied, refusal, damage):
+    model = copied / "saved_model.pb"
+    model.write_bytes(damage(model.read_bytes()))
+    assert f"{copied}: the SavedModel is damaged" in refusal(load_predictor, copied)
+
+
+def test_gitseg_predict_says_where_the_config_is_of_another_network(copied, refusal):
+    (copied / "assets.extra" / "config.yaml").write_text("")
+    line = refusal(load_predictor, copied)
+    assert f"{copied}: takes windows of [32, 32, 5], its config.yaml says [" in line
+
+
 def test_warm_up_requests_are_read_back_and_answered(exported):
     prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
     records = tf.data.TFRecordDataset(str(exported.path / "assets.extra/tf_serving_warmup_requests"))
