@@ -26,7 +26,7 @@ def checked_windows(windows):
 
 def checked_image(image):
     """Refuse an image that has not the axes of one: uint16 [D, H, W] to the same."""
-    return _with_rank(image, "image has the shape {}; its axes are slices, rows and columns")
+    return _with_rank(image, 3, "image has the shape {}; its axes are slices, rows and columns")
 
 
 def checked_scan(image, spacing, numbers, widest_mm: float | None = None):
@@ -72,7 +72,7 @@ def decode_slices(pngs):
     Returns:
         uint16 [D, H, W]: the values in the files.
     """
-    pngs = _with_rank(pngs, "png_bytes has the shape {}; it is a list of slices")
+    pngs = _with_rank(pngs, 1, "png_bytes has the shape {}; it is a list of slices")
     count = tf.size(pngs)
     with tf.control_dependencies(
         [_refuse_unless(count > 0, "png_bytes has {} slices; a scan has at least one", count)]
@@ -121,9 +121,9 @@ def _decode(pngs, z):
         return tf.where(depth == 16, plane[..., 0], plane[..., 0] // 257)
 
 
-def _with_rank(tensor, sentence: str):
+def _with_rank(tensor, rank: int, sentence: str):
     shape = _shape_sent(tensor)
-    with tf.control_dependencies([_refuse_unless(tf.size(shape) == tensor.shape.rank, sentence, shape)]):
+    with tf.control_dependencies([_refuse_unless(tf.size(shape) == rank, sentence, shape)]):
         return tf.identity(tensor)
 
 
