@@ -136,7 +136,6 @@ def serve_until_told(path):
     from server import serve
 
     with serve({"model": {1: path}}) as started:
-        started.serving.as_content = True  # as serving/compose.yaml tells TensorFlow Serving to
         print(json.dumps({"gRPC": started.grpc_url("model"), "REST": started.rest_url("model")}), flush=True)
         sys.stdin.read()
 

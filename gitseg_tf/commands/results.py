@@ -220,6 +220,8 @@ def _export(options) -> None:
         options.wrong_usage("--model-version is for savedmodel")
     if options.weights and "savedmodel" not in options.format:
         options.wrong_usage("--weights is for savedmodel")
+    if options.data and options.format == ["savedmodel"]:
+        options.wrong_usage("--data is for the other formats")
     if options.representative and "tflite-int8" not in options.format:
         options.wrong_usage("--representative is for tflite-int8")
     quiet.import_tensorflow()
@@ -269,6 +271,6 @@ def _version(text: str) -> int | str:
     if text == "next":
         return text
     number = int(text)
-    if number < 1:
+    if not 0 < number < 1 << 63:  # of 64 bits in TensorFlow Serving, which passes over others
         raise ValueError
     return number

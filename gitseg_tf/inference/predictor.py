@@ -141,7 +141,8 @@ def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
     if exported is None:
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)
-    return path, exported_config(exported), lambda: _exported_probabilities(exported)
+    config = exported_config(exported)
+    return path, config, lambda: _exported_probabilities(exported, window_shape(config))
 
 
 def window_shape(config: Config) -> tuple[int, ...]:
@@ -174,12 +175,16 @@ def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
         yield from folds.runs
 
 
-def _exported_probabilities(exported: AnyPath) -> Callable:
+def _exported_probabilities(exported: AnyPath, window: tuple[int, ...]) -> Callable:
     try:
-        loaded = tf.saved_model.load(str(exported))
-    except (OSError, IndexError, tf.errors.OpError) as error:
+        serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
+        spec = serve.structured_input_signature[1]["windows"]
+    except (OSError, IndexError, KeyError, ValueError, tf.errors.OpError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{exported}: the SavedModel is damaged ({reason}); export it again") from None
-    serve = loaded.signatures["serving_default"]
-    spec = serve.structured_input_signature[1]["windows"]
+    if (*spec.shape[1:],) != window:
+        raise InputError(
+            f"{exported}: takes windows of {spec.shape.as_list()[1:]}, its config.yaml says {list(window)}; "
+            "export the run again"
+        )
     return freeze(lambda windows: serve(windows=windows)["probabilities"], spec)

@@ -1,4 +1,7 @@
-"""Where a model is served: grpc://host:8500/NAME, http://host:8501/NAME, with /versions/N or ?version=N."""
+"""Where a model is served: grpc://host:8500/NAME, http://host:8501/NAME, with /versions/N or ?version=N.
+
+With TLS the schemes are grpcs and https.
+"""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 from gitseg_tf.errors import InputError
 
 GRPC_PORT = 8500
+GRPC_SCHEMES = ("grpc", "grpcs")
 _FORMS = "grpc://HOST:8500/NAME or http://HOST:8501/NAME, with /versions/N for one version"
 
 
@@ -15,8 +19,8 @@ class Address:
     """A model on a server.
 
     Attributes:
-        url: as the user gave it, for messages.
-        scheme: "grpc", "http" or "https".
+        url: as the user gave it but for a password, for messages.
+        scheme: "grpc", "grpcs", "http" or "https".
         host: with the port where one is given, for gRPC always; "[::1]:8500" for IPv6.
         name: of the model.
         version: None is the newest that the server has loaded.
@@ -44,8 +48,8 @@ def parse_address(url: str) -> Address:
     """Take an address apart.
 
     Args:
-        url: SCHEME://HOST[:PORT]/NAME[/versions/N] or SCHEME://HOST[:PORT]/NAME?version=N; SCHEME is grpc, http or
-            https. Without a port, gRPC's is 8500, and the others have those of the web.
+        url: SCHEME://HOST[:PORT]/NAME[/versions/N] or SCHEME://HOST[:PORT]/NAME?version=N; SCHEME is grpc, grpcs, http
+            or https. Without a port, gRPC's is 8500, and the others have those of the web.
 
     Returns:
         The address.
@@ -53,17 +57,19 @@ def parse_address(url: str) -> Address:
     Raises:
         InputError: it has another form.
     """
+    shown = re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", url)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(f"--server {url}: is no address ({error}); it has the form {_FORMS}") from None
+        raise InputError(f"--server {shown}: is no address ({error}); it has the form {_FORMS}") from None
     path = re.fullmatch(r"/([^/:?]+)(?:/versions/(\d+))?/?", parts.path)
     query = parse_qs(parts.query, keep_blank_values=True)
     versions = [*filter(None, [path and path[2]]), *query.pop("version", [])]
-    if parts.scheme not in ("grpc", "http", "https") or not parts.hostname or path is None or query or parts.fragment:
-        raise InputError(f"--server {url}: is no address of a model; it has the form {_FORMS}")
+    known = parts.scheme in (*GRPC_SCHEMES, "http", "https")
+    if not known or not parts.hostname or path is None or query or parts.fragment:
+        raise InputError(f"--server {shown}: is no address of a model; it has the form {_FORMS}")
     if len(versions) > 1 or not all(re.fullmatch(r"\d{1,18}", version) for version in versions):
-        raise InputError(f"--server {url}: a version is one whole number; it has the form {_FORMS}")
-    host = f"{parts.netloc}:{GRPC_PORT}" if parts.scheme == "grpc" and port is None else parts.netloc
-    return Address(url, parts.scheme, host, path[1], int(versions[0]) if versions else None)
+        raise InputError(f"--server {shown}: a version is one whole number; it has the form {_FORMS}")
+    host = f"{parts.netloc}:{GRPC_PORT}" if parts.scheme in GRPC_SCHEMES and port is None else parts.netloc
+    return Address(shown, parts.scheme, host, path[1], int(versions[0]) if versions else None)

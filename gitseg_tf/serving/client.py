@@ -7,17 +7,29 @@ from typing import Protocol
 
 import numpy as np
 
-from gitseg_tf.errors import InputError
+from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.progress import say_above
-from gitseg_tf.serving.address import Address, parse_address
+from gitseg_tf.serving.address import GRPC_SCHEMES, Address, parse_address
 
 TIMEOUT = 300.0
 WITH_NUMBERS = "_with_numbers"
 BACK_OFF = (0.5, 1.0, 2.0, 4.0)
+# For a connection, and for what a model that is loaded says of itself.
+CONNECT_SECONDS = 20.0
 
 
 class Unavailable(Exception):
     """The server cannot answer now, and may a moment later."""
+
+
+def no_answer(timeout: float) -> str:
+    """What is said of a server that does not answer."""
+    return f"no answer within {timeout:g} s"
+
+
+def too_slow(address: Address, timeout: float) -> ScanError:
+    """The error of a scan that takes longer than it may."""
+    return ScanError(f"{address.url}: {no_answer(timeout)}; give it more with --timeout")
 
 
 class Transport(Protocol):
@@ -81,7 +93,7 @@ def connect(
 
 def _open(address: Address, timeout: float) -> Transport:
     try:
-        if address.scheme == "grpc":
+        if address.scheme in GRPC_SCHEMES:
             from gitseg_tf.serving.grpc_transport import GrpcTransport as Opened
         else:
             from gitseg_tf.serving.rest_transport import RestTransport as Opened

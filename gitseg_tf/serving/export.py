@@ -11,11 +11,11 @@ import tensorflow as tf
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath, as_path, replace_folder
+from gitseg_tf.files import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.inference.predictor import run_probabilities, window_shape
 from gitseg_tf.serving.card import model_card, model_facts
 from gitseg_tf.serving.graph import make_segment
-from gitseg_tf.serving.inputs import checked_scan, decode_slices
+from gitseg_tf.serving.inputs import checked_image, checked_scan, checked_windows, decode_slices
 from gitseg_tf.serving.warmup import write_warmup
 from gitseg_tf.training.callbacks import read_history
 from gitseg_tf.training.trainer import Run
@@ -25,6 +25,8 @@ NEXT = "next"
 # What weights may be stored as, and the policy by which the network then computes.
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 
+# No scanner's slices are wider; where spacing is in another unit than mm, they seem so.
+_WIDEST_MM = 2000.0
 _IMAGE = tf.TensorSpec([None, None, None], tf.uint16, name="image")
 _PNGS = tf.TensorSpec([None], tf.string, name="png_bytes")
 # Not [3]: a wrong number of them is for the graph to refuse, which says what is wrong.
@@ -59,7 +61,9 @@ def export(
         out/VERSION, which is there whole or not at all.
 
     Raises:
-        InputError: the version exists, the run has not finished, or the weights do not fit the config.
+        InputError: the version exists, the run has not finished, its evaluation.json is damaged, or the weights do not
+            fit the config.
+        OSError: there is no room, or no permission.
     """
     if not force:
         check_finished(run)
@@ -68,7 +72,7 @@ def export(
     signatures = _signatures(network or run_probabilities(run, PRECISIONS[weights]), run.config)
     # Nobody trains what is exported, and gradients of layers' own making cannot be saved with constants for weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with replace_folder(target, marker=MARKER) as folder:
+    with replace_folder(target, marker=MARKER) as folder, os_errors(target):
         tf.saved_model.save(tf.Module(), str(folder), signatures=signatures, options=options)
         extra = folder / "assets.extra"
         extra.mkdir()
@@ -108,25 +112,28 @@ def check_finished(run: Run) -> None:
 def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
     windows = tf.TensorSpec([None, *window_shape(config)], tf.float32, name="windows")
     whole_way = make_segment(network, config)
+    # Where a scan is brought to pixels of a size in mm, its memory and its time grow with what it measures.
+    widest = None if config.data.pixel_mm is None else _WIDEST_MM
 
     @_traced(_IMAGE, _SPACING, _NUMBERS)
     def segment(image, spacing, numbers):
-        return whole_way(*checked_scan(image, spacing, numbers))
+        return whole_way(*checked_scan(image, spacing, numbers, widest))
 
     def contiguous(image):
         return tf.range(tf.shape(image, tf.int64)[0])
 
     @_traced(windows)
     def serve(windows):
-        return {"probabilities": network(windows)}
+        return {"probabilities": network(checked_windows(windows))}
 
     @_traced(_IMAGE, _SPACING)
     def segment_volume(image, spacing):
+        image = checked_image(image)
         return {"masks": segment(image, spacing, contiguous(image))}
 
     @_traced(_IMAGE, _SPACING, _NUMBERS)
     def segment_volume_with_numbers(image, spacing, numbers):
-        return {"masks": segment(image, spacing, numbers)}
+        return {"masks": segment(checked_image(image), spacing, numbers)}
 
     @_traced(_PNGS, _SPACING)
     def segment_png(png_bytes, spacing):
@@ -155,11 +162,14 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
 
     Returns:
         Lines for the user.
+
+    Raises:
+        InputError: the run's evaluation.json is damaged.
     """
     (folder / "organs.txt").write_text("\n".join(ORGANS) + "\n")
     save_config(run.config, folder / "config.yaml")
     scores = run.path / "evaluation.json"
-    evaluation = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None
+    evaluation = _read_scores(scores) if scores.is_file() else None
     if evaluation is not None:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
     facts = model_facts(run.config) | more
@@ -168,3 +178,14 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
     if evaluation is None:
         return [f"no scores   in the model card, for {scores} is not there; gitseg evaluate writes it"]
     return []
+
+
+def _read_scores(path: AnyPath) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found["organs"], dict):
+            raise TypeError("organs have no scores")
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}") from None

@@ -11,7 +11,7 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import WITH_NUMBERS, Unavailable
+from gitseg_tf.serving.client import CONNECT_SECONDS, WITH_NUMBERS, Unavailable, no_answer, too_slow
 
 # A scan of 144 x 360 x 310 is 32 MB and its masks 48 MB, and gRPC's own limit is 4 MB. Left to itself, gRPC waits for
 # longer and longer between connections, up to two minutes, in which a new attempt would not even be made.
@@ -21,7 +21,8 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
-_CONNECT_SECONDS = 20.0
+# What stands before the length of int_val, packed, in a TensorProto.
+_INT_VAL = bytes([TensorProto.INT_VAL_FIELD_NUMBER << 3 | 2])
 
 
 class GrpcTransport:
@@ -32,11 +33,16 @@ class GrpcTransport:
 
     def __init__(self, address: Address, timeout: float):
         self._address, self._timeout = address, timeout
-        self._stub = PredictionServiceStub(grpc.insecure_channel(address.host, _OPTIONS))
+        if address.scheme == "grpcs":
+            channel = grpc.secure_channel(address.host, grpc.ssl_channel_credentials(), _OPTIONS)
+        else:
+            channel = grpc.insecure_channel(address.host, _OPTIONS)
+        self._stub = PredictionServiceStub(channel)
 
     def signatures(self) -> dict[str, tuple[set[str], set[str]]]:
         request = GetModelMetadataRequest(model_spec=self._model(), metadata_field=["signature_def"])
-        answer = self._call(self._stub.GetModelMetadata, request, min(self._timeout, _CONNECT_SECONDS))
+        timeout = min(self._timeout, CONNECT_SECONDS)
+        answer = self._call(self._stub.GetModelMetadata, request, timeout, Unavailable(no_answer(timeout)))
         found = SignatureDefMap()
         answer.metadata["signature_def"].Unpack(found)
         return {name: (set(one.inputs), set(one.outputs)) for name, one in found.signature_def.items()}
@@ -48,7 +54,8 @@ class GrpcTransport:
         request = PredictRequest(model_spec=self._model(signature), output_filter=["masks"])
         for name, value in inputs.items():
             _fill(request.inputs[name], value)
-        return tf.make_ndarray(self._call(self._stub.Predict, request, self._timeout).outputs["masks"])
+        late = too_slow(self._address, self._timeout)
+        return read_masks(self._call(self._stub.Predict, request, self._timeout, late).outputs["masks"])
 
     def _model(self, signature: str = "") -> ModelSpec:
         model = ModelSpec(name=self._address.name, signature_name=signature)
@@ -56,13 +63,15 @@ class GrpcTransport:
             model.version.value = self._address.version
         return model
 
-    def _call(self, method, request, timeout: float):
+    def _call(self, method, request, timeout: float, late: Exception):
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise self._in_words(error.code(), _line(error), timeout) from None
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise late from None
+            raise self._in_words(error.code(), _line(error)) from None
 
-    def _in_words(self, code: grpc.StatusCode, said: str, timeout: float) -> Exception:
+    def _in_words(self, code: grpc.StatusCode, said: str) -> Exception:
         address = self._address
         match code:
             case grpc.StatusCode.UNAVAILABLE:
@@ -71,8 +80,6 @@ class GrpcTransport:
                 return InputError(f"{address.url}: the server has no {address.model} ({said})")
             case grpc.StatusCode.UNIMPLEMENTED:
                 return InputError(f"{address.url}: is no TensorFlow Serving ({said})")
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return ScanError(f"{address.url}: no answer within {timeout:g} s; give it more with --timeout")
             case grpc.StatusCode.INVALID_ARGUMENT:
                 return ScanError(f"{address.url}: the model refuses the scan ({said})")
             case _:
@@ -84,6 +91,34 @@ def _fill(tensor: TensorProto, value: np.ndarray) -> None:
     tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     tensor.tensor_content = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def read_masks(tensor: TensorProto) -> np.ndarray:
+    """`tf.make_ndarray`, which takes `int_val`, as TensorFlow Serving fills it, number by number.
+
+    Args:
+        tensor: of any type; masks are uint8.
+
+    Returns:
+        Its values.
+    """
+    count = len(tensor.int_val)
+    if tensor.dtype != tf.uint8.as_datatype_enum or count != tf.TensorShape(tensor.tensor_shape).num_elements():
+        return tf.make_ndarray(tensor)
+    # The numbers are the last field of the message, and those below 128 a byte each.
+    bare = TensorProto(dtype=tensor.dtype, tensor_shape=tensor.tensor_shape)
+    head, message = bare.SerializeToString() + _INT_VAL + _varint(count), tensor.SerializeToString()
+    if len(message) != len(head) + count or not message.startswith(head):
+        return tf.make_ndarray(tensor)
+    return np.frombuffer(message, np.uint8, count, len(head)).reshape([dim.size for dim in tensor.tensor_shape.dim])
+
+
+def _varint(number: int) -> bytes:
+    septets = []
+    while number > 127:
+        septets.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*septets, number])
 
 
 def _line(error: grpc.RpcError) -> str:

@@ -6,13 +6,17 @@ import json
 import cv2
 import numpy as np
 import requests
+from urllib3.exceptions import ReadTimeoutError
 
 from gitseg_tf.errors import InputError, ScanError, first_line
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import WITH_NUMBERS, Unavailable
+from gitseg_tf.serving.client import CONNECT_SECONDS, WITH_NUMBERS, Unavailable, no_answer, too_slow
 
-_CONNECT_SECONDS = 20.0
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+_CHUNK = 1 << 20
+# What stands around the values of a list in JSON. TensorFlow Serving indents each of them: 34 of 35 bytes of masks.
+_BETWEEN = b"[], \n\r\t"
+_HEAD, _TAIL = b'{"outputs":', b"}"
 
 
 class RestTransport:
@@ -26,7 +30,8 @@ class RestTransport:
         self._session = requests.Session()
 
     def signatures(self) -> dict[str, tuple[set[str], set[str]]]:
-        answer = self._call("GET", "/metadata", None, min(self._timeout, _CONNECT_SECONDS))
+        timeout = min(self._timeout, CONNECT_SECONDS)
+        answer = self._call("GET", "/metadata", None, timeout, Unavailable(no_answer(timeout)))
         try:
             found = json.loads(answer)["metadata"]["signature_def"]["signature_def"]
             return {name: (set(one.get("inputs", ())), set(one.get("outputs", ()))) for name, one in found.items()}
@@ -41,7 +46,8 @@ class RestTransport:
         if numbers is not None:
             inputs["numbers"], signature = numbers.tolist(), signature + WITH_NUMBERS
         body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()
-        answer = self._call("POST", ":predict", body, self._timeout)
+        late = too_slow(self._address, self._timeout)
+        answer = self._call("POST", ":predict", body, self._timeout, late, _BETWEEN)
         masks = read_masks(answer, (*image.shape, 3))
         if masks is None:
             raise InputError(
@@ -50,39 +56,45 @@ class RestTransport:
             )
         return masks
 
-    def _call(self, method: str, resource: str, body: bytes | None, timeout: float) -> bytes:
+    def _call(
+        self, method: str, resource: str, body: bytes | None, timeout: float, late: Exception, without: bytes = b""
+    ) -> bytes:
         headers = {"Content-Type": "application/json"} if body else {}
+        how = {"timeout": (CONNECT_SECONDS, timeout), "stream": True, "allow_redirects": False}
         try:
-            url, limits = self._address.rest_url + resource, (_CONNECT_SECONDS, timeout)
-            answer = self._session.request(method, url, data=body, headers=headers, timeout=limits)
+            url = self._address.rest_url + resource
+            with self._session.request(method, url, data=body, headers=headers, **how) as answer:
+                if answer.status_code == 200:
+                    return b"".join(chunk.translate(None, without) for chunk in answer.iter_content(_CHUNK))
+                raise self._in_words(answer)
         except requests.exceptions.ReadTimeout:
-            raise self._too_slow(timeout) from None
+            raise late from None
         except requests.exceptions.SSLError as error:
             raise InputError(f"{self._address.url}: {_innermost(error)}") from None
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+            if isinstance(next(iter(error.args), None), ReadTimeoutError):  # in the middle of an answer
+                raise late from None
             raise Unavailable(_innermost(error)) from None
         except requests.exceptions.RequestException as error:
             raise InputError(f"{self._address.url}: {_innermost(error)}") from None
-        if answer.status_code == 200:
-            return answer.content
-        raise self._in_words(answer.status_code, _said(answer), timeout)
 
-    def _in_words(self, status: int, said: str, timeout: float) -> Exception:
-        address = self._address
-        match status:
+    def _in_words(self, answer: requests.Response) -> Exception:
+        address, said = self._address, _said(answer)
+        if answer.is_redirect:
+            return InputError(f"{address.url}: has moved to {answer.headers['location']}; correct --server")
+        match answer.status_code:
             case 502 | 503:
                 return Unavailable(said)
             case 404:
                 return InputError(f"{address.url}: the server has no {address.model} ({said})")
             case 504:
-                return self._too_slow(timeout, f" ({said}); so does the server's --rest_api_timeout_in_ms")
+                return ScanError(
+                    f"{address.url}: the server gave up ({said}); give it more with its --rest_api_timeout_in_ms"
+                )
             case 400:
                 return ScanError(f"{address.url}: the model refuses the scan ({said})")
-            case _:
+            case status:
                 return ScanError(f"{address.url}: HTTP {status}: {said}")
-
-    def _too_slow(self, timeout: float, why: str = "") -> ScanError:
-        return ScanError(f"{self._address.url}: no answer within {timeout:g} s; give it more with --timeout{why}")
 
 
 def _png_base64(plane: np.ndarray) -> str:
@@ -94,24 +106,17 @@ def read_masks(answer: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
     """The masks in a REST answer, without a Python object a voxel: those of a scan would take gigabytes.
 
     Args:
-        answer: {"outputs": nested lists of 0 and 1}, any whitespace.
+        answer: {"outputs": nested lists of 0 and 1}, with or without what stands around values in lists.
         shape: of the masks.
 
     Returns:
         uint8 of that shape; None where the answer has another form or another number of values.
     """
-    begin, end = answer.find(b"["), answer.rfind(b"]") + 1
-    if b"".join(answer[: max(begin, 0)].split()) != b'{"outputs":' or answer[end:].strip() != b"}":
+    kept = answer.translate(None, _BETWEEN)
+    if not (kept.startswith(_HEAD) and kept.endswith(_TAIL)):
         return None
-    lists = np.frombuffer(answer, np.uint8, end - begin, begin)
-    if not _IN_LISTS[lists].all():
-        return None
-    values = lists[lists >= ord("0")]
-    values = values[values <= ord("1")] - ord("0")
-    return values.reshape(shape) if values.size == np.prod(shape) else None
-
-
-_IN_LISTS = np.isin(np.arange(256), np.frombuffer(b"[]01, \n\r\t", np.uint8))
+    values = np.frombuffer(kept, np.uint8)[len(_HEAD) : -len(_TAIL)] - ord("0")
+    return values.reshape(shape) if values.size == np.prod(shape) and (values <= 1).all() else None
 
 
 def _said(answer: requests.Response) -> str:

@@ -2,7 +2,7 @@
 
 It answers Predict and GetModelMetadata of PredictionService with the published stubs, and the REST routes for predict,
 metadata and status. Models are loaded through the session loader, as by the C++ server. Words and codes of errors are
-those of TensorFlow Serving's sources (predict_util.cc, http_rest_api_handler.cc, basic_manager.cc).
+those of TensorFlow Serving's sources (predict_util.cc, http_rest_api_handler.cc, json_tensor.cc, basic_manager.cc).
 """
 
 import base64
@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
+from google.protobuf.internal import encoder, wire_format
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 from tensorflow_serving.apis.prediction_service_pb2_grpc import (
@@ -41,6 +42,9 @@ HTTP = {
     "UNIMPLEMENTED": 501,
     "UNAVAILABLE": 503,
 }
+
+# AddValueToTensor of json_tensor.cc knows the other types of numbers.
+NOT_IN_JSON = (tf.uint16, tf.float16, tf.bfloat16)
 
 
 class Refused(Exception):
@@ -169,9 +173,10 @@ def to_fields(value: np.ndarray) -> tensor_pb2.TensorProto:
     """A tensor as TensorFlow Serving sends it unless told otherwise, Tensor::AsProtoField: a number a value."""
     tensor = tf.make_tensor_proto(value)
     if value.dtype == np.uint8 and value.size > 1:
-        content = tensor.tensor_content
         tensor.ClearField("tensor_content")
-        tensor.int_val.extend(content)
+        # Masks are 0 and 1, on the wire a byte each. Python would append them one by one, for seconds.
+        head = encoder.TagBytes(tensor.INT_VAL_FIELD_NUMBER, wire_format.WIRETYPE_LENGTH_DELIMITED)
+        tensor.MergeFromString(head + encoder._VarintBytes(value.size) + value.tobytes())
     elif value.dtype == np.float32 and value.size > 1:
         tensor.ClearField("tensor_content")
         tensor.float_val.extend(value.ravel().tolist())
@@ -276,6 +281,10 @@ def _from_json(value, name: str, signature) -> np.ndarray:
     if name not in signature.inputs:
         return np.array(value)
     dtype = tf.as_dtype(signature.inputs[name].dtype)
+    if dtype in NOT_IN_JSON:
+        raise Refused(
+            grpc.StatusCode.UNIMPLEMENTED, f"Conversion of JSON Value: {np.ravel(value)[0]} to type: {dtype.name}"
+        )
     try:
         return np.array(_decode(value), object if dtype == tf.string else dtype.as_numpy_dtype)
     except (ValueError, TypeError):
@@ -307,7 +316,9 @@ class Started:
 
 
 @contextmanager
-def serve(models: dict[str, dict[int, Path]], grpc_port: int = 0, rest_port: int = 0, grpc_options=None):
+def serve(
+    models: dict[str, dict[int, Path]], grpc_port: int = 0, rest_port: int = 0, grpc_options=None, credentials=None
+):
     """Start a server on 127.0.0.1.
 
     Args:
@@ -315,6 +326,7 @@ def serve(models: dict[str, dict[int, Path]], grpc_port: int = 0, rest_port: int
         grpc_port: 0 takes a free one.
         rest_port: 0 takes a free one.
         grpc_options: of the gRPC server; None takes messages of any size, as TensorFlow Serving does.
+        credentials: of gRPC, for TLS as with --ssl_config_file; None is without.
 
     Returns:
         Context of Started.
@@ -323,7 +335,8 @@ def serve(models: dict[str, dict[int, Path]], grpc_port: int = 0, rest_port: int
     any_size = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     over_grpc = grpc.server(ThreadPoolExecutor(16), options=any_size if grpc_options is None else grpc_options)
     add_PredictionServiceServicer_to_server(Service(serving), over_grpc)
-    bound = over_grpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    place = f"127.0.0.1:{grpc_port}"
+    bound = over_grpc.add_secure_port(place, credentials) if credentials else over_grpc.add_insecure_port(place)
     over_rest = ThreadingHTTPServer(("127.0.0.1", rest_port), type("RestOfThis", (Rest,), {"serving": serving}))
     over_grpc.start()
     thread = Thread(target=over_rest.serve_forever, daemon=True)

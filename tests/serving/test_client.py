@@ -1,12 +1,14 @@
 import base64
 import json
 import re
+import shutil
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 import cv2
 import grpc
@@ -17,11 +19,14 @@ import pytest
 import requests
 from rule import rule
 from server import serve
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+from tensorflow.core.framework.types_pb2 import DT_FLOAT, DT_UINT8
 
 from gitseg_tf import cli
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.serving.address import parse_address
 from gitseg_tf.serving.client import connect
+from gitseg_tf.serving.grpc_transport import read_masks as read_masks_of_grpc
 from gitseg_tf.serving.rest_transport import read_masks
 
 GRPC_LIMIT = 4 << 20
@@ -132,6 +137,31 @@ def test_attempts_are_bounded(ask, url, server, image):
     assert len(server.serving.requests) == 3
 
 
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """The files of a key and of a certificate for localhost that nobody else signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    key, certificate = (tmp_path_factory.mktemp("tls") / name for name in ("key.pem", "certificate.pem"))
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
+    subprocess.run(made, check=True, capture_output=True)
+    return key, certificate
+
+
+def test_grpc_with_tls_needs_a_certificate_that_is_trusted(rule_models, certificate, ask, image, refusal, monkeypatch):
+    key, trusted = (file.read_bytes() for file in certificate)
+    credentials = grpc.ssl_server_credentials([(key, trusted)])
+    with serve({"gitseg": rule_models["gitseg"]}, credentials=credentials) as started:
+        url = f"grpcs://localhost:{started.grpc_port}/gitseg"
+        assert "no answer in 3 attempts" in refusal(ask, url)
+        with monkeypatch.context() as patch:
+            make = grpc.ssl_channel_credentials
+            patch.setattr("grpc.ssl_channel_credentials", lambda: make(root_certificates=trusted))
+            assert np.array_equal(segment(ask(url), image), rule(image, SPACING))
+        assert "no answer in 3 attempts" in refusal(ask, url.replace("grpcs", "grpc"))
+
+
 @pytest.fixture
 def closed_port_of():
     """closed_port_of() gives a port that nobody listens on, and what frees it."""
@@ -199,6 +229,13 @@ def test_an_answer_that_takes_too_long_is_one_scans(ask, url, server, image):
     assert np.array_equal(segment(predict, image), rule(image, SPACING))
 
 
+def test_a_server_that_says_nothing_of_its_model_is_away(ask, url, server, refusal, said):
+    server.serving.faults.seconds = 2
+    line = refusal(ask, url("gitseg"), timeout=0.2)
+    assert "no answer in 3 attempts (no answer within 0.2 s); start the server, or correct --server" in line
+    assert len(said) == 2
+
+
 def test_the_servers_own_time_limit_is_told_from_ours(ask, server, image):
     predict = ask(server.rest_url("gitseg"))
     server.serving.faults.codes.append("DEADLINE_EXCEEDED")
@@ -222,20 +259,58 @@ def test_a_scan_that_the_servers_limit_keeps_out_is_one_scans(rule_models, ask, 
 
 
 @pytest.fixture
-def web_page():
-    """A web server that knows of no models."""
-    pages = type(
-        "Pages", (BaseHTTPRequestHandler,), {"do_GET": lambda page: page.send_error(200), "log_message": print}
-    )
-    with ThreadingHTTPServer(("127.0.0.1", 0), pages) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
+def web():
+    """web(do_GET=..., do_POST=...) starts a web server of these methods, and gives its port."""
+    with ExitStack() as stack:
+
+        def start(**methods):
+            pages = type("Pages", (BaseHTTPRequestHandler,), methods | {"log_message": print})
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), pages))
+            Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return server.server_port
+
+        yield start
 
 
-def test_servers_of_something_else_are_said(ask, refusal, web_page):
-    assert "is no TensorFlow Serving" in refusal(ask, f"http://127.0.0.1:{web_page}/gitseg")
-    assert "no answer in 3 attempts" in refusal(ask, f"grpc://127.0.0.1:{web_page}/gitseg")
+def test_servers_of_something_else_are_said(ask, refusal, web):
+    port = web(do_GET=lambda page: page.send_error(200))
+    assert "is no TensorFlow Serving" in refusal(ask, f"http://127.0.0.1:{port}/gitseg")
+    assert "no answer in 3 attempts" in refusal(ask, f"grpc://127.0.0.1:{port}/gitseg")
+
+
+def answer(page, status, content=b"", length=None, **headers):
+    page.send_response(status)
+    for name, value in headers.items():
+        page.send_header(name, value)
+    page.send_header("Content-Length", str(len(content) if length is None else length))
+    page.end_headers()
+    page.wfile.write(content)
+
+
+def test_where_a_server_has_moved_to_is_said(ask, refusal, web):
+    """Followed it would lose the scan, for what was posted is asked for with GET at the new place."""
+    port = web(do_GET=lambda page: answer(page, 301, Location=f"https://elsewhere{page.path}"))
+    line = refusal(ask, f"http://127.0.0.1:{port}/gitseg")
+    assert "has moved to https://elsewhere/v1/models/gitseg/metadata; correct --server" in line
+
+
+def test_an_answer_that_stops_in_the_middle_is_one_scans(ask, web, image, said):
+    signature = {"inputs": {"png_bytes": {}, "spacing": {}}, "outputs": {"masks": {}}}
+    metadata = {"metadata": {"signature_def": {"signature_def": {"segment_png": signature}}}}
+    stop = Event()
+
+    def half(page):
+        page.rfile.read(int(page.headers["Content-Length"]))
+        answer(page, 200, b'{"outputs": [', 1000)
+        stop.wait(20)
+
+    port = web(do_GET=lambda page: answer(page, 200, json.dumps(metadata).encode()), do_POST=half)
+    predict = ask(f"http://127.0.0.1:{port}/gitseg", timeout=0.5)
+    with pytest.raises(ScanError, match=r"no answer within 0.5 s; give it more with --timeout$"):
+        segment(predict, image)
+    stop.set()
+    assert not said
 
 
 def test_a_grpc_server_without_the_service_is_said(ask, refusal):
@@ -246,9 +321,31 @@ def test_a_grpc_server_without_the_service_is_said(ask, refusal):
     bare.stop(None).wait()
 
 
+def masks_as_fields(values, shape):
+    tensor = TensorProto(dtype=DT_UINT8, tensor_shape={"dim": [{"size": size} for size in shape]})
+    tensor.int_val.extend(np.ravel(values).tolist())
+    return tensor
+
+
+def test_masks_of_grpc_are_read_without_an_object_a_voxel(image, monkeypatch):
+    shapes = [(1, 1, 1, 3), (1, 5, 8, 3), (9, 20, 31, 3)]  # as many values as take one, two and three bytes to say
+    many = [np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8) for shape in shapes]
+    monkeypatch.setattr("tensorflow.make_ndarray", None)
+    for masks in many:
+        assert np.array_equal(read_masks_of_grpc(masks_as_fields(masks, masks.shape)), masks)
+
+
+def test_other_tensors_of_grpc_are_read_as_tensorflow_does():
+    high = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(read_masks_of_grpc(masks_as_fields(high, high.shape)), high)
+    assert np.array_equal(read_masks_of_grpc(masks_as_fields([1], (2, 3))), np.ones((2, 3)))
+    floats = read_masks_of_grpc(TensorProto(dtype=DT_FLOAT, tensor_shape={"dim": [{"size": 2}]}, float_val=[0.5, 1]))
+    assert floats.dtype == np.float32 and floats.tolist() == [0.5, 1]
+
+
 def test_masks_are_read_as_json_would(image):
     masks = rule(image, SPACING).astype(np.uint8)
-    for indent in (None, 1):
+    for indent in (None, 4):  # TensorFlow Serving indents
         body = json.dumps({"outputs": masks.tolist()}, indent=indent).encode()
         assert np.array_equal(read_masks(body, masks.shape), masks)
 
@@ -361,6 +458,12 @@ def test_a_bad_png_is_refused_with_a_sentence_and_the_server_lives_on(server, as
         assert np.array_equal(segment(ask(url("gitseg")), image), rule(image, SPACING))
 
 
+def test_voxels_as_numbers_are_for_grpc_alone(server, image):
+    body = {"signature_name": "segment_volume", "inputs": {"image": image.tolist(), "spacing": SPACING}}
+    answer = requests.post(parse_address(server.rest_url("gitseg")).rest_url + ":predict", json=body)
+    assert answer.status_code == 501 and "to type: uint16" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("url", "host", "name", "version"),
     [
@@ -369,11 +472,18 @@ def test_a_bad_png_is_refused_with_a_sentence_and_the_server_lives_on(server, as
         ("http://there:8501/a-b_c.d/versions/12", "there:8501", "a-b_c.d", 12),
         ("https://there/gitseg?version=3", "there", "gitseg", 3),
         ("grpc://[::1]:9/gitseg", "[::1]:9", "gitseg", None),
+        ("grpcs://there/gitseg", "there:8500", "gitseg", None),
     ],
 )
 def test_addresses(url, host, name, version):
     address = parse_address(url)
     assert (address.host, address.name, address.version) == (host, name, version)
+
+
+def test_a_password_is_used_and_not_shown(refusal):
+    address = parse_address("https://me:secret@there/gitseg")
+    assert address.url == "https://me:***@there/gitseg" and address.rest_url.startswith("https://me:secret@there/")
+    assert "secret" not in refusal(parse_address, "https://me:secret@there/")
 
 
 def test_the_resource_of_the_rest_interface():

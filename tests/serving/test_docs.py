@@ -205,6 +205,8 @@ def test_the_compose_file_starts_what_the_page_says():
     for server in servers.values():
         assert re.fullmatch(r"tensorflow/serving:\d+\.\d+\.\d+", server["image"]) and server["image"] in PAGE
         options = flags(server["command"])
+        # TensorFlow Serving makes JSON of the numbers that it would leave out.
+        assert "enable_serialization_as_tensor_content" not in options
         ports = [port.rsplit(":", 1) for port in server["ports"]]
         assert [inside for _, inside in ports] == [options["port"], options["rest_api_port"]]
         assert all(outside.startswith("127.0.0.1:") for outside, _ in ports)

@@ -156,6 +156,8 @@ def test_scans_larger_than_the_network_are_tiled_and_seen_in_other_ways_too(tmp_
     expected = predicted(tiled, image)
     masks = tiled.served("segment_volume", image=image, spacing=SPACING)
     assert (masks == expected).mean() >= 0.999 and 0.05 < expected.mean() < 0.95
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[70 81\] pixels measure \[2100 121.5\] mm"):
+        tiled.served("segment_volume", image=image, spacing=[3.0, 30.0, 1.5])
     extra = tiled.path / "assets.extra"
     assert json.loads((extra / "model.json").read_text())["views"] == {
         "overlap": 0.5,
@@ -183,6 +185,11 @@ COLOUR = cv2.imencode(".png", np.zeros((40, 48, 3), np.uint8))[1].tobytes()
         ("segment_png", {"png_bytes": [*SLICES, b"GIF89a"]}, "png_bytes[2] is no PNG, it has 6 bytes"),
         ("segment_png", {"png_bytes": [b"", *SLICES]}, "png_bytes[0] is no PNG, it has 0 bytes"),
         ("segment_png", {"png_bytes": [SLICES[0], SLICES[1][:200]]}, "png_bytes[1] is a PNG that ends too early"),
+        (
+            "segment_png",
+            {"png_bytes": [SLICES[0] + b"\n", SLICES[1]]},
+            "png_bytes[0] is a PNG that ends too early or too l",
+        ),
         ("segment_png", {"png_bytes": [SLICES[0], COLOUR]}, "png_bytes[1] has 3 channels"),
         ("segment_png", {"png_bytes": [SLICES[0], *pngs(draw((1, 40, 47)))]}, "png_bytes[1] is [40 47]"),
         ("segment_png", {"png_bytes": np.array([], object)}, "png_bytes has 0 slices"),
@@ -227,6 +234,56 @@ def test_a_session_without_this_package_and_keras_gives_the_same_numbers(exporte
     np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-5)
 
 
+# As the C++ server: nothing but the graph looks at the shapes of what is fed.
+UNCHECKED = """
+import json, sys
+from functools import cache
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf.config_pb2 import CallableOptions
+session = tf.compat.v1.Session(graph=tf.Graph())
+with session.graph.as_default():
+    signatures = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1]).signature_def
+@cache
+def callable_of(name, *keys):
+    signature = signatures[name]
+    (output,) = signature.outputs.values()
+    options = CallableOptions(feed=[signature.inputs[key].name for key in keys], fetch=[output.name])
+    return session._make_callable_from_options(options)
+def run(name, **inputs):
+    try:
+        return callable_of(name, *inputs)(*inputs.values())[0].shape
+    except tf.errors.InvalidArgumentError as error:
+        return error.message.splitlines()[0]
+image, spacing = np.zeros((2, 40, 48), np.uint16), np.ones(3, np.float32)
+windows = np.zeros([2, *(dim.size for dim in signatures["serving_default"].inputs["windows"].tensor_shape.dim[1:])])
+png = np.array([b"?"], object)
+volume = lambda *images: [run("segment_volume", image=one, spacing=spacing) for one in images]
+print(json.dumps({
+    "windows": [run("serving_default", windows=one.astype(np.float32))
+                for one in (windows[0], windows[0, 0, 0, 0], windows[..., :0], windows[:0], windows[None], windows)],
+    "volumes": volume(image[0], image[0, 0, 0], image[None], image[..., None], image),
+    "pngs": [run("segment_png", png_bytes=one, spacing=spacing) for one in (png[0], png[None], png)],
+}))
+"""
+
+
+def test_tensors_of_another_rank_are_refused_and_do_not_end_the_process(exported):
+    command = [sys.executable, "-c", UNCHECKED, str(exported.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    shape = exported.run.config.data.patch or exported.run.config.data.size
+    network = " ".join(map(str, [*shape, 1 if len(shape) == 3 else 5]))
+    *refused, fine = said["windows"]
+    assert len(refused) == 5 and fine[0] == 2
+    assert all(f"the network takes [N {network}], N above 0" in line for line in refused)
+    *refused, fine = said["volumes"]
+    assert len(refused) == 4 and fine == [2, 40, 48, 3]
+    assert all("its axes are slices, rows and columns" in line for line in refused)
+    assert ["it is a list of slices" in line for line in said["pngs"]] == [True, True, False]
+
+
 def test_saved_model_cli_runs_it(plain, tmp_path):
     image = draw((3, 40, 48))
     np.save(tmp_path / "image.npy", image)
@@ -244,6 +301,32 @@ def test_gitseg_predict_takes_it_as_it_takes_the_run(exported):
     asked = image, np.arange(1, 7), intensity_percentiles(image), SPACING
     ours = load_predictor(exported.path)(*asked)
     assert (ours == exported.predictor(*asked)).mean() >= 0.999
+
+
+@pytest.fixture
+def copied(plain, tmp_path):
+    return shutil.copytree(plain.path, tmp_path / "1")
+
+
+def misnamed(content):
+    """A name of the graph misspelt, of which the protobuf stays one."""
+    where = (
+        content.index(b"/Conv2D/ReadVariableOp") if b"/Conv2D/ReadVariableOp" in content else content.index(b"while/")
+    )
+    return content[:where] + b"!" + content[where + 1 :]
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", misnamed], ids=["empty", "misnamed"])
+def test_gitseg_predict_says_of_a_damaged_one_that_it_is(copied, refusal, damage):
+    model = copied / "saved_model.pb"
+    model.write_bytes(damage(model.read_bytes()))
+    assert f"{copied}: the SavedModel is damaged" in refusal(load_predictor, copied)
+
+
+def test_gitseg_predict_says_where_the_config_is_of_another_network(copied, refusal):
+    (copied / "assets.extra" / "config.yaml").write_text("")
+    line = refusal(load_predictor, copied)
+    assert f"{copied}: takes windows of [32, 32, 5], its config.yaml says [" in line
 
 
 def test_warm_up_requests_are_read_back_and_answered(exported):
@@ -302,6 +385,14 @@ def test_scores_travel_with_it_and_the_card_shows_them_with_their_intervals(fini
     assert "| Dice, 3-D | 0.750 | 0.654 | 0.654 (0.600 to 0.700) |" in card and "| HD95, mm | - | - | - |" in card
     assert "trained on some of these patients" in card and "tuned on some" not in card
     assert not any("no scores" in line for line in said)
+
+
+@pytest.mark.parametrize("text", ['{"score": 0.8', "[]", '{"score": 0.8}', '{"organs": 3}'])
+def test_damaged_scores_are_one_line_and_nothing_is_written(finished, tmp_path, capsys, text):
+    (finished / "evaluation.json").write_text(text)
+    line = refused(capsys, "export", finished, tmp_path / "out")
+    assert f"{finished / 'evaluation.json'}: is damaged" in line and "gitseg evaluate" in line
+    assert not [*(tmp_path / "out").iterdir()]
 
 
 def refused(capsys, *arguments):
@@ -396,8 +487,29 @@ def test_what_fails_on_the_way_leaves_nothing_that_a_server_would_load(finished,
     assert list((tmp_path / "models").iterdir()) == []
 
 
-@pytest.mark.parametrize("version", ["0", "-1", "latest"])
+def test_a_disk_that_is_full_is_one_line(built, tmp_path):
+    """TensorFlow's own writing of files, which knows no OSError."""
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from gitseg_tf.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(main(["export", {str(built)!r}, {str(tmp_path / "out")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stderr.strip().splitlines()[-1].startswith(f"gitseg: {tmp_path / 'out'}")
+    assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "latest", str(1 << 63)])
 def test_a_version_that_is_no_number_is_wrong_usage(finished, version):
     with pytest.raises(SystemExit) as ended:
         main(["export", str(finished), "--model-version", version])
     assert ended.value.code == 2 and not (finished / "export").exists()
+
+
+def test_data_are_for_the_other_formats(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", str(finished), "--data", str(tmp_path)])
+    assert ended.value.code == 2 and "--data is for the other formats" in capsys.readouterr().err

@@ -157,7 +157,7 @@ VIEWS = {
     "pixels": {"data.pixel_mm": 1.5},
     "pixels body": {"data.pixel_mm": 1.25, "data.crop": "body", "evaluation.overlap": 0.3},
     "pixels of no tile": {"data.pixel_mm": 6.0},
-    "flip": {"evaluation.tta.flip": True},
+    "flip": {"evaluation.tta.flip": True, "evaluation.threshold": 0.6, "postprocess.stomach.threshold": 0.35},
     "scales": {"evaluation.tta.scales": [0.75, 1.3], "evaluation.overlap": 0.1},
     "all smoothed": {"data.pixel_mm": 1.4, "evaluation.tta.flip": True, "evaluation.tta.scales": [1.2]}
     | {"postprocess.stomach.smooth_mm": 3.0, "postprocess.small_bowel.largest_only": True},
