@@ -9,11 +9,12 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
-from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
+from gitseg_tf.inference.exported import exported_config, exported_file, exported_formats, exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.runtimes import open_network
 from gitseg_tf.models.frozen import freeze, inference_network
 from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
+from gitseg_tf.training.run_folder import has_begun
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -139,9 +140,14 @@ def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
         return path, config, lambda: open_network(file, window_shape(config))
     exported = exported_version(path)
     if exported is None:
+        if not has_begun(path) and (inside := exported_formats(path)):
+            raise InputError(
+                f"{path}: holds networks of other formats, each in a folder; name one, such as {inside[0]}"
+            )
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)
-    return path, exported_config(exported), lambda: _exported_probabilities(exported)
+    config = exported_config(exported)
+    return path, config, lambda: _exported_probabilities(exported, window_shape(config))
 
 
 def window_shape(config: Config) -> tuple[int, ...]:
@@ -174,7 +180,7 @@ def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
         yield from folds.runs
 
 
-def _exported_probabilities(exported: AnyPath) -> Callable:
+def _exported_probabilities(exported: AnyPath, window: tuple[int, ...]) -> Callable:
     try:
         loaded = tf.saved_model.load(str(exported))
     except (OSError, IndexError, tf.errors.OpError) as error:
@@ -182,4 +188,8 @@ def _exported_probabilities(exported: AnyPath) -> Callable:
         raise InputError(f"{exported}: the SavedModel is damaged ({reason}); export it again") from None
     serve = loaded.signatures["serving_default"]
     spec = serve.structured_input_signature[1]["windows"]
+    if (takes := tuple(spec.shape[1:])) != window:
+        raise InputError(
+            f"{exported}: takes windows of {list(takes)}, its config.yaml says {list(window)}; export the run again"
+        )
     return freeze(lambda windows: serve(windows=windows)["probabilities"], spec)
