@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -418,6 +419,22 @@ def test_the_table_is_of_what_was_exported_of_the_run_as_it_is(copied, capsys):
     assert f"{export / '1'}: was not exported from {run.weights} as it is now" in refused(capsys, "formats", copied)
     shutil.rmtree(export)
     assert "has no folder such as 1 or onnx" in refused(capsys, "formats", copied)
+
+
+def test_a_network_that_is_slow_after_another_one_is_not_slow_by_itself(monkeypatch):
+    monkeypatch.setattr(comparison, "_SECONDS", 0.01)
+    last = []
+
+    def make(name, seconds):
+        def network(window):
+            time.sleep(seconds if last[-1:] == [name] else 0.05)
+            last.append(name)
+            return window
+
+        return network
+
+    found = comparison._milliseconds({"one": make("one", 0.001), "other": make("other", 0.01)}, np.zeros(1))
+    assert 1 <= found["one"] < 10 <= found["other"] < 40
 
 
 def test_scans_without_contours_are_nothing_to_score_by(written, drawn_dataset, monkeypatch, refusal):
