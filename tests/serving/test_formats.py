@@ -18,7 +18,7 @@ import tf_keras as keras
 from gitseg_tf import cli
 from gitseg_tf.commands import results
 from gitseg_tf.config import load_config, save_config
-from gitseg_tf.data.pipeline import sample_windows, training_windows
+from gitseg_tf.data.pipeline import sample_windows, training_windows, validation_samples, validation_windows
 from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.evaluation.chosen import PictureShelf
 from gitseg_tf.evaluation.evaluate import score_fold
@@ -175,6 +175,25 @@ def test_what_is_compared_are_windows_of_the_held_out_fold(written, drawn, drawn
         compared = written.facts(name)["format"]["compared_with_float32"]
         assert (compared["windows"], compared["fold"]) == (16, 1)
         assert 0 <= compared["mean_difference"] <= compared["largest_difference"] < (FORMATS[name].most or 1)
+
+
+def test_they_are_spread_over_its_scans(written, drawn_dataset, monkeypatch):
+    monkeypatch.setattr(formats, "_COMPARED", 4)
+    config = written.run.config
+    all_windows = np.concatenate([image for image, *_ in validation_windows(drawn_dataset, config)])
+    apart = validation_samples(drawn_dataset, config) // 4
+    assert 1 < apart <= 9
+    found = formats.compared_windows(drawn_dataset, config)
+    np.testing.assert_array_equal(found, all_windows[apart // 2 :: apart][:4])
+
+
+def test_masks_are_compared_at_the_runs_thresholds(written):
+    expected = np.full((1, 1, 4, 3), 0.45, np.float32)
+    found = np.float32([0.45, 0.41, 0.39, 0.1])[:, None] * np.ones((1, 1, 4, 3), np.float32)
+    compared = formats._compare(found, expected, written.run.config)
+    assert compared["dice_of_masks"] == pytest.approx(2 * 2 / (2 + 4))
+    assert compared["largest_difference"] == pytest.approx(0.35)
+    assert compared["mean_difference"] == pytest.approx((0.04 + 0.06 + 0.35) / 4)
 
 
 def test_the_command_line_knows_all_formats():
@@ -423,6 +442,7 @@ def test_the_table_is_of_what_was_exported_of_the_run_as_it_is(copied, capsys):
 
 def test_a_network_that_is_slow_after_another_one_is_not_slow_by_itself(monkeypatch):
     monkeypatch.setattr(comparison, "_SECONDS", 0.01)
+    monkeypatch.setattr(comparison, "_CALLS", 2)
     last = []
 
     def make(name, seconds):
