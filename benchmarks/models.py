@@ -7,6 +7,7 @@ float32 of both; ours in mixed_bfloat16, which `--precision auto` takes on proce
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,11 @@ class Side:
 
     def __init__(self, command):
         self.command = command
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # TensorFlow's; the peer sets its own.
+        two_threads = os.environ | {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=two_threads
+        )
         self.facts = self._answer()
 
     def ask(self, line):

@@ -327,3 +327,19 @@ def test_convert_without_its_folders_is_wrong_usage(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(["convert", *arguments])
     assert ended.value.code == 2 and "--verify OUT alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, said",
+    [
+        ("formats run --scans 0", "--scans: '0' is no number from 1 on"),
+        ("export run --representative x", "--representative: 'x' is no number from 1 on"),
+        ("export run --model-version 1.5", "--model-version: '1.5' is no number from 1 on"),
+        ("predict in out --server grpc://host/m --timeout x", "--timeout: 'x' is no number of seconds above 0"),
+        ("predict in out --server grpc://host/m --timeout inf", "--timeout: 'inf' is no number of seconds above 0"),
+    ],
+)
+def test_a_number_that_is_none_is_said_in_words(capsys, command, said):
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert ended.value.code == 2 and said in capsys.readouterr().err

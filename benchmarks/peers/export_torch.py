@@ -10,7 +10,7 @@ threads, input and output in float32.
 """
 
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,28 +49,24 @@ def main(architecture, encoder, folder, *batches):
         ways["compile", precision] = torch.compile(network, dynamic=False)
     given = {batch: windows(batch) for batch in map(int, batches)}
     with torch.no_grad():
-        seconds = {" ".join(key): warmed(way, given) for key, way in ways.items()}
-    say({"mib": sizes, "seconds_to_warm_up": seconds})
+        for way in ways.values():
+            warm_up(way, given.values())
+    say({"mib": sizes})
     for line in sys.stdin:
         way, precision, batch, steps = line.split()
         with torch.no_grad():
-            say(measure(ways[way, precision], given[int(batch)], int(steps)))
+            image = given[int(batch)]
+            say(rate(partial(ways[way, precision], image), int(steps), len(image)))
 
 
 def windows(batch):
     return torch.rand(batch, SLICES, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
 
 
-def warmed(way, given):
-    start = time.perf_counter()
-    for image in given.values():
+def warm_up(way, images):
+    for image in images:
         for _ in range(3):  # TorchScript rewrites the graph in its first calls
             way(image)
-    return round(time.perf_counter() - start, 1)
-
-
-def measure(way, image, steps):
-    return rate(lambda: way(image), steps, len(image))
 
 
 if __name__ == "__main__":

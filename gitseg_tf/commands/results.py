@@ -185,9 +185,12 @@ def _run_and_data(options):
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return seconds
 
 
@@ -221,7 +224,7 @@ def _export(options) -> None:
     if options.weights and "savedmodel" not in options.format:
         options.wrong_usage("--weights is for savedmodel")
     if options.data and options.format == ["savedmodel"]:
-        options.wrong_usage("--data is for the other formats")
+        options.wrong_usage("--data is for the formats that are compared with float32, not for savedmodel")
     if options.representative and "tflite-int8" not in options.format:
         options.wrong_usage("--representative is for tflite-int8")
     quiet.import_tensorflow()
@@ -261,10 +264,9 @@ def _formats(text: str) -> list[str]:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _version(text: str) -> int | str:

@@ -38,6 +38,13 @@ def exported_file(path: AnyPath) -> AnyPath | None:
     return path if path.suffix in (".onnx", ".tflite") else None
 
 
+def exported_formats(path: AnyPath) -> list[AnyPath]:
+    """The folders with an ONNX or TFLite file that lie in a folder, by name; none of anything else."""
+    inside = path.iterdir() if path.is_dir() else ()
+    # One that is being written has a name with a dot.
+    return sorted(p for p in inside if p.is_dir() and exported_file(p) and not p.name.startswith("."))
+
+
 def exported_config(exported: AnyPath) -> Config:
     """The config of the run that a SavedModel, or a file of another format, was exported from.
 

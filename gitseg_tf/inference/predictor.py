@@ -9,11 +9,12 @@ from gitseg_tf.config import Config, load_config, read_yaml, with_overrides
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
 from gitseg_tf.inference.ensemble import Member, Predictor, agreed_settings, make_ensemble, make_mean_function
-from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
+from gitseg_tf.inference.exported import exported_config, exported_file, exported_formats, exported_version
 from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.runtimes import open_network
 from gitseg_tf.models.frozen import freeze, inference_network
 from gitseg_tf.training.cross_validation import is_cross_validation, read_cross_validation
+from gitseg_tf.training.run_folder import has_begun
 from gitseg_tf.training.trainer import Run, load_model, load_run
 
 
@@ -139,6 +140,10 @@ def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
         return path, config, lambda: open_network(file, window_shape(config))
     exported = exported_version(path)
     if exported is None:
+        if not has_begun(path) and (inside := exported_formats(path)):
+            raise InputError(
+                f"{path}: holds networks of other formats, each in a folder; name one, such as {inside[0]}"
+            )
         run = load_run(path)
         return path, run.config, lambda: run_probabilities(run)
     config = exported_config(exported)

@@ -20,14 +20,15 @@ def fold_normalization(model: keras.Model) -> None:
     """Multiply the factors of batch normalisation into the kernels before it, which leaves a bias of each.
 
     The function in inference stays, but for rounding; training goes another way afterwards. A normalisation whose input
-    other layers see too, or that comes from a layer that is not linear, stays as it is.
+    others see too (layers, or whoever takes the model's outputs), or that comes from a layer that is not linear, stays
+    as it is, and so does one of several inputs.
 
     Args:
         model: functional, with the weights that inference is to use; it is changed.
     """
-    for norm in _normalizations(model):
+    for norm, outputs in _normalizations(model):
         before = norm.inbound_nodes[0].inbound_layers
-        if not _is_linear(before):
+        if len(norm.inbound_nodes) > 1 or not _is_linear(before) or any(norm.input is output for output in outputs):
             continue
         mean, variance = (np.float64(v.numpy()) for v in (norm.moving_mean, norm.moving_variance))
         factor = 1 / np.sqrt(variance + norm.epsilon)
@@ -49,12 +50,13 @@ def fold_normalization(model: keras.Model) -> None:
             norm.beta.assign(np.zeros(bias.shape))
 
 
-def _normalizations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+def _normalizations(model: keras.Model) -> Iterator[tuple[keras.layers.BatchNormalization, list]]:
+    """Each of them, and the outputs of the model that it is in."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _normalizations(layer)
         elif isinstance(layer, keras.layers.BatchNormalization):
-            yield layer
+            yield layer, model.outputs
 
 
 def _is_linear(layer) -> bool:
@@ -62,4 +64,5 @@ def _is_linear(layer) -> bool:
     linear = getattr(layer, "activation", keras.activations.linear) is keras.activations.linear
     # Else the factors are in two axes.
     single = getattr(layer, "depth_multiplier", 1) == 1
-    return type(layer) in _KERNELS and linear and single and len(layer.outbound_nodes) == 1
+    alone = len(layer.inbound_nodes) == len(layer.outbound_nodes) == 1
+    return type(layer) in _KERNELS and linear and single and alone

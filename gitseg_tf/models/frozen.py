@@ -1,9 +1,7 @@
 """Networks for inference alone."""
 
-from collections import Counter
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow.python.framework.convert_to_constants import (
@@ -11,6 +9,7 @@ from tensorflow.python.framework.convert_to_constants import (
     _replace_variables_by_constants,
 )
 
+from gitseg_tf.models.biases import biases_for_normalizations
 from gitseg_tf.models.folded import fold_normalization
 
 # Values of a variable that are passed to the graph. As constants they would be copied some ten times while the graph is
@@ -38,9 +37,7 @@ def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
     """Make constants of a network's variables, as they are now, and of what is made of them alone.
 
     Kernels that a network casts to bfloat16 are kept as bfloat16, those that it rearranges as they are rearranged.
-
-    Batch normalisation that does nothing but add becomes an addition, and TensorFlow then joins it and the activation
-    with the convolution.
+    Batch normalisation that does nothing but add becomes a bias, see `biases_for_normalizations`.
 
     Args:
         network: function of a tensor to a tensor, as in inference.
@@ -71,7 +68,7 @@ def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:
     for node in kept.node:
         # What was to be read before something else is an argument now.
         node.input[:] = [name for name in node.input if not (name[0] == "^" and name[1:] in replaced)]
-    _additions_for_normalizations(kept)
+    biases_for_normalizations(kept)
     result = traced.outputs[0].name
 
     @tf.function(input_signature=[spec], autograph=False)
@@ -137,47 +134,3 @@ def _evaluated(graph, made: set[str], values: dict[str, tf.Tensor]) -> dict[str,
 def _inputs(nodes) -> set[str]:
     """Names of the outputs that these nodes read."""
     return {name if ":" in name else f"{name}:0" for node in nodes for name in node.input if name[0] != "^"}
-
-
-def _additions_for_normalizations(graph) -> None:
-    """Put an addition in the place of each batch normalisation whose factors are all one."""
-    nodes = {node.name: node for node in graph.node}
-    readers = Counter(name.split(":")[0] for node in graph.node for name in node.input)
-    for node in list(graph.node):
-        if node.op != "FusedBatchNormV3" or node.attr["is_training"].b:
-            continue
-        constants = [_constant(nodes, name) for name in node.input[1:]]
-        if any(constant is None for constant in constants):
-            continue
-        scale, offset, mean, variance = map(np.float64, constants)
-        factor = scale / np.sqrt(variance + node.attr["epsilon"].f)
-        if not np.allclose(factor, 1, rtol=0, atol=1e-6):
-            continue
-        kind = node.attr["T"].type
-        bias = tf.make_tensor_proto(offset - mean * factor, dtype=kind)
-        added = graph.node.add(name=f"{node.name}/bias", op="Const")
-        added.attr["dtype"].type = kind
-        added.attr["value"].tensor.CopyFrom(bias)
-        layout, device = node.attr["data_format"].s, node.device
-        summed = nodes.get(node.input[0])
-        convolved = summed.input[1] if summed is not None and summed.op == "AddV2" else None
-        if convolved in nodes and nodes[convolved].op == "Conv2D" and readers[summed.name] == readers[convolved] == 1:
-            # To the convolution that is added to others, which then takes bias, sum and activation.
-            biased, summed.input[1] = f"{node.name}/biased", f"{node.name}/biased"
-            passed = tf.compat.v1.NodeDef(name=node.name, op="Identity", input=[summed.name], device=device)
-            passed.attr["T"].type = kind
-            node.CopyFrom(passed)
-            node = graph.node.add()
-        else:
-            biased, convolved = node.name, node.input[0]
-        replaced = tf.compat.v1.NodeDef(name=biased, op="BiasAdd", input=[convolved, added.name], device=device)
-        replaced.attr["T"].type, replaced.attr["data_format"].s = kind, layout
-        node.CopyFrom(replaced)
-
-
-def _constant(nodes: dict, name: str) -> np.ndarray | None:
-    """The value of a node of this name, where it is a constant or passes one on."""
-    node = nodes.get(name.removesuffix(":0"))
-    while node is not None and node.op == "Identity":
-        node = nodes.get(node.input[0].removesuffix(":0"))
-    return tf.make_ndarray(node.attr["value"].tensor) if node is not None and node.op == "Const" else None

@@ -32,7 +32,8 @@ _STEPS = {
 }
 _WEIGHTS = {
     "float32": "float32, constants of the graph",
-    "bfloat16": "bfloat16, constants of the graph; the network computes in bfloat16, what is around it in float32",
+    "bfloat16": "bfloat16, constants of the graph; the network computes in bfloat16, what is around it in float32, "
+    "and the scores below are those of the run in float32",
 }
 _CARD = """# {name}
 
@@ -174,7 +175,7 @@ def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
     return [
         ("network", f"{facts['architecture']}, encoder {facts['backbone']}"),
         ("input of the network", " x ".join(map(str, shape)) + kind),
-        ("windows at once", facts["windows_at_once"]),
+        ("windows at once", (form and form["batch"]) or facts["windows_at_once"]),
         ("test-time augmentation", augmentation),
         ("weights", f"moving average of training's, best epoch; {kept}"),
         *(_file(form) if form else ()),

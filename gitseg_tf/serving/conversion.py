@@ -1,12 +1,12 @@
 """A network as a file of ONNX or TFLite. The converters are imported when they are asked for."""
 
+import importlib
 import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Format:
         convert: function of the model and of windows of the training folds, float32 [N, ...], to the file's bytes.
         details: of the format, for model.json.
         modules: of the extra [export], which it is written and checked with.
-        packages: whose versions are kept.
+        packages: by the names of their modules, whose versions are kept.
         quantised: needs the windows.
         most: largest difference from the probabilities in float32 that is taken; None takes any.
     """
@@ -57,6 +57,9 @@ def _onnx(model: keras.Model, windows: np.ndarray | None) -> bytes:
     spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
     network = tf.function(inference(model), input_signature=[spec], autograph=False)
     proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    for tensor in (*proto.graph.input, *proto.graph.output):
+        # tf2onnx numbers it, and calls it by another number in each.
+        tensor.type.tensor_type.shape.dim[0].dim_param = "N"
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
@@ -82,9 +85,9 @@ def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
 
 def _tflite_int8(model: keras.Model, windows: np.ndarray) -> bytes:
     with _converter(model) as converter:
+        # What goes in and comes out stays float32, and so does what has no kernel of integers; the converter does not
+        # refuse that, not even where it is asked for integers alone (TFLITE_BUILTINS_INT8).
         converter.representative_dataset = lambda: ([window[None]] for window in windows)
-        # Refused where an operation has no kernel of integers; what goes in and comes out stays float32.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return _converted(converter, model, "tflite-int8")
 
 
@@ -112,7 +115,7 @@ def _converted(converter: tf.lite.TFLiteConverter, model: keras.Model, name: str
         raise InputError(f"{name}: cannot hold {model.name} ({reason}); take another format, such as onnx") from None
 
 
-_TFLITE = (("ai_edge_litert.interpreter",), ("tensorflow", "ai-edge-litert"))
+_TFLITE = (("ai_edge_litert.interpreter",), ("tensorflow", "ai_edge_litert"))
 FORMATS = {
     "onnx": Format(
         ONNX_FILE,
@@ -137,6 +140,7 @@ FORMATS = {
 }
 
 
-def versions(form: Format) -> dict[str, str]:
-    """The versions of what a format is written and checked with."""
-    return {name.replace("-", "_"): version(name) for name in form.packages}
+def versions(form: Format) -> dict[str, str | None]:
+    """The versions of what a format is written and checked with, None of a package that does not say."""
+    # By the modules: the module onnxruntime is of the distribution onnxruntime-gpu, too.
+    return {name: getattr(importlib.import_module(name), "__version__", None) for name in form.packages}

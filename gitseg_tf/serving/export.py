@@ -1,5 +1,6 @@
 """SavedModels that TensorFlow Serving loads, with the whole way from a scan to its masks inside."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -152,6 +153,11 @@ def _traced(*specs: tf.TensorSpec) -> Callable:
     return tf.function(input_signature=specs, autograph=False)
 
 
+def weights_digest(run: Run) -> str:
+    """SHA-256 of the file with a run's best weights: provenance.best_weights of what was exported from them."""
+    return hashlib.sha256(run.weights.read_bytes()).hexdigest()
+
+
 def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
     """Write what travels with a network.
 
@@ -167,7 +173,8 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
         InputError: the run's evaluation.json is damaged.
     """
     (folder / "organs.txt").write_text("\n".join(ORGANS) + "\n")
-    save_config(run.config, folder / "config.yaml")
+    provenance = run.config.provenance | {"best_weights": weights_digest(run)}
+    save_config(run.config.model_copy(update={"provenance": provenance}), folder / "config.yaml")
     scores = run.path / "evaluation.json"
     evaluation = _read_scores(scores) if scores.is_file() else None
     if evaluation is not None:

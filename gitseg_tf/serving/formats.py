@@ -116,6 +116,15 @@ def _check_before(run: Run, dataset: Dataset, targets: dict[str, AnyPath], force
             raise InputError(f"{target}: exists already; --force replaces it")
     if not force:
         check_finished(run)
+    check_trained_on(run, dataset)
+
+
+def check_trained_on(run: Run, dataset: Dataset) -> None:
+    """Refuse another dataset than the one that a run was trained on, of which it has not seen a fold.
+
+    Raises:
+        InputError: it is another one.
+    """
     trained_on = run.config.provenance.get("dataset", dataset.source["fingerprint"])
     if trained_on != dataset.source["fingerprint"]:
         raise InputError(
@@ -142,9 +151,9 @@ def _compare(found: np.ndarray, expected: np.ndarray, config: Config) -> dict[st
 
 
 def _check_agreement(name: str, compared: dict[str, float], say: Callable[[str], None]) -> None:
-    largest, most = compared["largest_difference"], FORMATS[name].most
-    # Written so that it catches what is no number, too.
-    if not largest <= (1.0 if most is None else most):
+    # Probabilities are no further apart than 1. Written so that it catches what is no number, too.
+    largest, most = compared["largest_difference"], FORMATS[name].most or 1.0
+    if not largest <= most:
         raise InputError(
             f"{name}: its probabilities are up to {largest:.2g} from those of float32 on windows of the validation "
             f"fold, more than {most:g}; it is not written, take another format"

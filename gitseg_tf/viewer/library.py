@@ -14,7 +14,7 @@ from gitseg_tf.data.scans import EXPECTED, Scan, is_cohort, read_cohort, read_fi
 from gitseg_tf.data.tfrecord import read_record
 from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.exported import exported_config, exported_version
+from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
 from gitseg_tf.training.cross_validation import fold_runs, is_cross_validation, read_cross_validation
 from gitseg_tf.training.run_folder import has_begun, load_run_config
 from gitseg_tf.viewer.folders import GivenFolders
@@ -41,7 +41,7 @@ class Entry:
         read_voxels: reads the image; InputError where it cannot be read.
         read_contours: reads uint8 [D, H, W], bit k is organ k of ORGANS; None for a scan without contours.
         broken: why it cannot be read, or "".
-        model: the run, cross-validation or SavedModel that predicts it, or None.
+        model: the run, cross-validation or export that predicts it, or None.
         trained_on: whether the model has seen the patient.
         scores: means of the scan, and under "organs" those of each organ; empty where it was not scored.
     """
@@ -72,8 +72,8 @@ def open_library(
 
     Args:
         path: a cohort of any layout, a PNG or NIfTI file, a dataset of `gitseg convert`, a run, a cross-validation, or
-            an exported SavedModel.
-        data: a cohort or dataset, for a run or a SavedModel; None is what the run was trained on.
+            what `gitseg export` wrote, as `load_predictor` takes it.
+        data: a cohort or dataset, for a run or an export; None is what the run was trained on.
         allowed: further folders that links in the others may lead to.
 
     Returns:
@@ -94,8 +94,9 @@ def open_library(
     model_of, more = _models(path, configs)
     seen_by = {model: set(config.provenance.get("trained_on", ())) for model, config in configs.items()}
     seen_by[path] = set().union(*seen_by.values())
-    scores = _scores(path)
-    if any(map(has_begun, configs)) and not scores:
+    trained_here = any(map(has_begun, configs))
+    scores = _scores(path) if trained_here else {}
+    if trained_here and not scores:
         more = (*more, f"{path}: has no evaluation.json, so the list has no scores; gitseg evaluate makes them")
     listed = []
     for entry in entries:
@@ -107,6 +108,9 @@ def open_library(
 
 def _configs(path: AnyPath, allowed: tuple[AnyPath, ...]) -> dict[AnyPath, Config]:
     """The networks that were given, with their configs; none where scans were given."""
+    if (file := exported_file(path)) is not None:
+        GivenFolders((path, file.parent, *allowed)).check([file, file.parent / "config.yaml"])
+        return {file: exported_config(file)}
     folders = GivenFolders((path, *allowed))
     runs = [run for run in fold_runs(path) if has_begun(run)] or ([path] if has_begun(path) else [])
     if runs:
@@ -124,10 +128,10 @@ def _configs(path: AnyPath, allowed: tuple[AnyPath, ...]) -> dict[AnyPath, Confi
 
 
 def _own_data(path: AnyPath, configs: dict[AnyPath, Config]) -> AnyPath:
-    """The dataset that a run was trained on. A SavedModel is for other places than the one where that lies."""
+    """The dataset that a run was trained on. An export is for other places than the one where that lies."""
     model, config = next(iter(configs.items()))
     if not has_begun(model):
-        raise InputError(f"{path}: is a SavedModel, which has no scans; name some with --data")
+        raise InputError(f"{path}: is an exported network, which has no scans; name some with --data")
     if "records" not in config.provenance:
         raise InputError(f"{path}: does not say what it was trained on; name the data with --data")
     records = as_path(config.provenance["records"])

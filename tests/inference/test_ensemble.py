@@ -231,6 +231,14 @@ def test_of_several_exported_versions_the_highest_predicts(models, tmp_path, ref
     load_predictor(path)
 
 
+def test_a_savedmodel_of_other_windows_than_its_config_says_is_refused(models, tmp_path, refusal):
+    path = shutil.copytree(models / "wide/export/1", tmp_path / "1")
+    config = path / "assets.extra/config.yaml"
+    save_config(load_config(config, {"data.slices": 7}), config)
+    said = refusal(load_predictor, path)
+    assert said.startswith(f"{path}: takes windows of [") and "its config.yaml says [" in said and "7]; export" in said
+
+
 def test_the_command_takes_several_models_and_what_is_set(monkeypatch, tmp_path, capsys):
     asked = []
 

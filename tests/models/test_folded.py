@@ -5,6 +5,9 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
+from gitseg_tf.config import load_config
+from gitseg_tf.models.backbones import BACKBONES
+from gitseg_tf.models.build import DECODERS, build_model
 from gitseg_tf.models.folded import fold_normalization
 from gitseg_tf.models.frozen import inference_network
 from gitseg_tf.models.layers import AtrousSeparableConv, UpsampleConv, conv_block, normalized
@@ -24,19 +27,21 @@ def network(make, size=12):
     inputs = keras.Input((size, size, 4))
     model = keras.Model(inputs, make(inputs))
     rng = np.random.default_rng(0)
-    for layer in model.layers:
+    for layer in model.submodules:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, array.shape) for array in layer.get_weights()])
     return model, rng.standard_normal((3, *model.input_shape[1:])).astype(np.float32)
 
 
+def frozen_nodes(model):
+    graph = tf.function(inference_network(model)).get_concrete_function(tf.TensorSpec(model.input_shape)).graph
+    return [node for function in graph.as_graph_def().library.function for node in function.node_def]
+
+
 def normalizations(model):
     traced = tf.function(lambda x: model(x, training=False)).get_concrete_function(tf.TensorSpec(model.input_shape))
-    graph = tf.function(inference_network(model)).get_concrete_function(tf.TensorSpec(model.input_shape)).graph
-    written = graph.as_graph_def()
-    nodes = [node.op for function in written.library.function for node in function.node_def]
-    before = [op.type for op in traced.graph.get_operations()]
-    return (sum(op.startswith("FusedBatchNorm") for op in ops) for ops in (before, nodes))
+    before, after = [op.type for op in traced.graph.get_operations()], [node.op for node in frozen_nodes(model)]
+    return (sum(op.startswith("FusedBatchNorm") for op in ops) for ops in (before, after))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -54,8 +59,28 @@ def shared(x):
     return keras.layers.Concatenate()([seen, keras.layers.BatchNormalization()(seen)])
 
 
+def given_away(x):
+    inputs = keras.Input(x.shape[1:])
+    seen = keras.layers.Conv2D(4, 3, padding="same")(inputs)
+    return keras.layers.Concatenate()(keras.Model(inputs, [seen, keras.layers.BatchNormalization()(seen)])(x))
+
+
+def twice(x):
+    norm = keras.layers.BatchNormalization()
+    return keras.layers.Concatenate()([norm(keras.layers.Conv2D(4, 3)(x)) for _ in range(2)])
+
+
+def applied_twice(x):
+    layer = keras.layers.Conv2D(4, 3)
+    given = keras.Input(x.shape[1:])
+    inner = keras.Model(given, [keras.layers.BatchNormalization()(layer(given)), layer(keras.layers.ReLU()(given))])
+    return keras.layers.Concatenate()(inner(x))
+
+
 NOT_FOLDED = {
     "seen by others": shared,
+    "an output of its model": given_away,
+    "of a kernel that gives an output too": applied_twice,
     "not linear": lambda x: keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, activation="relu")(x)),
     "after an activation": lambda x: keras.layers.BatchNormalization()(conv_block(x, 4, "first")),
     "two axes": lambda x: keras.layers.BatchNormalization()(keras.layers.DepthwiseConv2D(3, depth_multiplier=2)(x)),
@@ -69,6 +94,33 @@ def test_where_it_cannot_be_folded_it_stays(kind):
     expected = tf.sigmoid(model(windows, training=False))
     np.testing.assert_allclose(inference_network(model)(windows), expected, atol=1e-5)
     assert list(normalizations(model))[1] == 1
+
+
+def test_one_of_two_inputs_stays():
+    model, windows = network(twice)
+    expected = tf.sigmoid(model(windows, training=False))
+    np.testing.assert_allclose(inference_network(model)(windows), expected, atol=1e-5)
+    assert list(normalizations(model)) == [2, 2]
+
+
+def left_after_folding(architecture, backbone):
+    settings = {"model.architecture": architecture, "model.backbone": backbone, "model.filters": 4}
+    model = build_model(load_config(None, settings | {"data.size": [64, 64]}))
+    norms = [layer for layer in model.submodules if isinstance(layer, keras.layers.BatchNormalization)]
+    for norm in norms:
+        norm.moving_variance.assign(2 * norm.moving_variance)
+    fold_normalization(model)
+    return [norm.name for norm in norms if (norm.moving_variance.numpy() == 2).any()]
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_of_the_decoders_segformers_alone_keeps_one(architecture):
+    assert left_after_folding(architecture, "plain") == ["decoder_bn"] * (architecture == "segformer")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_encoders_keep_none(whole_table, backbone):
+    assert left_after_folding("deeplabv3plus", backbone) == []
 
 
 def test_neither_scale_nor_offset_are_needed():
@@ -86,6 +138,14 @@ def test_a_network_inside_of_another_is_folded_too():
     expected = tf.sigmoid(model(windows, training=False))
     np.testing.assert_allclose(inference_network(model)(windows), expected, atol=1e-5)
     assert list(normalizations(model)) == [2, 0]
+
+
+def test_a_bias_goes_to_the_convolution_under_a_sum():
+    """TensorFlow then joins convolution, bias, sum and activation."""
+    model, _ = network(lambda x: normalized(LAYERS["upsampled and joined"](x), "block"))
+    nodes = {node.name: node for node in frozen_nodes(model)}
+    (total,) = [node for node in nodes.values() if node.op == "AddV2"]
+    assert nodes[total.input[1].split(":")[0]].op == "BiasAdd"
 
 
 @pytest.mark.parametrize("seen", ["convolution", "sum"])

@@ -33,3 +33,9 @@ def test_later_changes_of_the_weights_are_not_seen(model):
     before = found(windows).numpy()
     model.set_weights([2 * array for array in model.get_weights()])
     assert np.array_equal(found(windows), before) and not np.allclose(model(windows, training=False), before)
+
+
+def test_large_kernels_are_arguments_and_all_else_is_in_the_graph(model):
+    graph = tf.function(frozen(model)).get_concrete_function(tf.TensorSpec(model.input_shape)).graph
+    large = [variable for variable in model.variables if variable.shape.num_elements() >= 4096]
+    assert len(graph.captures) == len(large) == (model.output_shape[-1] == 200)

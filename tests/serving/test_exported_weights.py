@@ -165,7 +165,9 @@ def test_model_json_and_the_card_say_which_weights(written):
     for name, path in paths.items():
         extra = Path(path, "assets.extra")
         assert json.loads((extra / "model.json").read_text())["weights"] == name
-        assert f"best epoch; {name}, constants of the graph" in (extra / "model_card.md").read_text()
+        card = (extra / "model_card.md").read_text()
+        assert f"best epoch; {name}, constants of the graph" in card
+        assert ("the scores below are those of the run in float32" in card) == (name == "bfloat16")
 
 
 def test_the_command_writes_them_and_refuses_others(written, tmp_path, capsys):

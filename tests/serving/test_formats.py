@@ -1,9 +1,11 @@
 """A run's network as ONNX and TFLite: what is in the files, how far it is from float32, and who takes them."""
 
+import hashlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -14,18 +16,16 @@ import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf import cli
+from gitseg_tf.commands import results
 from gitseg_tf.config import load_config, save_config
-from gitseg_tf.data.pipeline import sample_windows, training_windows
+from gitseg_tf.data.pipeline import sample_windows, training_windows, validation_samples, validation_windows
 from gitseg_tf.data.scans import ORGANS
-from gitseg_tf.errors import InputError
 from gitseg_tf.evaluation.chosen import PictureShelf
 from gitseg_tf.evaluation.evaluate import score_fold
 from gitseg_tf.evaluation.reliability import Reliability
 from gitseg_tf.evaluation.scores import summarise
 from gitseg_tf.inference.runtimes import open_network
-from gitseg_tf.models.build import DECODERS, build_model
-from gitseg_tf.models.unet3d import NETWORKS_3D
-from gitseg_tf.quiet import held_back
+from gitseg_tf.models.build import build_model
 from gitseg_tf.serving import comparison, conversion, formats
 from gitseg_tf.serving.formats import FORMATS, export_formats
 from gitseg_tf.training.callbacks import best_weights_path, write_history
@@ -115,6 +115,7 @@ def test_the_onnx_file_is_valid_and_of_the_opset_that_is_stated(written):
     for tensor, said in ((model.graph.input[0], "input"), (model.graph.output[0], "output")):
         shape = [size.dim_value or None for size in tensor.type.tensor_type.shape.dim]
         assert (tensor.name, shape) == (stated[said]["name"], stated[said]["shape"])
+        assert tensor.type.tensor_type.shape.dim[0].dim_param == "N"
         assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
@@ -176,6 +177,29 @@ def test_what_is_compared_are_windows_of_the_held_out_fold(written, drawn, drawn
         assert 0 <= compared["mean_difference"] <= compared["largest_difference"] < (FORMATS[name].most or 1)
 
 
+def test_they_are_spread_over_its_scans(written, drawn_dataset, monkeypatch):
+    monkeypatch.setattr(formats, "_COMPARED", 4)
+    config = written.run.config
+    all_windows = np.concatenate([image for image, *_ in validation_windows(drawn_dataset, config)])
+    apart = validation_samples(drawn_dataset, config) // 4
+    assert 1 < apart <= 9
+    found = formats.compared_windows(drawn_dataset, config)
+    np.testing.assert_array_equal(found, all_windows[apart // 2 :: apart][:4])
+
+
+def test_masks_are_compared_at_the_runs_thresholds(written):
+    expected = np.full((1, 1, 4, 3), 0.45, np.float32)
+    found = np.float32([0.45, 0.41, 0.39, 0.1])[:, None] * np.ones((1, 1, 4, 3), np.float32)
+    compared = formats._compare(found, expected, written.run.config)
+    assert compared["dice_of_masks"] == pytest.approx(2 * 2 / (2 + 4))
+    assert compared["largest_difference"] == pytest.approx(0.35)
+    assert compared["mean_difference"] == pytest.approx((0.04 + 0.06 + 0.35) / 4)
+
+
+def test_the_command_line_knows_all_formats():
+    assert results._FORMATS == formats.NAMES
+
+
 def test_the_choice_of_windows_depends_on_the_seed_alone(written, drawn_dataset):
     first, again = (sample_windows(drawn_dataset, written.run.config, 5)[1] for _ in range(2))
     other = sample_windows(drawn_dataset, written.run.config.model_copy(update={"seed": 9}), 5)[1]
@@ -187,13 +211,16 @@ def test_the_choice_of_windows_depends_on_the_seed_alone(written, drawn_dataset)
 def test_the_same_facts_travel_with_every_format(written, name):
     folder = written.out / name
     assert (folder / "organs.txt").read_text().split() == list(ORGANS)
-    assert load_config(folder / "config.yaml") == written.run.config
+    config = load_config(folder / "config.yaml")
+    assert config.provenance.pop("best_weights") == hashlib.sha256(written.run.weights.read_bytes()).hexdigest()
+    assert config == written.run.config
     facts = written.facts(name)
     assert facts["postprocess"]["stomach"]["inside"] == {}
     assert facts["postprocess"]["stomach"]["outside"]["threshold"] == 0.4
     card = (folder / "model_card.md").read_text()
     assert "This is the network alone" in card and "SavedModel" not in card and FORMATS[name].file in card
     assert "Not a medical device" in card and "the run was not scored" in card
+    assert f"| windows at once | {3 if name == 'onnx' else 1} |" in card
     assert ("12 windows of" in card) == (name == "tflite-int8") and ("opset 17" in card) == (name == "onnx")
 
 
@@ -235,6 +262,12 @@ def test_gitseg_predict_takes_the_folder_and_the_file_and_finds_what_the_run_fin
     )
 
 
+def test_the_folder_of_several_formats_is_no_model_and_one_line_names_one(copied, cohort, tmp_path, capsys):
+    shutil.rmtree(copied / "export/1")
+    line = refused(capsys, "predict", copied / "export", cohort, tmp_path / "out")
+    assert line.endswith(f"name one, such as {copied / 'export/onnx'}") and not (tmp_path / "out").exists()
+
+
 def test_formats_are_members_of_ensembles_with_flips(written, by_run, cohort, tmp_path):
     models = [written.run.path, *(written.out / name for name in FORMATS)]
     arguments = ["predict", *models, cohort, tmp_path / "out", "--format", "nifti", "--tta", "flip"]
@@ -243,6 +276,13 @@ def test_formats_are_members_of_ensembles_with_flips(written, by_run, cohort, tm
     assert cli.main([str(argument) for argument in alone]) == 0
     found, expected = (masks_in(tmp_path / name)["case1_day0"] for name in ("out", "alone"))
     assert expected.any() and (found != expected).mean() <= DIFFER["tflite-int8"]
+
+
+def scored(run, dataset):
+    """What gitseg evaluate finds of each organ and scan of the held-out fold."""
+    count = len(dataset.scans_of([1]))
+    with PictureShelf(count) as shelf:
+        return score_fold(run, dataset, 1, count, shelf, Reliability())
 
 
 def test_the_table_has_the_scores_of_gitseg_evaluate_and_goes_into_the_cards(
@@ -254,9 +294,7 @@ def test_the_table_has_the_scores_of_gitseg_evaluate_and_goes_into_the_cards(
     first = pd.read_csv(copied / "export/formats.csv").set_index("format")
     assert cli.main(["formats", str(copied)]) == 0
     table = pd.read_csv(copied / "export/formats.csv").set_index("format")
-    count = len(drawn_dataset.scans_of([1]))
-    with PictureShelf(count) as shelf:
-        rows = score_fold(run, drawn_dataset, 1, count, shelf, Reliability())
+    rows = scored(run, drawn_dataset)
     expected, of_first = summarise(rows), summarise(rows[rows.scan == rows.scan.iloc[0]])
     assert list(table.index) == list(formats.NAMES) and expected["dice"] > 0.3
     for name in ("savedmodel", "onnx"):
@@ -264,13 +302,27 @@ def test_the_table_has_the_scores_of_gitseg_evaluate_and_goes_into_the_cards(
             assert table[score][name] == pytest.approx(expected[score], abs=2e-3)
             assert first[score][name] == pytest.approx(of_first[score], abs=2e-3)
     assert abs(expected["dice"] - of_first["dice"]) > 5e-3
-    np.testing.assert_allclose(table.dice_loss, table.dice["savedmodel"] - table.dice, atol=1e-12)
+    np.testing.assert_allclose(table.dice_loss, expected["dice"] - table.dice, atol=1e-9)
     assert (table.ms > 0).all() and (table.dice_loss < 0.02).all()
     assert table.mib["onnx"] * 2**20 == (copied / "export/onnx/model.onnx").stat().st_size
     for name in FORMATS:
         card = (copied / "export" / name / "model_card.md").read_text()
         assert card.count("## Size, time and scores") == 1 and f"| {name} | {table.mib[name]:.2f} |" in card
     assert f"{table.dice['tflite-int8']:.4f}" in capsys.readouterr().out
+
+
+def test_what_is_lost_is_against_the_run_in_float32_whatever_the_savedmodel_is(
+    copied, drawn_dataset, capsys, monkeypatch
+):
+    monkeypatch.setattr(comparison, "_SECONDS", 0.01)
+    for name in FORMATS:
+        shutil.rmtree(copied / "export" / name)
+    assert cli.main(["export", str(copied), "--weights", "bfloat16", "--force"]) == 0
+    assert cli.main(["formats", str(copied)]) == 0
+    exact = summarise(scored(load_run(copied), drawn_dataset))["dice"]
+    (row,) = pd.read_csv(copied / "export/formats.csv").itertuples()
+    assert row.format == "savedmodel" and row.dice_loss == pytest.approx(exact - row.dice, abs=1e-9) != 0
+    assert f"Dice lost is against its network in float32, {exact:.4f}" in capsys.readouterr().out
 
 
 def refused(capsys, *arguments):
@@ -295,6 +347,22 @@ def test_a_network_that_is_not_the_runs_is_caught_and_not_written(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_masks_that_differ_much_are_warned_of_where_the_format_has_no_limit(
+    written, drawn_dataset, tmp_path, monkeypatch
+):
+    def opposite(file, window):
+        network = open_network(file, window)
+        return lambda windows: 1 - network(windows).numpy()
+
+    monkeypatch.setattr(formats, "open_network", opposite)
+    said = []
+    export_formats(written.run, drawn_dataset, ["tflite-int8"], tmp_path, representative=2, say=said.append)
+    (line,) = (line for line in said if line.startswith("warning"))
+    compared = json.loads((tmp_path / "tflite-int8/model.json").read_text())["format"]["compared_with_float32"]
+    assert f"Dice of {compared['dice_of_masks']:.3f} with those of float32" in line and compared["dice_of_masks"] < 0.95
+    assert not [line for line in written.said if line.startswith("warning")]
+
+
 def test_a_format_that_is_there_is_replaced_with_force_alone(copied, capsys):
     before = contents(copied / "export")
     line = refused(capsys, "export", copied, "--format", "savedmodel,onnx", "--model-version", "next")
@@ -312,6 +380,7 @@ def test_an_unfinished_run_and_another_dataset_are_refused(copied, draw, tmp_pat
     config = (copied / "config.yaml").read_text()
     line = refused(capsys, "export", copied, tmp_path / "out", "--format", "onnx", "--data", others.root)
     assert "trained on another dataset" in line
+    assert "trained on another dataset" in refused(capsys, "formats", copied, "--data", others.root)
     (copied / "config.yaml").write_text(config.replace("epochs: 3", "epochs: 5"))
     assert "is what gitseg export wrote" in refused(capsys, "evaluate", copied / "export/onnx")
     assert "3 of its 5 epochs" in refused(capsys, "export", copied, tmp_path / "out", "--format", "onnx")
@@ -356,16 +425,52 @@ def test_a_file_that_cannot_be_used_is_one_line_that_names_it(copied, cohort, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_the_table_needs_a_savedmodel_and_another_format_of_the_same_run(copied, capsys):
+def test_the_table_is_of_what_was_exported_of_the_run_as_it_is(copied, capsys):
     export = copied / "export"
+    for inside in ("1", "onnx"):
+        assert "has no folder such as 1 or onnx" in refused(capsys, "formats", copied, export / inside)
     save_config(load_config(export / "onnx/config.yaml", {"data.slices": 3}), export / "onnx/config.yaml")
-    assert "another run" in refused(capsys, "formats", copied)
-    for name in FORMATS:
-        shutil.rmtree(export / name)
-    assert "--format onnx,tflite-float16,tflite-int8" in refused(capsys, "formats", copied)
-    shutil.rmtree(export / "1")
-    assert "holds no SavedModel" in refused(capsys, "formats", copied)
-    assert not (export / "formats.csv").exists()
+    assert f"{export / 'onnx/model.onnx'}: takes windows" in refused(capsys, "formats", copied)
+    run = load_run(copied)
+    model = load_model(run)
+    model.set_weights([array + 1 for array in model.get_weights()])
+    model.save_weights(str(run.weights))
+    assert f"{export / '1'}: was not exported from {run.weights} as it is now" in refused(capsys, "formats", copied)
+    shutil.rmtree(export)
+    assert "has no folder such as 1 or onnx" in refused(capsys, "formats", copied)
+
+
+def test_a_network_that_is_slow_after_another_one_is_not_slow_by_itself(monkeypatch):
+    monkeypatch.setattr(comparison, "_SECONDS", 0.01)
+    monkeypatch.setattr(comparison, "_CALLS", 2)
+    last = []
+
+    def make(name, seconds):
+        def network(window):
+            time.sleep(seconds if last[-1:] == [name] else 0.05)
+            last.append(name)
+            return window
+
+        return network
+
+    found = comparison._milliseconds({"one": make("one", 0.001), "other": make("other", 0.01)}, np.zeros(1))
+    assert 1 <= found["one"] < 10 <= found["other"] < 40
+
+
+def test_scans_without_contours_are_nothing_to_score_by(written, drawn_dataset, monkeypatch, refusal):
+    blank = [replace(scan, organ_slices={}) for scan in drawn_dataset.scans_of([1])]
+    monkeypatch.setattr(comparison, "scans_of_fold", lambda *_: (1, blank))
+    line = refusal(comparison.compare_formats, written.run, drawn_dataset, scans=1)
+    assert f"{drawn_dataset.root}: no contour is in 1 scans of fold 1" in line
+    assert not (written.out / "formats.csv").exists()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_is_no_number_is_not_written(written, drawn_dataset, tmp_path, monkeypatch, refusal, name):
+    monkeypatch.setattr(formats, "open_network", lambda *_: lambda windows: np.full((*windows.shape[:3], 3), np.nan))
+    line = refusal(export_formats, written.run, drawn_dataset, [name], tmp_path / "out", representative=2, **QUIET)
+    assert line.startswith(f"{name}: its probabilities are up to nan from those of float32")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -374,85 +479,14 @@ def test_the_table_needs_a_savedmodel_and_another_format_of_the_same_run(copied,
         ["--format", "coreml"],
         ["--format", "onnx", "--model-version", "2"],
         ["--format", "onnx", "--representative", "9"],
+        ["--format", "onnx", "--weights", "bfloat16"],
+        ["--data", "records"],
     ],
 )
 def test_arguments_that_do_not_go_together_are_wrong_usage(written, arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(["export", str(written.run.path), *arguments])
     assert ended.value.code == 2
-
-
-def small(architecture, backbone=None):
-    settings = {"model.architecture": architecture, "model.filters": 8, "data.size": [64, 64]}
-    settings |= {"model.backbone": backbone} if backbone else {"data.patch": [8, 32, 32]}
-    model = build_model(load_config(None, settings))
-    head = [layer for layer in model.layers if layer.get_weights()][-1]
-    head.set_weights([3 * head.get_weights()[0], 0 * head.get_weights()[1]])
-    return model
-
-
-def converted(model, name, tmp_path):
-    """The probabilities of a file, and those of the model, on what int8 is fitted to."""
-    windows = np.random.default_rng(0).random((3, *model.input_shape[1:]), np.float32)
-    file = tmp_path / FORMATS[name].file
-    file.write_bytes(FORMATS[name].convert(model, windows))
-    network = open_network(file, model.input_shape[1:])
-    return network(windows).numpy(), tf.sigmoid(model(windows, training=False)).numpy()
-
-
-def layers(*stack, shape):
-    """A network of three channels that is quickly made."""
-    inputs = x = keras.Input(shape)
-    for layer in stack:
-        x = layer(x)
-    return keras.Model(inputs, x, name="stack")
-
-
-def test_gelu_of_keras_goes_to_onnx(tmp_path):
-    model = layers(keras.layers.Conv2D(3, 1, activation="gelu", kernel_initializer="ones"), shape=(8, 8, 2))
-    model.set_weights([4 * np.random.default_rng(1).normal(size=(1, 1, 2, 3)), np.zeros(3)])
-    found, expected = converted(model, "onnx", tmp_path)
-    assert np.ptp(expected) > 0.4
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_an_operation_that_onnx_cannot_hold_is_one_line(refusal):
-    model = layers(keras.layers.Lambda(tf.math.bessel_i0), shape=(8, 8, 3))
-    line = refusal(FORMATS["onnx"].convert, model, None)
-    assert line.startswith("onnx: cannot hold stack (") and "BesselI0" in line
-
-
-@pytest.mark.parametrize("name", ["tflite-float16", "tflite-int8"])
-def test_3d_pooling_is_not_in_tflite_and_one_line_says_so(refusal, capfd, name):
-    model = layers(keras.layers.MaxPool3D(), keras.layers.AveragePooling3D(), shape=(4, 8, 8, 3))
-    windows = np.zeros((2, 4, 8, 8, 3), np.float32)
-    with held_back(InputError):
-        line = refusal(FORMATS[name].convert, model, windows)
-    assert line.startswith(f"{name}: cannot hold stack (TFLite has no AvgPool3D, MaxPool3D)") and "onnx" in line
-    assert capfd.readouterr().err == ""
-
-
-FURTHEST = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize(
-    "architecture, backbone",
-    [(name, "resnet18") for name in DECODERS]
-    + [("unet", name) for name in ("plain", "mobilenetv3", "efficientnetv2_b0", "convnext_tiny", "mit_b0")],
-)
-def test_every_kind_of_2d_network_goes_to_every_format(whole_table, tmp_path, architecture, backbone, name):
-    found, expected = converted(small(architecture, backbone), name, tmp_path)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=FURTHEST[name])
-
-
-@pytest.mark.parametrize("architecture", NETWORKS_3D)
-def test_3d_networks_go_to_onnx_and_are_refused_by_tflite(whole_table, tmp_path, refusal, architecture):
-    model = small(architecture)
-    found, expected = converted(model, "onnx", tmp_path)
-    assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert "TFLite has no" in refusal(FORMATS["tflite-float16"].convert, model, None)
 
 
 def test_a_3d_run_as_onnx_predicts_as_the_run_does(whole_table, drawn_dataset, cohort, tmp_path):

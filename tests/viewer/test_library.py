@@ -241,8 +241,47 @@ def test_a_model_that_does_not_say_whom_it_was_trained_on_is_noted(exported, two
     assert "does not say whom it was trained on" in open_library(exported, two_patients).notes[0]
 
 
-def test_an_export_needs_data(exported, refusal):
-    assert "name some with --data" in refusal(open_library, exported)
+@pytest.fixture
+def onnx(untrained, tmp_path):
+    """A file of another format, by what the list reads of it: trained on case 2 alone, with the scores of its run."""
+    folder = tmp_path / "model/onnx"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"")
+    (folder / "evaluation.json").write_text('{"per_scan": {"case2_day0": {"score": 0.5, "organs": {}}}}')
+    config = load_config(untrained / "config.yaml")
+    config.provenance["trained_on"] = ["case2"]
+    save_config(config, folder / "config.yaml")
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_other_formats_are_taken_as_gitseg_predict_takes_them(onnx, two_patients, folder):
+    library = open_library(onnx.parent if folder else onnx, two_patients)
+    assert {entry.model for entry in library.entries} == {onnx}
+    assert [entry.case for entry in library.entries if entry.trained_on] == ["case2"]
+    # The scores that lie beside it are those of the run in float32.
+    assert {entry.scores for entry in library.entries} == {None} and library.notes == ()
+
+
+def test_a_file_of_another_format_that_cannot_be_used_is_refused(onnx, two_patients, refusal):
+    (onnx.parent / "config.yaml").unlink()
+    assert f"{onnx}: was not made by gitseg export" in refusal(open_library, onnx, two_patients)
+    onnx.unlink()
+    assert f"{onnx}: there is no such file" in refusal(open_library, onnx, two_patients)
+
+
+def test_a_config_beside_a_network_that_lies_elsewhere_is_refused_unless_allowed(onnx, two_patients, tmp_path, refusal):
+    config, secret = onnx.parent / "config.yaml", tmp_path / "secret"
+    secret.mkdir()
+    shutil.move(config, secret / "config.yaml")
+    config.symlink_to(secret / "config.yaml")
+    assert f"--allow {secret}" in refusal(open_library, onnx, two_patients)
+    assert open_library(onnx, two_patients, (secret,)).entries
+
+
+def test_an_export_needs_data(exported, onnx, refusal):
+    for given in (exported, onnx, onnx.parent):
+        assert "name some with --data" in refusal(open_library, given)
 
 
 def test_a_saved_model_of_another_program_is_refused(exported, two_patients, refusal):
