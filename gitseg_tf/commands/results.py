@@ -272,7 +272,6 @@ def _count(text: str) -> int:
 def _version(text: str) -> int | str:
     if text == "next":
         return text
-    number = int(text)
-    if not 0 < number < 1 << 63:  # of 64 bits in TensorFlow Serving, which passes over others
-        raise ValueError
+    if (number := _count(text)) >= 1 << 63:  # of 64 bits in TensorFlow Serving, which passes over others
+        raise argparse.ArgumentTypeError(f"{text!r} is more than 63 bits")
     return number

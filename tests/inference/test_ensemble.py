@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 from known_networks import KINDS, found_by, middle_thrice, noise
 
 from gitseg_tf import cli
@@ -138,6 +139,7 @@ def models(tmp_path_factory):
         save_config(config, root / name / "config.yaml")
         weights = best_weights_path(root / name)
         weights.parent.mkdir(exist_ok=True)
+        keras.utils.set_random_seed(seed)
         build_model(config).save_weights(weights)
     for fold in range(2):
         _finish(root / "cv" / f"fold{fold}")
