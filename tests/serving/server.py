@@ -149,8 +149,7 @@ class Service(PredictionServiceServicer):
             answer.model_spec.name, answer.model_spec.signature_name = request.model_spec.name, name
             answer.model_spec.version.value = number
             for key, value in found.items():
-                to_proto = tf.make_tensor_proto if self.serving.as_content else to_fields
-                answer.outputs[key].CopyFrom(to_proto(value))
+                _fill(answer.outputs[key], value, self.serving.as_content)
             return answer
 
     def GetModelMetadata(self, request, context):
@@ -169,18 +168,19 @@ class Service(PredictionServiceServicer):
         return answer
 
 
-def to_fields(value: np.ndarray) -> tensor_pb2.TensorProto:
-    """A tensor as TensorFlow Serving sends it unless told otherwise, Tensor::AsProtoField: a number a value."""
-    tensor = tf.make_tensor_proto(value)
-    if value.dtype == np.uint8 and value.size > 1:
-        tensor.ClearField("tensor_content")
-        # Masks are 0 and 1, on the wire a byte each. Python would append them one by one, for seconds.
-        head = encoder.TagBytes(tensor.INT_VAL_FIELD_NUMBER, wire_format.WIRETYPE_LENGTH_DELIMITED)
-        tensor.MergeFromString(head + encoder._VarintBytes(value.size) + value.tobytes())
-    elif value.dtype == np.float32 and value.size > 1:
-        tensor.ClearField("tensor_content")
+def _fill(tensor: tensor_pb2.TensorProto, value: np.ndarray, as_content: bool) -> None:
+    """As TensorFlow Serving does unless told to send content, Tensor::AsProtoField: a number a value."""
+    if as_content or value.size < 2 or value.dtype not in (np.uint8, np.float32):
+        tensor.CopyFrom(tf.make_tensor_proto(value))
+        return
+    tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
+    tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+    if value.dtype == np.float32:
         tensor.float_val.extend(value.ravel().tolist())
-    return tensor
+        return
+    # Masks are 0 and 1, on the wire a byte each. Python would append them one by one, for seconds.
+    head = encoder.TagBytes(tensor.INT_VAL_FIELD_NUMBER, wire_format.WIRETYPE_LENGTH_DELIMITED)
+    tensor.MergeFromString(head + encoder._VarintBytes(value.size) + value.tobytes())
 
 
 def _asked(spec) -> tuple[str, int | None]:
