@@ -14,7 +14,7 @@ def biases_for_normalizations(graph: tf.compat.v1.GraphDef) -> None:
         graph: in inference; it is changed. A normalisation whose values are no constants stays as it is.
     """
     nodes = {node.name: node for node in graph.node}
-    readers = Counter(name.split(":")[0] for node in graph.node for name in node.input)
+    readers = Counter(name.split(":")[0].lstrip("^") for node in graph.node for name in node.input)
     for node in list(graph.node):
         bias = _bias(nodes, node)
         if bias is None:
@@ -29,9 +29,8 @@ def biases_for_normalizations(graph: tf.compat.v1.GraphDef) -> None:
             biased = graph.node.add()
             biased.CopyFrom(_addition(f"{node.name}/biased", convolved, added.name, node))
             summed.input[1] = biased.name
-            passed = tf.compat.v1.NodeDef(name=node.name, op="Identity", input=[summed.name], device=node.device)
-            passed.attr["T"].type = node.attr["T"].type
-            node.CopyFrom(passed)
+            summed.name = node.name
+            graph.node.remove(node)
         else:
             node.CopyFrom(_addition(node.name, node.input[0], added.name, node))
 

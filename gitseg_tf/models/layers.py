@@ -59,16 +59,18 @@ class UpsampleConv(keras.layers.Layer):
         channels = x.shape[-1]
         # By split: the gradient of a strided slice takes longer than that of the convolution.
         seen, joined = tf.split(self.kernel, [channels, self.kernel.shape[2] - channels], axis=2)
-        upsampled = self._convolve_upsampled(x, seen)
         if not skips:
-            return upsampled
+            _, height, width, _ = x.shape
+            return self._convolve_upsampled(x, seen, [tf.shape(x)[0], 2 * height, 2 * width])
+        # Of the skips' shape as TensorFlow sees it: then it joins sum and activation with the convolution below.
+        upsampled = self._convolve_upsampled(x, seen, tf.shape(skips[0])[:3])
         return upsampled + tf.nn.conv2d(tf.concat(skips, -1) if len(skips) > 1 else skips[0], joined, 1, "SAME")
 
-    def _convolve_upsampled(self, x, kernel):
-        _, height, width, channels = x.shape
+    def _convolve_upsampled(self, x, kernel, size):
+        channels = x.shape[-1]
         flat = tf.reshape(kernel, [9, channels * self.filters])
         spread = tf.reshape(tf.matmul(tf.constant(_SPREAD, flat.dtype), flat), [4, 4, channels, self.filters])
-        shape = [tf.shape(x)[0], 2 * height, 2 * width, self.filters]
+        shape = tf.concat([size, [self.filters]], 0)
         return tf.nn.conv2d_transpose(x, tf.transpose(spread, [0, 1, 3, 2]), shape, 2, "SAME")
 
     def get_config(self):

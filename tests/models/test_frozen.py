@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
-from gitseg_tf.models.frozen import freeze
+from gitseg_tf.config import load_config
+from gitseg_tf.models.build import build_model
+from gitseg_tf.models.frozen import freeze, inference_network
 from gitseg_tf.models.layers import conv_block
 
 
@@ -39,3 +42,27 @@ def test_large_kernels_are_arguments_and_all_else_is_in_the_graph(model):
     graph = tf.function(frozen(model)).get_concrete_function(tf.TensorSpec(model.input_shape)).graph
     large = [variable for variable in model.variables if variable.shape.num_elements() >= 4096]
     assert len(graph.captures) == len(large) == (model.output_shape[-1] == 200)
+
+
+@pytest.mark.skipif(not IsMklEnabled(), reason="TensorFlow joins sums with convolutions for oneDNN alone")
+def test_a_server_joins_sum_and_activation_of_each_decoder_with_its_convolution(tmp_path):
+    chosen = {"model.architecture": "unet", "model.backbone": "resnet18", "data.size": [32, 32]}
+    model = build_model(load_config(None, chosen))
+    # Of zeros TensorFlow would leave no bias.
+    model.set_weights([np.full(array.shape, 0.5, np.float32) for array in model.get_weights()])
+    served = tf.Module()
+    served.network = tf.function(inference_network(model), input_signature=[tf.TensorSpec(model.input_shape)])
+    tf.saved_model.save(served, str(tmp_path), {"serving_default": served.network.get_concrete_function()})
+    decoders = [node for node in nodes_run_by_a_session(tmp_path, model.input_shape) if "decoder" in node.name]
+    joined = [list(node.attr["fused_ops"].list.s) for node in decoders if "FusedConv2D" in node.op]
+    assert not [node.name for node in decoders if node.op == "AddV2"]
+    assert joined.count([b"BiasAdd", b"Add", b"Relu"]) == 4
+
+
+def nodes_run_by_a_session(folder, shape):
+    metadata, trace = tf.compat.v1.RunMetadata(), tf.compat.v1.RunOptions(output_partition_graphs=True)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(folder)).signature_def["serving_default"]
+        (given,), (asked,) = loaded.inputs.values(), loaded.outputs.values()
+        session.run(asked.name, {given.name: np.ones((2, *shape[1:]), np.float32)}, trace, metadata)
+    return [node for graph in metadata.partition_graphs for node in graph.node]
