@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
+import cv2
 import numpy as np
 
 from gitseg_tf.errors import InputError, ScanError
@@ -12,7 +13,7 @@ from gitseg_tf.progress import say_above
 from gitseg_tf.serving.address import GRPC_SCHEMES, Address, parse_address
 
 TIMEOUT = 300.0
-WITH_NUMBERS = "_with_numbers"
+MASKS = "masks_bytes"
 BACK_OFF = (0.5, 1.0, 2.0, 4.0)
 # For a connection, and for what a model that is loaded says of itself.
 CONNECT_SECONDS = 20.0
@@ -36,13 +37,13 @@ class Transport(Protocol):
     """A way to a server. Both calls raise Unavailable; ScanError and InputError where trying again is of no use."""
 
     signature: str
-    image_input: str
+    image_input: str  # beside spacing and numbers
 
     def signatures(self) -> dict[str, tuple[set[str], set[str]]]:
         """Signatures of the model: names to the names of inputs and outputs."""
 
-    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        """uint16 [D, H, W], float32 [3] and, where there are gaps, int64 [D], to uint8 [D, H, W, 3]."""
+    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray) -> list[bytes]:
+        """uint16 [D, H, W], float32 [3] and int64 [D] to the slices' masks, RGB PNGs."""
 
 
 def connect(
@@ -51,9 +52,7 @@ def connect(
     """A predictor, as `make_predictor` gives, that asks a server.
 
     The server has to be TensorFlow Serving, or speak as it does, with a model of `gitseg export`: gRPC uses its
-    signature segment_volume, REST segment_png, and for a scan with gaps in the slice numbers segment_..._with_numbers.
-    To a model without the latter such a scan goes as if it had no gaps, and a line says so: sent in parts, it would be
-    normalised part by part, which changes every slice; so only the windows at the gaps differ.
+    signature segment_volume_to_png, REST segment_png_to_png.
 
     Args:
         url: as `parse_address` takes it.
@@ -72,23 +71,41 @@ def connect(
     address = parse_address(url)
     transport = _open(address, timeout)
     attempt = partial(_attempt, address=address, say=say, back_off=tuple(back_off))
-    looks_at_gaps = _check_signatures(address, transport, attempt(transport.signatures))
+    _check_signature(address, transport, attempt(transport.signatures))
 
     def predict(image, numbers, percentiles, spacing):
-        spacing, gaps = np.asarray(spacing, np.float32), np.flatnonzero(np.diff(numbers) != 1)
-        if gaps.size and not looks_at_gaps:
-            say(f"the slice numbers have a gap after {numbers[gaps[0]]}, which the served model does not look at")
-        numbers = np.asarray(numbers, np.int64) if gaps.size and looks_at_gaps else None
-        masks = attempt(lambda: transport.segment(image, spacing, numbers))
-        expected = (*image.shape, 3)
-        if masks.shape != expected or masks.dtype != np.uint8:
+        spacing, numbers = np.asarray(spacing, np.float32), np.asarray(numbers, np.int64)
+        pngs = attempt(lambda: transport.segment(image, spacing, numbers))
+        masks = read_masks(pngs, image.shape)
+        if masks is None:
             raise InputError(
-                f"{address.url}: gave masks {masks.dtype} {list(masks.shape)} for uint8 {list(expected)}; "
-                "serve a model of gitseg export"
+                f"{address.url}: the answer is not an RGB PNG of {image.shape[1]} x {image.shape[2]} for each of "
+                f"{len(image)} slices; serve a model of gitseg export"
             )
-        return np.moveaxis(masks, -1, 0) != 0
+        return masks
 
     return predict
+
+
+def read_masks(pngs: list[bytes], shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The masks of a scan from what `gitseg_tf.serving.graph.encode_masks` made of them.
+
+    Args:
+        pngs: of each slice.
+        shape: slices, rows and columns.
+
+    Returns:
+        bool [3, D, H, W]; None where they are no such pictures, or not so many.
+    """
+    if len(pngs) != shape[0]:
+        return None
+    masks = np.empty((3, *shape), bool)
+    for z, png in enumerate(pngs):
+        plane = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
+        if plane is None or plane.dtype != np.uint8 or plane.shape != (*shape[1:], 3):
+            return None
+        masks[:, z] = np.moveaxis(plane[..., ::-1], -1, 0) != 0  # OpenCV has blue first
+    return masks
 
 
 def _open(address: Address, timeout: float) -> Transport:
@@ -120,9 +137,8 @@ def _attempt(call: Callable, *, address: Address, say: Callable[[str], None], ba
         ) from None
 
 
-def _check_signatures(address: Address, transport: Transport, found: dict[str, tuple[set[str], set[str]]]) -> bool:
-    """Whether the model has a signature that takes the slices' numbers."""
-    name, needed = transport.signature, {transport.image_input, "spacing"}
+def _check_signature(address: Address, transport: Transport, found: dict[str, tuple[set[str], set[str]]]) -> None:
+    name, needed = transport.signature, {transport.image_input, "spacing", "numbers"}
     if name not in found:
         others = {other for other in found if not other.startswith("__")}
         raise InputError(
@@ -130,12 +146,11 @@ def _check_signatures(address: Address, transport: Transport, found: dict[str, t
             "serve a model of gitseg export"
         )
     inputs, outputs = found[name]
-    if inputs != needed or "masks" not in outputs:
+    if inputs != needed or MASKS not in outputs:
         raise InputError(
             f"{address.url}: the signature {name} of {address.model} goes from {_names(inputs)} to {_names(outputs)}, "
-            f"not from {_names(needed)} to masks; serve a model of gitseg export"
+            f"not from {_names(needed)} to {MASKS}; serve a model of gitseg export"
         )
-    return name + WITH_NUMBERS in found
 
 
 def _names(names: set[str]) -> str:

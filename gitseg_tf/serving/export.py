@@ -15,7 +15,7 @@ from gitseg_tf.errors import InputError
 from gitseg_tf.files import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.inference.predictor import run_probabilities, window_shape
 from gitseg_tf.serving.card import model_card, model_facts
-from gitseg_tf.serving.graph import make_segment
+from gitseg_tf.serving.graph import encode_masks, make_segment
 from gitseg_tf.serving.inputs import checked_image, checked_scan, checked_windows, decode_slices
 from gitseg_tf.serving.warmup import write_warmup
 from gitseg_tf.training.callbacks import read_history
@@ -133,8 +133,8 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
         return {"masks": segment(image, spacing, contiguous(image))}
 
     @_traced(_IMAGE, _SPACING, _NUMBERS)
-    def segment_volume_with_numbers(image, spacing, numbers):
-        return {"masks": segment(checked_image(image), spacing, numbers)}
+    def segment_volume_to_png(image, spacing, numbers):
+        return {"masks_bytes": encode_masks(segment(checked_image(image), spacing, numbers))}
 
     @_traced(_PNGS, _SPACING)
     def segment_png(png_bytes, spacing):
@@ -142,10 +142,10 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
         return {"masks": segment(image, spacing, contiguous(image))}
 
     @_traced(_PNGS, _SPACING, _NUMBERS)
-    def segment_png_with_numbers(png_bytes, spacing, numbers):
-        return {"masks": segment(decode_slices(png_bytes), spacing, numbers)}
+    def segment_png_to_png(png_bytes, spacing, numbers):
+        return {"masks_bytes": encode_masks(segment(decode_slices(png_bytes), spacing, numbers))}
 
-    segmenting = (segment_volume, segment_volume_with_numbers, segment_png, segment_png_with_numbers)
+    segmenting = (segment_volume, segment_volume_to_png, segment_png, segment_png_to_png)
     return {"serving_default": serve} | {function.__name__: function for function in segmenting}
 
 

@@ -11,9 +11,9 @@ from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServic
 
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import CONNECT_SECONDS, WITH_NUMBERS, Unavailable, no_answer, too_slow
+from gitseg_tf.serving.client import CONNECT_SECONDS, MASKS, Unavailable, no_answer, too_slow
 
-# A scan of 144 x 360 x 310 is 32 MB and its masks 48 MB, and gRPC's own limit is 4 MB. Left to itself, gRPC waits for
+# A scan of 144 x 360 x 310 is 32 MB, and gRPC's own limit is 4 MB. Left to itself, gRPC waits for
 # longer and longer between connections, up to two minutes, in which a new attempt would not even be made.
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -21,14 +21,12 @@ _OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
-# What stands before the length of int_val, packed, in a TensorProto.
-_INT_VAL = bytes([TensorProto.INT_VAL_FIELD_NUMBER << 3 | 2])
 
 
 class GrpcTransport:
     """PredictionService of TensorFlow Serving."""
 
-    signature = "segment_volume"
+    signature = "segment_volume_to_png"
     image_input = "image"
 
     def __init__(self, address: Address, timeout: float):
@@ -47,15 +45,12 @@ class GrpcTransport:
         answer.metadata["signature_def"].Unpack(found)
         return {name: (set(one.inputs), set(one.outputs)) for name, one in found.signature_def.items()}
 
-    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        inputs, signature = {"image": image, "spacing": spacing}, self.signature
-        if numbers is not None:
-            inputs["numbers"], signature = numbers, signature + WITH_NUMBERS
-        request = PredictRequest(model_spec=self._model(signature), output_filter=["masks"])
-        for name, value in inputs.items():
+    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray) -> list[bytes]:
+        request = PredictRequest(model_spec=self._model(self.signature), output_filter=[MASKS])
+        for name, value in {self.image_input: image, "spacing": spacing, "numbers": numbers}.items():
             _fill(request.inputs[name], value)
         late = too_slow(self._address, self._timeout)
-        return read_masks(self._call(self._stub.Predict, request, self._timeout, late).outputs["masks"])
+        return [*self._call(self._stub.Predict, request, self._timeout, late).outputs[MASKS].string_val]
 
     def _model(self, signature: str = "") -> ModelSpec:
         model = ModelSpec(name=self._address.name, signature_name=signature)
@@ -91,34 +86,6 @@ def _fill(tensor: TensorProto, value: np.ndarray) -> None:
     tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     tensor.tensor_content = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def read_masks(tensor: TensorProto) -> np.ndarray:
-    """`tf.make_ndarray`, which takes `int_val`, as TensorFlow Serving fills it, number by number.
-
-    Args:
-        tensor: of any type; masks are uint8.
-
-    Returns:
-        Its values.
-    """
-    count = len(tensor.int_val)
-    if tensor.dtype != tf.uint8.as_datatype_enum or count != tf.TensorShape(tensor.tensor_shape).num_elements():
-        return tf.make_ndarray(tensor)
-    # The numbers are the last field of the message, and those below 128 a byte each.
-    bare = TensorProto(dtype=tensor.dtype, tensor_shape=tensor.tensor_shape)
-    head, message = bare.SerializeToString() + _INT_VAL + _varint(count), tensor.SerializeToString()
-    if len(message) != len(head) + count or not message.startswith(head):
-        return tf.make_ndarray(tensor)
-    return np.frombuffer(message, np.uint8, count, len(head)).reshape([dim.size for dim in tensor.tensor_shape.dim])
-
-
-def _varint(number: int) -> bytes:
-    septets = []
-    while number > 127:
-        septets.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*septets, number])
 
 
 def _line(error: grpc.RpcError) -> str:

@@ -10,19 +10,15 @@ from urllib3.exceptions import ReadTimeoutError
 
 from gitseg_tf.errors import InputError, ScanError, first_line
 from gitseg_tf.serving.address import Address
-from gitseg_tf.serving.client import CONNECT_SECONDS, WITH_NUMBERS, Unavailable, no_answer, too_slow
+from gitseg_tf.serving.client import CONNECT_SECONDS, Unavailable, no_answer, too_slow
 
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
-_CHUNK = 1 << 20
-# What stands around the values of a list in JSON. TensorFlow Serving indents each of them: 34 of 35 bytes of masks.
-_BETWEEN = b"[], \n\r\t"
-_HEAD, _TAIL = b'{"outputs":', b"}"
 
 
 class RestTransport:
     """The REST interface of TensorFlow Serving, slices as PNG in base64."""
 
-    signature = "segment_png"
+    signature = "segment_png_to_png"
     image_input = "png_bytes"
 
     def __init__(self, address: Address, timeout: float):
@@ -40,33 +36,25 @@ class RestTransport:
                 f"{self._address.url}: is no TensorFlow Serving (its metadata has no signatures)"
             ) from None
 
-    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray | None) -> np.ndarray:
-        signature, pngs = self.signature, [{"b64": _png_base64(plane)} for plane in image]
-        inputs = {"png_bytes": pngs, "spacing": spacing.tolist()}
-        if numbers is not None:
-            inputs["numbers"], signature = numbers.tolist(), signature + WITH_NUMBERS
-        body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()
-        late = too_slow(self._address, self._timeout)
-        answer = self._call("POST", ":predict", body, self._timeout, late, _BETWEEN)
-        masks = read_masks(answer, (*image.shape, 3))
-        if masks is None:
+    def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray) -> list[bytes]:
+        pngs = [{"b64": _png_base64(plane)} for plane in image]
+        inputs = {self.image_input: pngs, "spacing": spacing.tolist(), "numbers": numbers.tolist()}
+        body = json.dumps({"signature_name": self.signature, "inputs": inputs}).encode()
+        answer = self._call("POST", ":predict", body, self._timeout, too_slow(self._address, self._timeout))
+        try:
+            return [base64.b64decode(one["b64"], validate=True) for one in json.loads(answer)["outputs"]]
+        except (ValueError, KeyError, TypeError):
             raise InputError(
-                f'{self._address.url}: the answer is not {{"outputs": masks}} of the scan\'s size; '
+                f'{self._address.url}: the answer is not {{"outputs": [{{"b64": ...}}, ...]}}; '
                 "serve a model of gitseg export"
-            )
-        return masks
+            ) from None
 
-    def _call(
-        self, method: str, resource: str, body: bytes | None, timeout: float, late: Exception, without: bytes = b""
-    ) -> bytes:
+    def _call(self, method: str, resource: str, body: bytes | None, timeout: float, late: Exception) -> bytes:
         headers = {"Content-Type": "application/json"} if body else {}
-        how = {"timeout": (CONNECT_SECONDS, timeout), "stream": True, "allow_redirects": False}
+        how = {"timeout": (CONNECT_SECONDS, timeout), "allow_redirects": False}
         try:
             url = self._address.rest_url + resource
-            with self._session.request(method, url, data=body, headers=headers, **how) as answer:
-                if answer.status_code == 200:
-                    return b"".join(chunk.translate(None, without) for chunk in answer.iter_content(_CHUNK))
-                raise self._in_words(answer)
+            answer = self._session.request(method, url, data=body, headers=headers, **how)
         except requests.exceptions.ReadTimeout:
             raise late from None
         except requests.exceptions.SSLError as error:
@@ -77,6 +65,9 @@ class RestTransport:
             raise Unavailable(_innermost(error)) from None
         except requests.exceptions.RequestException as error:
             raise InputError(f"{self._address.url}: {_innermost(error)}") from None
+        if answer.status_code != 200:
+            raise self._in_words(answer)
+        return answer.content
 
     def _in_words(self, answer: requests.Response) -> Exception:
         address, said = self._address, _said(answer)
@@ -100,23 +91,6 @@ class RestTransport:
 def _png_base64(plane: np.ndarray) -> str:
     _, png = cv2.imencode(".png", plane, _FAST)
     return base64.b64encode(png).decode()
-
-
-def read_masks(answer: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The masks in a REST answer, without a Python object a voxel: those of a scan would take gigabytes.
-
-    Args:
-        answer: {"outputs": nested lists of 0 and 1}, with or without what stands around values in lists.
-        shape: of the masks.
-
-    Returns:
-        uint8 of that shape; None where the answer has another form or another number of values.
-    """
-    kept = answer.translate(None, _BETWEEN)
-    if not (kept.startswith(_HEAD) and kept.endswith(_TAIL)):
-        return None
-    values = np.frombuffer(kept, np.uint8)[len(_HEAD) : -len(_TAIL)] - ord("0")
-    return values.reshape(shape) if values.size == np.prod(shape) and (values <= 1).all() else None
 
 
 def _said(answer: requests.Response) -> str:

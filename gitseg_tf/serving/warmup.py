@@ -47,8 +47,14 @@ def warmup_inputs(config: Config) -> Iterator[tuple[str, dict]]:
     spacing = tf.make_tensor_proto(np.array([SLICE_MM, _PIXEL_MM, _PIXEL_MM], np.float32))
     png = tf.io.encode_png(tf.fill([*data.size, 1], tf.constant(_GREY, tf.uint16))).numpy()
     yield "serving_default", {"windows": _filled((count, *window_shape(config)), tf.float32)}
-    yield "segment_volume", {"image": _filled((depth, *data.size), tf.uint16), "spacing": spacing}
-    yield "segment_png", {"png_bytes": tf.make_tensor_proto([png] * depth), "spacing": spacing}
+    scans = {
+        "segment_volume": {"image": _filled((depth, *data.size), tf.uint16), "spacing": spacing},
+        "segment_png": {"png_bytes": tf.make_tensor_proto([png] * depth), "spacing": spacing},
+    }
+    numbers = tf.make_tensor_proto(np.arange(depth))
+    for signature, inputs in scans.items():
+        yield signature, inputs
+        yield f"{signature}_to_png", inputs | {"numbers": numbers}
 
 
 def _filled(shape: tuple[int, ...], dtype: tf.DType):

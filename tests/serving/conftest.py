@@ -7,14 +7,13 @@ SIGNATURES = ("serving_default", "segment_volume", "segment_png")
 
 @pytest.fixture(scope="session")
 def rule_models(tmp_path_factory):
-    """The rule twice, once without signatures for slice numbers, and one with the signature for windows alone."""
+    """The rule, and one with the signature for windows alone."""
     from rule import save_rule
 
     root = tmp_path_factory.mktemp("models")
-    whole = save_rule(root / "whole", [*SIGNATURES, *(f"{name}_with_numbers" for name in SIGNATURES[1:])])
+    whole = save_rule(root / "whole", [*SIGNATURES, *(f"{name}_to_png" for name in SIGNATURES[1:])])
     return {
         "gitseg": {1: whole, 2: whole},
-        "plain": {1: save_rule(root / "plain", SIGNATURES)},
         "windows": {1: save_rule(root / "windows", SIGNATURES[:1])},
     }
 
@@ -32,7 +31,6 @@ def server(running):
     """The running server, with no faults and no requests yet."""
     serving = running.serving
     serving.requests.clear()
-    serving.as_content = False
     yield running
     serving.faults.codes.clear()
     serving.faults.metadata_codes.clear()

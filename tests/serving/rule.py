@@ -35,7 +35,8 @@ def save_rule(folder, signatures):
             first = tf.concat([[True], numbers[1:] - numbers[:-1] != 1], 0)
             below = tf.where(first[:, None, None], bright, below)
         found = [bright > 0.5, below > 0.6, bright * spacing[0] > spacing[1] + spacing[2]]
-        return {"masks": tf.cast(tf.stack(found, -1), tf.uint8)}
+        masks = tf.cast(tf.stack(found, -1), tf.uint8)
+        return {"masks": masks} if numbers is None else {"masks_bytes": tf.io.encode_png(255 * masks)}
 
     def png(png_bytes, spacing, *numbers):
         plane = tf.TensorSpec([None, None], tf.uint16)
@@ -48,9 +49,9 @@ def save_rule(folder, signatures):
     all_of_them = {
         "serving_default": (windows, [windows_spec]),
         "segment_volume": (volume, [image_spec, spacing_spec]),
-        "segment_volume_with_numbers": (volume, [image_spec, spacing_spec, numbers_spec]),
+        "segment_volume_to_png": (volume, [image_spec, spacing_spec, numbers_spec]),
         "segment_png": (png, [png_spec, spacing_spec]),
-        "segment_png_with_numbers": (png, [png_spec, spacing_spec, numbers_spec]),
+        "segment_png_to_png": (png, [png_spec, spacing_spec, numbers_spec]),
     }
     traced = {name: tf.function(*all_of_them[name]) for name in signatures}
     module = tf.Module()

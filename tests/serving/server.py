@@ -21,7 +21,6 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
-from google.protobuf.internal import encoder, wire_format
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 from tensorflow_serving.apis.prediction_service_pb2_grpc import (
@@ -119,7 +118,6 @@ class Serving:
     models: dict[str, dict[int, Loaded]]
     faults: Faults = field(default_factory=Faults)
     requests: list = field(default_factory=list)
-    as_content: bool = False
 
     def find(self, name: str, version: int | None) -> tuple[int, Loaded]:
         versions = self.models.get(name, {})
@@ -149,7 +147,7 @@ class Service(PredictionServiceServicer):
             answer.model_spec.name, answer.model_spec.signature_name = request.model_spec.name, name
             answer.model_spec.version.value = number
             for key, value in found.items():
-                _fill(answer.outputs[key], value, self.serving.as_content)
+                _fill(answer.outputs[key], value)
             return answer
 
     def GetModelMetadata(self, request, context):
@@ -168,19 +166,14 @@ class Service(PredictionServiceServicer):
         return answer
 
 
-def _fill(tensor: tensor_pb2.TensorProto, value: np.ndarray, as_content: bool) -> None:
+def _fill(tensor: tensor_pb2.TensorProto, value: np.ndarray) -> None:
     """As TensorFlow Serving does unless told to send content, Tensor::AsProtoField: a number a value."""
-    if as_content or value.size < 2 or value.dtype not in (np.uint8, np.float32):
+    if value.dtype not in (np.uint8, np.float32):
         tensor.CopyFrom(tf.make_tensor_proto(value))
         return
     tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
-    if value.dtype == np.float32:
-        tensor.float_val.extend(value.ravel().tolist())
-        return
-    # Masks are 0 and 1, on the wire a byte each. Python would append them one by one, for seconds.
-    head = encoder.TagBytes(tensor.INT_VAL_FIELD_NUMBER, wire_format.WIRETYPE_LENGTH_DELIMITED)
-    tensor.MergeFromString(head + encoder._VarintBytes(value.size) + value.tobytes())
+    (tensor.int_val if value.dtype == np.uint8 else tensor.float_val).extend(value.ravel().tolist())
 
 
 def _asked(spec) -> tuple[str, int | None]:
@@ -260,21 +253,15 @@ class Rest(BaseHTTPRequestHandler):
         if len(signature.inputs) == 1 and not isinstance(inputs, dict):
             inputs = {next(iter(signature.inputs)): inputs}
         found = model.run(name, {key: _from_json(value, key, signature) for key, value in inputs.items()}, None)
-        if len(found) == 1:
-            (value,) = found.values()
-            return b'{"outputs": ' + _lists(value) + b"}"
-        return {"outputs": {key: value.tolist() for key, value in found.items()}}
+        outputs = {key: _to_json(key, value) for key, value in found.items()}
+        return {"outputs": next(iter(outputs.values())) if len(outputs) == 1 else outputs}
 
 
-def _lists(value: np.ndarray) -> bytes:
-    """JSON, for masks of whole scans without a Python object a voxel."""
-    if value.dtype != np.uint8 or value.ndim != 4 or value.size == 0 or value.max() > 9:
-        return json.dumps(value.tolist()).encode()
-    voxels = np.full((*value.shape[:3], 2 * value.shape[3] + 2), ord(","), np.uint8)
-    voxels[..., 0], voxels[..., -2] = ord("["), ord("]")
-    voxels[..., 1:-2:2] = value + ord("0")
-    rows = [[b"[" + row.tobytes()[:-1] + b"]" for row in plane] for plane in voxels]
-    return b"[" + b",".join(b"[" + b",".join(plane) + b"]" for plane in rows) + b"]"
+def _to_json(name: str, value: np.ndarray):
+    """AddTensorValues of json_tensor.cc: strings in base64 where the output's name ends in _bytes."""
+    if not name.endswith("_bytes"):
+        return value.tolist()
+    return [{"b64": base64.b64encode(one).decode()} for one in value]
 
 
 def _from_json(value, name: str, signature) -> np.ndarray:

@@ -19,15 +19,11 @@ import pytest
 import requests
 from rule import rule
 from server import serve
-from tensorflow.core.framework.tensor_pb2 import TensorProto
-from tensorflow.core.framework.types_pb2 import DT_FLOAT, DT_UINT8
 
 from gitseg_tf import cli
 from gitseg_tf.errors import InputError, ScanError
 from gitseg_tf.serving.address import parse_address
-from gitseg_tf.serving.client import connect
-from gitseg_tf.serving.grpc_transport import read_masks as read_masks_of_grpc
-from gitseg_tf.serving.rest_transport import read_masks
+from gitseg_tf.serving.client import connect, read_masks
 
 GRPC_LIMIT = 4 << 20
 SPACING = (3.0, 1.5, 1.25)
@@ -65,22 +61,11 @@ def test_a_single_slice_and_one_of_one_value_come_back(ask, url):
         assert np.array_equal(segment(predict, image), rule(image, SPACING))
 
 
-def test_answers_as_tensor_content_are_read_too(ask, server, image):
-    server.serving.as_content = True
-    assert np.array_equal(segment(ask(server.grpc_url("gitseg")), image), rule(image, SPACING))
-
-
 def test_a_scan_with_gaps_goes_with_its_slices_numbers(ask, url, image, said):
     numbers = [1, 2, 7, 8, 9]
     masks = segment(ask(url("gitseg")), image, numbers)
     assert np.array_equal(masks, rule(image, SPACING, numbers)) and not said
     assert not np.array_equal(masks, rule(image, SPACING))
-
-
-def test_gaps_that_the_model_does_not_look_at_are_said(ask, url, image, said):
-    masks = segment(ask(url("plain")), image, [1, 2, 7, 8, 9])
-    assert np.array_equal(masks, rule(image, SPACING))
-    assert said == ["the slice numbers have a gap after 2, which the served model does not look at"]
 
 
 @pytest.mark.parametrize("ending", ["/versions/1", "?version=1"])
@@ -112,10 +97,12 @@ def test_a_signature_with_other_inputs_is_refused(tmp_path, ask, refusal):
 
     module = tf.Module()
     module.f = tf.function(lambda volume: {"masks": volume}, [tf.TensorSpec([None], tf.float32, "volume")])
-    tf.saved_model.save(module, str(tmp_path), signatures={"segment_volume": module.f, "segment_png": module.f})
+    names = "segment_volume_to_png", "segment_png_to_png"
+    tf.saved_model.save(module, str(tmp_path), signatures=dict.fromkeys(names, module.f))
     with serve({"other": {1: tmp_path}}) as started:
-        assert "goes from volume to masks, not from image, spacing to masks" in refusal(ask, started.grpc_url("other"))
-        assert "from volume to masks, not from png_bytes, spacing to" in refusal(ask, started.rest_url("other"))
+        over_grpc, over_rest = (refusal(ask, url("other")) for url in (started.grpc_url, started.rest_url))
+    assert "goes from volume to masks, not from image, numbers, spacing to masks_bytes; serve a model of" in over_grpc
+    assert "from volume to masks, not from numbers, png_bytes, spacing to masks_bytes; serve a" in over_rest
 
 
 def test_a_server_that_is_back_is_asked_again(ask, url, server, image, said):
@@ -245,8 +232,7 @@ def test_the_servers_own_time_limit_is_told_from_ours(ask, server, image):
 
 def test_scans_beyond_grpcs_own_limit_come_through(ask, server):
     image = np.random.default_rng(1).integers(0, 4096, (30, 270, 270)).astype(np.uint16)
-    assert image.nbytes > GRPC_LIMIT < image.size * 3
-    server.serving.as_content = True
+    assert image.nbytes > GRPC_LIMIT
     assert np.array_equal(segment(ask(server.grpc_url("gitseg")), image), rule(image, SPACING))
 
 
@@ -296,8 +282,8 @@ def test_where_a_server_has_moved_to_is_said(ask, refusal, web):
 
 
 def test_an_answer_that_stops_in_the_middle_is_one_scans(ask, web, image, said):
-    signature = {"inputs": {"png_bytes": {}, "spacing": {}}, "outputs": {"masks": {}}}
-    metadata = {"metadata": {"signature_def": {"signature_def": {"segment_png": signature}}}}
+    signature = {"inputs": {"png_bytes": {}, "spacing": {}, "numbers": {}}, "outputs": {"masks_bytes": {}}}
+    metadata = {"metadata": {"signature_def": {"signature_def": {"segment_png_to_png": signature}}}}
     stop = Event()
 
     def half(page):
@@ -321,51 +307,42 @@ def test_a_grpc_server_without_the_service_is_said(ask, refusal):
     bare.stop(None).wait()
 
 
-def masks_as_fields(values, shape):
-    tensor = TensorProto(dtype=DT_UINT8, tensor_shape={"dim": [{"size": size} for size in shape]})
-    tensor.int_val.extend(np.ravel(values).tolist())
-    return tensor
+def pngs_of(masks):
+    return [cv2.imencode(".png", 255 * plane[..., ::-1])[1].tobytes() for plane in masks]
 
 
-def test_masks_of_grpc_are_read_without_an_object_a_voxel(image, monkeypatch):
-    shapes = [(1, 1, 1, 3), (1, 5, 8, 3), (9, 20, 31, 3)]  # as many values as take one, two and three bytes to say
-    many = [np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8) for shape in shapes]
-    monkeypatch.setattr("tensorflow.make_ndarray", None)
-    for masks in many:
-        assert np.array_equal(read_masks_of_grpc(masks_as_fields(masks, masks.shape)), masks)
+def test_masks_are_read_organ_by_organ(image):
+    expected = rule(image, SPACING)
+    pngs = pngs_of(np.moveaxis(expected, 0, -1).astype(np.uint8))
+    assert np.array_equal(read_masks(pngs, image.shape), expected)
 
 
-def test_other_tensors_of_grpc_are_read_as_tensorflow_does():
-    high = np.arange(256, dtype=np.uint8)
-    assert np.array_equal(read_masks_of_grpc(masks_as_fields(high, high.shape)), high)
-    assert np.array_equal(read_masks_of_grpc(masks_as_fields([1], (2, 3))), np.ones((2, 3)))
-    floats = read_masks_of_grpc(TensorProto(dtype=DT_FLOAT, tensor_shape={"dim": [{"size": 2}]}, float_val=[0.5, 1]))
-    assert floats.dtype == np.float32 and floats.tolist() == [0.5, 1]
+def test_what_is_no_masks_of_the_scan_is_not_taken_for_masks():
+    plane = np.zeros((2, 4, 5, 3), np.uint8)
+    good = pngs_of(plane)
+    assert read_masks(good, (2, 4, 5)) is not None
+    grey, deep = (cv2.imencode(".png", array)[1].tobytes() for array in (plane[0, ..., 0], plane[0].astype(np.uint16)))
+    for bad in ([], good[:1], [*good, good[0]], [good[0], b""], [good[0], b"?"], [good[0], good[1][:40]]):
+        assert read_masks(bad, (2, 4, 5)) is None
+    assert read_masks(good, (2, 5, 4)) is None
+    assert read_masks([good[0], grey], (2, 4, 5)) is None
+    assert read_masks([good[0], deep], (2, 4, 5)) is None
 
 
-def test_masks_are_read_as_json_would(image):
-    masks = rule(image, SPACING).astype(np.uint8)
-    for indent in (None, 4):  # TensorFlow Serving indents
-        body = json.dumps({"outputs": masks.tolist()}, indent=indent).encode()
-        assert np.array_equal(read_masks(body, masks.shape), masks)
+@pytest.mark.parametrize("found", [[0, 1], {"masks": [0, 1]}, [{"b64": "?"}], [{"b64": "iVBORw0="}], None])
+def test_an_answer_of_another_form_is_said(ask, web, image, found):
+    signature = {"inputs": {"png_bytes": {}, "spacing": {}, "numbers": {}}, "outputs": {"masks_bytes": {}}}
+    metadata = {"metadata": {"signature_def": {"signature_def": {"segment_png_to_png": signature}}}}
+    answers = {"outputs": found} if found else {"predictions": []}
 
+    def post(page):
+        page.rfile.read(int(page.headers["Content-Length"]))
+        answer(page, 200, json.dumps(answers).encode())
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[0, 1]",
-        b'{"outputs": [0, 2]}',
-        b'{"outputs": [0]}',
-        b'{"predictions": [0, 1]}',
-        b'{"outputs": [0, 1',
-        b'{"outputs": [0, 1], "x": 1}',
-        b'{"outputs": [0, 1, "]"]}',
-    ],
-)
-def test_what_is_no_masks_is_not_taken_for_masks(body):
-    assert read_masks(body, (2,)) is None
-    assert read_masks(b'{"outputs": [0, 1]}', (2,)).tolist() == [0, 1]
+    port = web(do_GET=lambda page: answer(page, 200, json.dumps(metadata).encode()), do_POST=post)
+    predict = ask(f"http://127.0.0.1:{port}/gitseg")
+    with pytest.raises(InputError, match=r"the answer is not .*; serve a model of gitseg export"):
+        segment(predict, image)
 
 
 @pytest.fixture
