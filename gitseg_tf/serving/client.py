@@ -104,7 +104,8 @@ def read_masks(pngs: list[bytes], shape: tuple[int, int, int]) -> np.ndarray | N
         plane = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
         if plane is None or plane.dtype != np.uint8 or plane.shape != (*shape[1:], 3):
             return None
-        masks[:, z] = np.moveaxis(plane[..., ::-1], -1, 0) != 0  # OpenCV has blue first
+        for organ, channel in enumerate((2, 1, 0)):  # OpenCV has blue first
+            np.not_equal(plane[..., channel], 0, out=masks[organ, z])
     return masks
 
 

@@ -89,7 +89,7 @@ def encode_masks(masks):
     Returns:
         string [D], RGB PNGs: a channel an organ, in the order of ORGANS, 255 where it is.
     """
-    return tf.io.encode_png(255 * masks)
+    return tf.io.encode_png(255 * masks, compression=1)
 
 
 def intensity_percentiles(image):
