@@ -56,7 +56,8 @@ def _onnx(model: keras.Model, windows: np.ndarray | None) -> bytes:
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
     network = tf.function(inference(model), input_signature=[spec], autograph=False)
-    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    handlers = {"Erfc": (_erfc, []), "Conv2DBackpropInput": (_transposed_convolution, [])}
+    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers=handlers)
     for tensor in (*proto.graph.input, *proto.graph.output):
         # tf2onnx numbers it, and calls it by another number in each.
         tensor.type.tensor_type.shape.dim[0].dim_param = "N"
@@ -75,6 +76,13 @@ def _erfc(context, node, name: str, args: list) -> None:
     one = context.make_const(f"{name}/one", np.float32(1)).output[0]
     erf = context.make_node("Erf", [given], shapes=[shape], dtypes=[dtype]).output[0]
     context.make_node("Sub", [one, erf], name=name, outputs=[found], shapes=[shape], dtypes=[dtype])
+
+
+def _transposed_convolution(context, node, name: str, args: list) -> None:
+    """With a constant for the output's shape: one found in the graph tf2onnx brings about by cutting and padding."""
+    shape = np.array(context.get_shape(node.output[0]), np.int64)
+    context.replace_input(node, node.input[0], context.make_const(f"{name}/shape", shape).output[0], 0)
+    import_extra("tf2onnx.onnx_opset.nn").ConvTranspose.version_11(context, node)
 
 
 def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:

@@ -119,6 +119,11 @@ def test_the_onnx_file_is_valid_and_of_the_opset_that_is_stated(written):
         assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+def test_transposed_convolutions_of_onnx_have_the_size_that_is_wanted_at_once(written):
+    operators = {node.op_type for node in onnx.load(written.out / "onnx/model.onnx").graph.node}
+    assert "ConvTranspose" in operators and not operators & {"Shape", "Slice", "Pad"}
+
+
 @pytest.mark.parametrize("name, most", [("tflite-float16", 2e-2), ("tflite-int8", 0.25)])
 def test_tflite_has_the_signature_of_the_savedmodel_and_comes_near_float32(written, drawn_dataset, name, most):
     interpreter = litert.Interpreter(model_path=str(written.out / name / "model.tflite"))
