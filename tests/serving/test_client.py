@@ -107,15 +107,18 @@ def test_a_signature_with_other_inputs_is_refused(tmp_path, ask, refusal):
     assert "from volume to masks, not from numbers, png_bytes, spacing to masks_bytes; serve what" in over_rest
 
 
-def test_a_signature_with_more_outputs_is_refused_however_it_is_asked(ask, url, server, refusal):
-    """REST has the answer in another form then."""
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_signature_with_one_more_is_refused_before_it_is_asked(ask, url, server, refusal, side):
+    """An input cannot be left out, and REST has the answer in another form where there are several."""
     signatures = server.serving.models["gitseg"][2].signatures
-    for name in ("segment_volume_to_png", "segment_png_to_png"):
-        signatures[name].outputs["scores"].name = "scores:0"
+    sides = [getattr(signatures[name], side) for name in ("segment_volume_to_png", "segment_png_to_png")]
+    for tensors in sides:
+        tensors["z_more"].name = "more:0"
     line = refusal(ask, url("gitseg"))
-    for name in ("segment_volume_to_png", "segment_png_to_png"):
-        del signatures[name].outputs["scores"]
-    assert "spacing to masks_bytes, scores, not from" in line and ask(url("gitseg"))
+    for tensors in sides:
+        del tensors["z_more"]
+    goes = {"inputs": "spacing, z_more to masks_bytes, not", "outputs": "spacing to masks_bytes, z_more, not"}
+    assert goes[side] in line and ask(url("gitseg"))
 
 
 def test_a_server_that_is_back_is_asked_again(ask, url, server, image, said):
