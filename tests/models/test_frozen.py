@@ -8,7 +8,7 @@ from gitseg_tf.config import load_config
 from gitseg_tf.models.biases import biases_for_normalizations
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.frozen import freeze, inference_network
-from gitseg_tf.models.layers import conv_block
+from gitseg_tf.models.layers import UpsampleConv, conv_block
 
 
 @pytest.fixture(params=[4, 200], ids=["constants", "arguments"])
@@ -43,6 +43,15 @@ def test_large_kernels_are_arguments_and_all_else_is_in_the_graph(model):
     graph = tf.function(frozen(model)).get_concrete_function(tf.TensorSpec(model.input_shape)).graph
     large = [variable for variable in model.variables if variable.shape.num_elements() >= 4096]
     assert len(graph.captures) == len(large) == (model.output_shape[-1] == 200)
+
+
+def test_an_ensemble_of_many_networks_is_no_reason_to_warn(monkeypatch):
+    said, inputs = [], keras.Input((8, 8, 40))
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda *words: said.append(words))
+    upsampled = keras.Model(inputs, UpsampleConv(40)([inputs]))
+    for _ in range(7):
+        frozen(upsampled)(np.ones((1, 8, 8, 40), np.float32))
+    assert not said
 
 
 @pytest.mark.skipif(not IsMklEnabled(), reason="TensorFlow joins sums with convolutions for oneDNN alone")
