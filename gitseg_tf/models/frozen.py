@@ -126,8 +126,9 @@ def _evaluated(graph, made: set[str], values: dict[str, tf.Tensor]) -> dict[str,
     def evaluate(given):
         return tf.graph_util.import_graph_def(part, given, wanted, name="")
 
-    needed = _inputs(part.node) & values.keys()
-    found = dict(zip(wanted, evaluate({name: values[name] for name in needed}), strict=True)) if wanted else {}
+    given = {name: values[name] for name in _inputs(part.node) & values.keys()}
+    # Not evaluate(given): of the fifth network TensorFlow would warn that it is traced too often.
+    found = dict(zip(wanted, evaluate.get_concrete_function(given)(given), strict=True)) if wanted else {}
     return found | {name: value for name, value in values.items() if name in read}
 
 

@@ -191,10 +191,17 @@ def _file(form: dict) -> list[tuple[str, Any]]:
     if calibrated:
         used = f"{calibrated['windows']} windows of {len(calibrated['scans'])} scans of the training folds"
         rows.append(("ranges of integers from", used))
+    if form["float32_operators"]:
+        rows.append(("computed in float32", counts(form["float32_operators"])))
     fold = "the training folds" if compared["fold"] is None else f"fold {compared['fold']}"
     difference = f"at most {compared['largest_difference']:.1e}, mean {compared['mean_difference']:.1e}"
     rows.append(("probabilities, from float32's", f"{difference}, on {compared['windows']} windows of {fold}"))
     return [*rows, ("written and checked with", _versions(form["versions"]))]
+
+
+def counts(operators: dict[str, int]) -> str:
+    """How many of each operator, in words, of what `gitseg_tf.serving.conversion.float32_operators` gives."""
+    return ", ".join(f"{count} {name}" for name, count in operators.items())
 
 
 def _tensor(spec: dict) -> str:

@@ -80,7 +80,7 @@ def connect(
         if masks is None:
             raise InputError(
                 f"{address.url}: the answer is not an RGB PNG of {image.shape[1]} x {image.shape[2]} for each of "
-                f"{len(image)} slices; serve a model of gitseg export"
+                f"{len(image)} slices; serve what this version of gitseg export writes"
             )
         return masks
 
@@ -101,12 +101,19 @@ def read_masks(pngs: list[bytes], shape: tuple[int, int, int]) -> np.ndarray | N
         return None
     masks = np.empty((3, *shape), bool)
     for z, png in enumerate(pngs):
-        plane = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
+        plane = _decoded(png)
         if plane is None or plane.dtype != np.uint8 or plane.shape != (*shape[1:], 3):
             return None
         for organ, channel in enumerate((2, 1, 0)):  # OpenCV has blue first
             np.not_equal(plane[..., channel], 0, out=masks[organ, z])
     return masks
+
+
+def _decoded(png: bytes) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED) if png else None
+    except cv2.error:  # larger than OpenCV reads
+        return None
 
 
 def _open(address: Address, timeout: float) -> Transport:
@@ -144,13 +151,13 @@ def _check_signature(address: Address, transport: Transport, found: dict[str, tu
         others = {other for other in found if not other.startswith("__")}
         raise InputError(
             f"{address.url}: {address.model} has no signature {name} (it has {_names(others) or 'none'}); "
-            "serve a model of gitseg export"
+            "serve what this version of gitseg export writes"
         )
     inputs, outputs = found[name]
-    if inputs != needed or MASKS not in outputs:
+    if inputs != needed or outputs != {MASKS}:
         raise InputError(
             f"{address.url}: the signature {name} of {address.model} goes from {_names(inputs)} to {_names(outputs)}, "
-            f"not from {_names(needed)} to {MASKS}; serve a model of gitseg export"
+            f"not from {_names(needed)} to {MASKS}; serve what this version of gitseg export writes"
         )
 
 

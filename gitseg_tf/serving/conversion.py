@@ -4,6 +4,7 @@ import importlib
 import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.lite.python import schema_py_generated as schema
 from tensorflow.lite.python.convert_phase import ConverterError
 
 from gitseg_tf.errors import InputError, first_line
@@ -56,7 +58,8 @@ def _onnx(model: keras.Model, windows: np.ndarray | None) -> bytes:
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     spec = tf.TensorSpec(model.input_shape, tf.float32, name="windows")
     network = tf.function(inference(model), input_signature=[spec], autograph=False)
-    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers={"Erfc": (_erfc, [])})
+    handlers = {"Erfc": (_erfc, []), "Conv2DBackpropInput": (_transposed_convolution, [])}
+    proto, _ = tf2onnx.convert.from_function(network, [spec], opset=OPSET, custom_op_handlers=handlers)
     for tensor in (*proto.graph.input, *proto.graph.output):
         # tf2onnx numbers it, and calls it by another number in each.
         tensor.type.tensor_type.shape.dim[0].dim_param = "N"
@@ -77,6 +80,13 @@ def _erfc(context, node, name: str, args: list) -> None:
     context.make_node("Sub", [one, erf], name=name, outputs=[found], shapes=[shape], dtypes=[dtype])
 
 
+def _transposed_convolution(context, node, name: str, args: list) -> None:
+    """With a constant for the output's shape: one found in the graph tf2onnx brings about by cutting and padding."""
+    shape = np.array(context.get_shape(node.output[0]), np.int64)
+    context.replace_input(node, node.input[0], context.make_const(f"{name}/shape", shape).output[0], 0)
+    import_extra("tf2onnx.onnx_opset.nn").ConvTranspose.version_11(context, node)
+
+
 def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
     with _converter(model) as converter:
         converter.target_spec.supported_types = [tf.float16]
@@ -85,8 +95,8 @@ def _tflite_float16(model: keras.Model, windows: np.ndarray | None) -> bytes:
 
 def _tflite_int8(model: keras.Model, windows: np.ndarray) -> bytes:
     with _converter(model) as converter:
-        # What goes in and comes out stays float32, and so does what has no kernel of integers; the converter does not
-        # refuse that, not even where it is asked for integers alone (TFLITE_BUILTINS_INT8).
+        # What goes in and comes out stays float32, and so does what has no kernel of integers (`float32_operators`);
+        # the converter does not refuse that, not even where it is asked for integers alone (TFLITE_BUILTINS_INT8).
         converter.representative_dataset = lambda: ([window[None]] for window in windows)
         return _converted(converter, model, "tflite-int8")
 
@@ -113,6 +123,29 @@ def _converted(converter: tf.lite.TFLiteConverter, model: keras.Model, name: str
         lacking = sorted(set(re.findall(r"'tf\.(\w+)' op is neither", str(error))))
         reason = f"TFLite has no {', '.join(lacking)}" if lacking else first_line(error)
         raise InputError(f"{name}: cannot hold {model.name} ({reason}); take another format, such as onnx") from None
+
+
+def float32_operators(content: bytes) -> dict[str, int]:
+    """What a TFLite file computes in float32, quantising and dequantising apart.
+
+    Args:
+        content: of the file.
+
+    Returns:
+        How many there are of each operator, by its name in the format's schema; empty where all is in integers.
+    """
+    model, found = schema.Model.GetRootAs(content), Counter()
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            code = model.OperatorCodes(operator.OpcodeIndex())
+            # The older field has one byte, and ends at 127.
+            name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+            tensors = [*operator.InputsAsNumpy(), *operator.OutputsAsNumpy()]
+            types = {graph.Tensors(tensor).Type() for tensor in tensors if tensor >= 0}  # -1: left out
+            if schema.TensorType.FLOAT32 in types and name not in ("QUANTIZE", "DEQUANTIZE"):
+                found[name] += 1
+    return dict(found)
 
 
 _TFLITE = (("ai_edge_litert.interpreter",), ("tensorflow", "ai_edge_litert"))

@@ -15,7 +15,8 @@ from gitseg_tf.inference.postprocess import organ_settings
 from gitseg_tf.inference.predictor import window_shape
 from gitseg_tf.inference.runtimes import import_extra, open_network
 from gitseg_tf.quiet import held_back
-from gitseg_tf.serving.conversion import FORMATS, inference, versions
+from gitseg_tf.serving.card import counts
+from gitseg_tf.serving.conversion import FORMATS, float32_operators, inference, versions
 from gitseg_tf.serving.export import check_finished, export, write_assets
 from gitseg_tf.training.trainer import Run, load_model
 
@@ -82,9 +83,12 @@ def export_formats(
             compared = _compare(_in_batches(network, windows, run.config), expected, run.config)
             _check_agreement(name, compared, say)
             calibrated = {"windows": len(chosen), "scans": scans} if form.quantised else None
-            lines += write_assets(run, folder, _facts(name, run.config, compared, calibrated))
+            in_float32 = float32_operators(content) if form.quantised else None
+            lines += write_assets(run, folder, _facts(name, run.config, compared, calibrated, in_float32))
         written.append(out / name)
         say(f"{name:<14} {out / name}, at most {compared['largest_difference']:.1e} from float32")
+        if in_float32:
+            say(f"{name:<14} computes {counts(in_float32)} in float32, for which LiteRT has no kernel of integers")
     for line in dict.fromkeys(lines):
         say(line)
     return written
@@ -165,7 +169,7 @@ def _check_agreement(name: str, compared: dict[str, float], say: Callable[[str],
         )
 
 
-def _facts(name: str, config: Config, compared: dict, calibrated: dict | None) -> dict:
+def _facts(name: str, config: Config, compared: dict, calibrated: dict | None, in_float32: dict | None) -> dict:
     form, window = FORMATS[name], window_shape(config)
     batch = form.details["batch"]
     return {
@@ -176,6 +180,7 @@ def _facts(name: str, config: Config, compared: dict, calibrated: dict | None) -
             "input": {"name": "windows", "shape": [batch, *window], "dtype": "float32"},
             "output": {"name": "probabilities", "shape": [batch, *window[:-1], len(ORGANS)], "dtype": "float32"},
             "calibrated_on": calibrated,
+            "float32_operators": in_float32,
             "compared_with_float32": compared,
             "versions": versions(form),
         },

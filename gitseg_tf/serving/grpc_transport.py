@@ -46,11 +46,11 @@ class GrpcTransport:
         return {name: (set(one.inputs), set(one.outputs)) for name, one in found.signature_def.items()}
 
     def segment(self, image: np.ndarray, spacing: np.ndarray, numbers: np.ndarray) -> list[bytes]:
-        request = PredictRequest(model_spec=self._model(self.signature), output_filter=[MASKS])
+        request = PredictRequest(model_spec=self._model(self.signature))
         for name, value in {self.image_input: image, "spacing": spacing, "numbers": numbers}.items():
             _fill(request.inputs[name], value)
         late = too_slow(self._address, self._timeout)
-        return [*self._call(self._stub.Predict, request, self._timeout, late).outputs[MASKS].string_val]
+        return _strings(self._call(self._stub.Predict, request, self._timeout, late).outputs[MASKS])
 
     def _model(self, signature: str = "") -> ModelSpec:
         model = ModelSpec(name=self._address.name, signature_name=signature)
@@ -86,6 +86,17 @@ def _fill(tensor: TensorProto, value: np.ndarray) -> None:
     tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     tensor.tensor_content = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _strings(tensor: TensorProto) -> list[bytes]:
+    """The values of a tensor of strings, none of one that is something else."""
+    if not tensor.tensor_content:
+        return [*tensor.string_val]
+    # By --enable_serialization_as_tensor_content; tf.make_ndarray reads numbers alone out of it.
+    try:
+        return tf.reshape(tf.io.parse_tensor(tensor.SerializeToString(), tf.string), [-1]).numpy().tolist()
+    except tf.errors.InvalidArgumentError:
+        return []
 
 
 def _line(error: grpc.RpcError) -> str:

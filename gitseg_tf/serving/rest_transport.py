@@ -46,7 +46,7 @@ class RestTransport:
         except (ValueError, KeyError, TypeError):
             raise InputError(
                 f'{self._address.url}: the answer is not {{"outputs": [{{"b64": ...}}, ...]}}; '
-                "serve a model of gitseg export"
+                "serve what this version of gitseg export writes"
             ) from None
 
     def _call(self, method: str, resource: str, body: bytes | None, timeout: float, late: Exception) -> bytes:

@@ -5,9 +5,10 @@ import tf_keras as keras
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 from gitseg_tf.config import load_config
+from gitseg_tf.models.biases import biases_for_normalizations
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.frozen import freeze, inference_network
-from gitseg_tf.models.layers import conv_block
+from gitseg_tf.models.layers import UpsampleConv, conv_block
 
 
 @pytest.fixture(params=[4, 200], ids=["constants", "arguments"])
@@ -44,6 +45,15 @@ def test_large_kernels_are_arguments_and_all_else_is_in_the_graph(model):
     assert len(graph.captures) == len(large) == (model.output_shape[-1] == 200)
 
 
+def test_an_ensemble_of_many_networks_is_no_reason_to_warn(monkeypatch):
+    said, inputs = [], keras.Input((8, 8, 40))
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda *words: said.append(words))
+    upsampled = keras.Model(inputs, UpsampleConv(40)([inputs]))
+    for _ in range(7):
+        frozen(upsampled)(np.ones((1, 8, 8, 40), np.float32))
+    assert not said
+
+
 @pytest.mark.skipif(not IsMklEnabled(), reason="TensorFlow joins sums with convolutions for oneDNN alone")
 def test_a_server_joins_sum_and_activation_of_each_decoder_with_its_convolution(tmp_path):
     chosen = {"model.architecture": "unet", "model.backbone": "resnet18", "data.size": [32, 32]}
@@ -57,6 +67,35 @@ def test_a_server_joins_sum_and_activation_of_each_decoder_with_its_convolution(
     joined = [list(node.attr["fused_ops"].list.s) for node in decoders if "FusedConv2D" in node.op]
     assert not [node.name for node in decoders if node.op == "AddV2"]
     assert joined.count([b"BiasAdd", b"Add", b"Relu"]) == 4
+
+
+@pytest.mark.parametrize("waited_for", ["convolved", "summed", "nothing"])
+def test_a_sum_that_others_wait_for_stays_a_sum(waited_for):
+    ones, zeros, bias = np.ones(4, np.float32), np.zeros(4, np.float32), np.arange(4, dtype=np.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec([2, 5, 5, 3]), tf.TensorSpec([2, 5, 5, 4])], autograph=False)
+    def network(x, skip):
+        convolved = tf.nn.conv2d(x, np.ones((1, 1, 3, 4), np.float32), 1, "SAME")
+        summed = skip + convolved
+        found, *_ = tf.compat.v1.nn.fused_batch_norm(
+            summed, ones, bias, zeros, ones - np.float32(0.1), epsilon=0.1, is_training=False
+        )
+        waited = {"convolved": [convolved], "summed": [summed], "nothing": []}[waited_for]
+        with tf.control_dependencies(waited):
+            return 2 * found
+
+    traced = network.get_concrete_function()
+    graph = traced.graph.as_graph_def()
+    given, (asked,) = [tensor.name for tensor in traced.inputs], [tensor.name for tensor in traced.outputs]
+    biases_for_normalizations(graph)
+    assert [node.op for node in graph.node].count("BiasAdd") == 1
+
+    def rewritten(*tensors):
+        return tf.graph_util.import_graph_def(graph, dict(zip(given, tensors, strict=True)), [asked], name="")[0]
+
+    x, skip = (np.random.default_rng(channels).random((2, 5, 5, channels), np.float32) for channels in (3, 4))
+    expected = 2 * (skip + x.sum(-1, keepdims=True) + np.arange(4))
+    np.testing.assert_allclose(tf.function(rewritten)(tf.constant(x), tf.constant(skip)), expected, rtol=1e-5)
 
 
 def nodes_run_by_a_session(folder, shape):

@@ -31,6 +31,7 @@ def server(running):
     """The running server, with no faults and no requests yet."""
     serving = running.serving
     serving.requests.clear()
+    serving.as_content = False
     yield running
     serving.faults.codes.clear()
     serving.faults.metadata_codes.clear()

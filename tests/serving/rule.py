@@ -36,7 +36,8 @@ def save_rule(folder, signatures):
             below = tf.where(first[:, None, None], bright, below)
         found = [bright > 0.5, below > 0.6, bright * spacing[0] > spacing[1] + spacing[2]]
         masks = tf.cast(tf.stack(found, -1), tf.uint8)
-        return {"masks": masks} if numbers is None else {"masks_bytes": tf.io.encode_png(255 * masks)}
+        # As large as masks can be, for the limits on what is sent.
+        return {"masks": masks} if numbers is None else {"masks_bytes": tf.io.encode_png(255 * masks, compression=0)}
 
     def png(png_bytes, spacing, *numbers):
         plane = tf.TensorSpec([None, None], tf.uint16)

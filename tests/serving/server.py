@@ -63,7 +63,7 @@ class Loaded:
         with graph.as_default():
             self.signatures = tf.compat.v1.saved_model.load(self.session, ["serve"], str(path)).signature_def
 
-    def run(self, signature_name: str, inputs: dict[str, np.ndarray], timeout: float | None, wanted=()):
+    def run(self, signature_name: str, inputs: dict[str, np.ndarray], timeout: float | None):
         signature = self.signature(signature_name)
         given, expected = set(inputs), set(signature.inputs)
         if given != expected:
@@ -77,7 +77,7 @@ class Loaded:
             if not isinstance(value, np.ndarray) or tf.as_dtype(value.dtype) != tf.as_dtype(info.dtype):
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"input {name} is not {tf.as_dtype(info.dtype).name}")
             feed[info.name] = value
-        outputs = {name: info.name for name, info in signature.outputs.items() if name in wanted or not wanted}
+        outputs = {name: info.name for name, info in signature.outputs.items()}
         options = tf.compat.v1.RunOptions(timeout_in_ms=int(timeout * 1000) if timeout else 0)
         try:
             return self.session.run(outputs, feed, options=options)
@@ -118,6 +118,7 @@ class Serving:
     models: dict[str, dict[int, Loaded]]
     faults: Faults = field(default_factory=Faults)
     requests: list = field(default_factory=list)
+    as_content: bool = False
 
     def find(self, name: str, version: int | None) -> tuple[int, Loaded]:
         versions = self.models.get(name, {})
@@ -142,12 +143,12 @@ class Service(PredictionServiceServicer):
             inputs = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
             name = request.model_spec.signature_name or "serving_default"
             left = context.time_remaining()
-            found = model.run(name, inputs, left, request.output_filter)
+            found = model.run(name, inputs, left)
             answer = predict_pb2.PredictResponse()
             answer.model_spec.name, answer.model_spec.signature_name = request.model_spec.name, name
             answer.model_spec.version.value = number
             for key, value in found.items():
-                _fill(answer.outputs[key], value)
+                _fill(answer.outputs[key], value, self.serving.as_content)
             return answer
 
     def GetModelMetadata(self, request, context):
@@ -166,14 +167,23 @@ class Service(PredictionServiceServicer):
         return answer
 
 
-def _fill(tensor: tensor_pb2.TensorProto, value: np.ndarray) -> None:
-    """As TensorFlow Serving does unless told to send content, Tensor::AsProtoField: a number a value."""
-    if value.dtype not in (np.uint8, np.float32):
+def _fill(tensor: tensor_pb2.TensorProto, value: np.ndarray, as_content: bool) -> None:
+    """As TensorFlow Serving does: Tensor::AsProtoField, a number a value, or Tensor::AsProtoTensorContent."""
+    if as_content and value.dtype == object:
+        tensor.dtype = tf.string.as_datatype_enum
+        tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
+        tensor.tensor_content = b"".join([*(_varint(len(one)) for one in value), *value])
+        return
+    if as_content or value.dtype not in (np.uint8, np.float32):
         tensor.CopyFrom(tf.make_tensor_proto(value))
         return
     tensor.dtype = tf.as_dtype(value.dtype).as_datatype_enum
     tensor.tensor_shape.CopyFrom(tf.TensorShape(value.shape).as_proto())
     (tensor.int_val if value.dtype == np.uint8 else tensor.float_val).extend(value.ravel().tolist())
+
+
+def _varint(number: int) -> bytes:
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + _varint(number // 128)
 
 
 def _asked(spec) -> tuple[str, int | None]:

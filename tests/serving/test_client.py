@@ -3,8 +3,10 @@ import json
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,7 +85,7 @@ def test_a_version_can_be_asked_for(ask, url, image, ending):
         ),
         (
             "windows",
-            r"model windows has no signature segment_\w+ \(it has serving_default\); serve a model of gitseg exp",
+            r"model windows has no signature segment_\w+ \(it has serving_default\); serve what this version of",
         ),
     ],
 )
@@ -101,8 +103,22 @@ def test_a_signature_with_other_inputs_is_refused(tmp_path, ask, refusal):
     tf.saved_model.save(module, str(tmp_path), signatures=dict.fromkeys(names, module.f))
     with serve({"other": {1: tmp_path}}) as started:
         over_grpc, over_rest = (refusal(ask, url("other")) for url in (started.grpc_url, started.rest_url))
-    assert "goes from volume to masks, not from image, numbers, spacing to masks_bytes; serve a model of" in over_grpc
-    assert "from volume to masks, not from numbers, png_bytes, spacing to masks_bytes; serve a" in over_rest
+    assert "goes from volume to masks, not from image, numbers, spacing to masks_bytes; serve what" in over_grpc
+    assert "from volume to masks, not from numbers, png_bytes, spacing to masks_bytes; serve what" in over_rest
+
+
+@pytest.mark.parametrize("side", ["inputs", "outputs"])
+def test_a_signature_with_one_more_is_refused_before_it_is_asked(ask, url, server, refusal, side):
+    """An input cannot be left out, and REST has the answer in another form where there are several."""
+    signatures = server.serving.models["gitseg"][2].signatures
+    sides = [getattr(signatures[name], side) for name in ("segment_volume_to_png", "segment_png_to_png")]
+    for tensors in sides:
+        tensors["z_more"].name = "more:0"
+    line = refusal(ask, url("gitseg"))
+    for tensors in sides:
+        del tensors["z_more"]
+    goes = {"inputs": "spacing, z_more to masks_bytes, not", "outputs": "spacing to masks_bytes, z_more, not"}
+    assert goes[side] in line and ask(url("gitseg"))
 
 
 def test_a_server_that_is_back_is_asked_again(ask, url, server, image, said):
@@ -230,10 +246,28 @@ def test_the_servers_own_time_limit_is_told_from_ours(ask, server, image):
         segment(predict, image)
 
 
-def test_scans_beyond_grpcs_own_limit_come_through(ask, server):
+def test_scans_and_masks_beyond_grpcs_own_limit_come_through(ask, url):
     image = np.random.default_rng(1).integers(0, 4096, (30, 270, 270)).astype(np.uint16)
-    assert image.nbytes > GRPC_LIMIT
-    assert np.array_equal(segment(ask(server.grpc_url("gitseg")), image), rule(image, SPACING))
+    assert image.nbytes > GRPC_LIMIT < image.size * 3
+    assert np.array_equal(segment(ask(url("gitseg")), image), rule(image, SPACING))
+
+
+def test_a_grpc_server_that_sends_tensors_as_content_is_understood(ask, server, image):
+    server.serving.as_content = True
+    for scan in (image[:1, :3, :2], image):  # PNGs of less and of more bytes than take one byte to say
+        assert np.array_equal(segment(ask(server.grpc_url("gitseg")), scan), rule(scan, SPACING))
+
+
+@pytest.mark.parametrize("as_content", [False, True])
+@pytest.mark.parametrize(
+    "found", [np.zeros((5, 20, 30, 3), np.uint8), np.float32([0.5]), np.array([b"", b"?"], object)]
+)
+def test_what_is_no_masks_over_grpc_is_said(ask, server, image, monkeypatch, found, as_content):
+    server.serving.as_content = as_content
+    predict = ask(server.grpc_url("gitseg"))
+    monkeypatch.setattr("server.Loaded.run", lambda *_: {"masks_bytes": found})
+    with pytest.raises(InputError, match="the answer is not an RGB PNG of 20 x 30 for each of 5 slices; serve what"):
+        segment(predict, image)
 
 
 def test_a_scan_that_the_servers_limit_keeps_out_is_one_scans(rule_models, ask, image):
@@ -327,6 +361,13 @@ def test_what_is_no_masks_of_the_scan_is_not_taken_for_masks():
     assert read_masks(good, (2, 5, 4)) is None
     assert read_masks([good[0], grey], (2, 4, 5)) is None
     assert read_masks([good[0], deep], (2, 4, 5)) is None
+    assert read_masks([good[0], of_size(good[1], 1 << 19, 1 << 19)], (2, 4, 5)) is None
+
+
+def of_size(png, width, height):
+    """A PNG whose header says another size."""
+    header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
 @pytest.mark.parametrize("found", [[0, 1], {"masks": [0, 1]}, [{"b64": "?"}], [{"b64": "iVBORw0="}], None])
@@ -341,7 +382,7 @@ def test_an_answer_of_another_form_is_said(ask, web, image, found):
 
     port = web(do_GET=lambda page: answer(page, 200, json.dumps(metadata).encode()), do_POST=post)
     predict = ask(f"http://127.0.0.1:{port}/gitseg")
-    with pytest.raises(InputError, match=r"the answer is not .*; serve a model of gitseg export"):
+    with pytest.raises(InputError, match=r"the answer is not .*; serve what this version of gitseg export writes"):
         segment(predict, image)
 
 

@@ -13,7 +13,7 @@ from gitseg_tf.inference.runtimes import open_network
 from gitseg_tf.models.build import DECODERS, build_model
 from gitseg_tf.models.unet3d import NETWORKS_3D
 from gitseg_tf.quiet import held_back
-from gitseg_tf.serving.conversion import FORMATS, versions
+from gitseg_tf.serving.conversion import FORMATS, float32_operators, versions
 
 onnxruntime = pytest.importorskip("onnxruntime")
 for _module in ("ai_edge_litert.interpreter", "tf2onnx"):
@@ -76,6 +76,7 @@ def test_what_has_no_kernel_of_integers_stays_float32_in_int8(tmp_path):
     found, expected = converted(model, "tflite-int8", tmp_path)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found, expected, atol=0.02)
+    assert float32_operators((tmp_path / FORMATS["tflite-int8"].file).read_bytes()) == {"SIN": 1}
 
 
 FURTHEST = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
@@ -90,6 +91,9 @@ FURTHEST = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
 def test_every_kind_of_2d_network_goes_to_every_format(whole_table, tmp_path, architecture, backbone, name):
     found, expected = converted(small(architecture, backbone), name, tmp_path)
     np.testing.assert_allclose(found, expected, rtol=0, atol=FURTHEST[name])
+    if name == "tflite-int8":
+        in_float32 = float32_operators((tmp_path / FORMATS[name].file).read_bytes())
+        assert in_float32.keys() == ({"SQUARE"} if architecture == "fpn" else set())
 
 
 @pytest.mark.parametrize("architecture", NETWORKS_3D)

@@ -263,10 +263,13 @@ image, spacing = np.zeros((2, 40, 48), np.uint16), np.ones(3, np.float32)
 windows = np.zeros([2, *(dim.size for dim in signatures["serving_default"].inputs["windows"].tensor_shape.dim[1:])])
 png = np.array([b"?"], object)
 volume = lambda *images: [run("segment_volume", image=one, spacing=spacing) for one in images]
+given = {"spacing": spacing, "numbers": np.arange(2)}
+pictures = lambda *images: [run("segment_volume_to_png", image=one, **given) for one in images]
 print(json.dumps({
     "windows": [run("serving_default", windows=one.astype(np.float32))
                 for one in (windows[0], windows[0, 0, 0, 0], windows[..., :0], windows[:0], windows[None], windows)],
     "volumes": volume(image[0], image[0, 0, 0], image[None], image[..., None], image),
+    "pictures": pictures(image[0], image[0, 0, 0], image[None], image[..., None], image),
     "pngs": [run("segment_png", png_bytes=one, spacing=spacing) for one in (png[0], png[None], png)],
 }))
 """
@@ -282,9 +285,10 @@ def test_tensors_of_another_rank_are_refused_and_do_not_end_the_process(exported
     *refused, fine = said["windows"]
     assert len(refused) == 5 and fine[0] == 2
     assert all(f"the network takes [N {network}], N above 0" in line for line in refused)
-    *refused, fine = said["volumes"]
-    assert len(refused) == 4 and fine == [2, 40, 48, 3]
-    assert all("its axes are slices, rows and columns" in line for line in refused)
+    for name, expected in (("volumes", [2, 40, 48, 3]), ("pictures", [2])):
+        *refused, fine = said[name]
+        assert len(refused) == 4 and fine == expected
+        assert all("its axes are slices, rows and columns" in line for line in refused)
     assert ["it is a list of slices" in line for line in said["pngs"]] == [True, True, False]
 
 

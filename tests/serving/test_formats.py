@@ -119,6 +119,11 @@ def test_the_onnx_file_is_valid_and_of_the_opset_that_is_stated(written):
         assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+def test_transposed_convolutions_of_onnx_have_the_size_that_is_wanted_at_once(written):
+    operators = {node.op_type for node in onnx.load(written.out / "onnx/model.onnx").graph.node}
+    assert "ConvTranspose" in operators and not operators & {"Shape", "Slice", "Pad"}
+
+
 @pytest.mark.parametrize("name, most", [("tflite-float16", 2e-2), ("tflite-int8", 0.25)])
 def test_tflite_has_the_signature_of_the_savedmodel_and_comes_near_float32(written, drawn_dataset, name, most):
     interpreter = litert.Interpreter(model_path=str(written.out / name / "model.tflite"))
@@ -148,6 +153,22 @@ def test_int8_computes_in_integers_alone(written):
     ]
     assert any(name == "CONV_2D" for name, _ in computing)
     assert not [name for name, types in computing if types & {np.float32, np.float16}]
+
+
+def test_what_int8_computes_in_float32_is_said_and_written_down(written, drawn_dataset, tmp_path, monkeypatch):
+    def with_sine(model):
+        return lambda windows: {"probabilities": tf.sigmoid(tf.sin(model(windows, training=False)))}
+
+    monkeypatch.setattr(conversion, "inference", with_sine)
+    other = Written(written.run, tmp_path, [])
+    export_formats(other.run, drawn_dataset, ["tflite-int8"], tmp_path, representative=2, say=other.said.append)
+    assert other.facts("tflite-int8")["format"]["float32_operators"] == {"SIN": 1}
+    (line,) = (line for line in other.said if "kernel of integers" in line)
+    assert line == "tflite-int8    computes 1 SIN in float32, for which LiteRT has no kernel of integers"
+    assert "| computed in float32 | 1 SIN |" in (tmp_path / "tflite-int8/model_card.md").read_text()
+    assert [written.facts(name)["format"]["float32_operators"] for name in FORMATS] == [None, None, {}]
+    assert "computed in float32" not in (written.out / "tflite-int8/model_card.md").read_text()
+    assert not [line for line in written.said if "kernel of integers" in line]
 
 
 def test_files_are_smaller_in_half_and_quarter_precision(written):
