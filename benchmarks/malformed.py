@@ -58,6 +58,9 @@ def _over_grpc(host, model):
         "a truncated PNG": call("INVALID_ARGUMENT", png, png_bytes=[PNG[:40]], spacing=spacing),
         "no PNG": call("INVALID_ARGUMENT", png, png_bytes=[b"?"], spacing=spacing),
         "slices of two sizes": call("INVALID_ARGUMENT", png, png_bytes=[PNG, WIDER], spacing=spacing),
+        "numbers that do not rise": call(
+            "INVALID_ARGUMENT", f"{volume}_to_png", image=image.repeat(2, 0), spacing=spacing, numbers=np.array([2, 2])
+        ),
         "no such signature": call("FAILED_PRECONDITION", "segment", image=image, spacing=spacing),
         "no such model": call("NOT_FOUND", volume, f"{model}?", image=image, spacing=spacing),
     }
@@ -89,6 +92,7 @@ def _over_rest(host, model):
         "words for spacing": call(400, png(PNG, spacing=["wide", "wide", "wide"])),
         "a truncated PNG": call(400, png(PNG[:40])),
         "slices of two sizes": call(400, png(PNG, WIDER)),
+        "numbers that are too few": call(400, png(PNG, PNG, signature="segment_png_to_png", numbers=[1])),
         "no such signature": call(400, png(PNG, signature="segment")),
         "no such model": call(404, png(PNG), f"{model}s"),
     }

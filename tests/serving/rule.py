@@ -32,6 +32,8 @@ def save_rule(folder, signatures):
         bright = (image - low) / tf.maximum(high - low, 1.0)
         below = tf.concat([bright[:1], bright[:-1]], 0)
         if numbers is not None:
+            tf.debugging.assert_equal(tf.size(numbers), tf.shape(image)[0])
+            tf.debugging.assert_equal(tf.reduce_all(numbers[1:] > numbers[:-1]), True)
             first = tf.concat([[True], numbers[1:] - numbers[:-1] != 1], 0)
             below = tf.where(first[:, None, None], bright, below)
         found = [bright > 0.5, below > 0.6, bright * spacing[0] > spacing[1] + spacing[2]]
