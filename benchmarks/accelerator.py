@@ -1,10 +1,10 @@
-"""What mixed precision and XLA give on a GPU: training images/s and peak memory of some networks.
+"""Speed and memory of mixed precision and XLA on a GPU: training images/s and peak memory of several networks.
 
     python benchmarks/accelerator.py [--quick] [--batch-size 16]
 
-Each row is a process of its own: the package's training step (random weights, the default loss and optimizer) on one
-batch held in memory, after two steps to compile. The claims compare with float32 without XLA, in the same run. Without
-a GPU it measures the processor when --cpu says so, where memory is that of the process.
+Each row runs in its own process: the package's training step (random weights, default loss and optimizer) on one batch
+in memory, after two warm-up steps. The claims compare with float32 without XLA in the same run. Without a GPU, --cpu
+measures the CPU; memory is then that of the process.
 """
 
 import argparse
@@ -33,15 +33,15 @@ ROUNDS = 3
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="U-Net ResNet-34 alone, fewer steps")
+    parser.add_argument("--quick", action="store_true", help="U-Net ResNet-34 only, fewer steps")
     parser.add_argument("--data", help="not used: the input is random")
-    parser.add_argument("--peer-python", help="not used: float32 without XLA is what the others are compared with")
+    parser.add_argument("--peer-python", help="not used: the baseline is float32 without XLA")
     parser.add_argument(
-        "--batch-size", type=int, default=16, help="windows in a step (%(default)s); an eighth of patches"
+        "--batch-size", type=int, default=16, help="windows per step (%(default)s); an eighth as many patches"
     )
     parser.add_argument("--size", type=int, default=320, help="height and width, multiples of 32 (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of a round (20, quick: 5)")
-    parser.add_argument("--cpu", action="store_true", help="measure the processor where there is no GPU")
+    parser.add_argument("--steps", type=int, help="steps per round (20, quick: 5)")
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU if there is no GPU")
     parser.add_argument("--measure", nargs=3, metavar=("NETWORK", "PRECISION", "XLA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (5 if options.quick else 20)
@@ -75,25 +75,27 @@ def in_a_process(name, precision, xla, options):
 
 
 def measure(name, precision, xla, options):
-    """Images/s, the median of some rounds, and the peak of the memory in MiB."""
+    """Measure images/s, the median over rounds, and peak memory in MiB."""
     import itertools
 
     import tensorflow as tf
 
     from gitseg_tf.config import load_config
+    from gitseg_tf.labels import UWMGI
     from gitseg_tf.models.build import build_model
     from gitseg_tf.training.step import training_model
 
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus and not options.cpu:
-        sys.exit("no GPU; give --cpu to measure the processor")
-    batch, data = options.batch_size, {"data.size": [options.size, options.size], "data.slices": 5}
+        sys.exit("no GPU found; use --cpu to measure the CPU")
+    batch, data = options.batch_size, {"data.input_size": [options.size, options.size], "data.window_slices": 5}
     if "3-D" in name:
         batch, data = max(batch // 8, 1), data | {"data.patch": [32, 160, 160]}
     config = load_config(None, NETWORKS[name] | data | {"training.jit_compile": xla == "1"})
+    config = config.for_dataset(UWMGI, ("mr",))
     model = training_model(build_model(config, precision), config, 1000)
     image = tf.random.uniform([batch, *model.input_shape[1:]])
-    mask = tf.cast(tf.random.uniform([*image.shape[:-1], 3]) < 0.1, tf.float32)
+    mask = tf.cast(tf.random.uniform([*image.shape[:-1], len(UWMGI)]) < 0.1, tf.float32)
     step, batches = model.make_train_function(), itertools.repeat((image, mask))
     for _ in range(2):
         step(batches)["loss"].numpy()

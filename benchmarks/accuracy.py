@@ -1,11 +1,11 @@
-"""How good is a model after some minutes of training on two cores, against segmentation-models-pytorch after as many?
+"""Accuracy after a fixed number of minutes of training on two cores, compared with segmentation-models-pytorch.
 
     python benchmarks/accuracy.py --peer-python PATH [--data COHORT --train CASES --test CASES] [--quick]
 
-Neither side has pretrained weights. Ours is `gitseg train --config configs/accuracy.yaml` with no fold held out, for as
-many epochs as fit into the minutes; a run of two epochs, which is thrown away, tells how long they take. Minutes are
-training time on both sides: without start-up, conversion and prediction. Each side predicts the patients of --test, and
-both tables are scored alike, by the rules of the competition. Without --data the cohort is a phantom.
+Neither side uses pretrained weights. Ours is `gitseg train --config configs/accuracy.yaml` without a held-out fold, for
+as many epochs as fit into the given minutes; a discarded pilot run of two epochs measures how long they take. Minutes
+are training time on both sides, without start-up, conversion and prediction. Each side predicts the patients of --test,
+and both tables are scored by the same code, following the competition's rules. Without --data, a phantom is generated.
 """
 
 import argparse
@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.rle import rle_to_mask
-from gitseg_tf.data.scans import ORGANS, read_cohort, read_masks
-from gitseg_tf.evaluation.scores import score_scan, summarise
+from gitseg_tf.data.readers.registry import read_cohort
+from gitseg_tf.data.readers.rle import rle_to_mask
+from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
+from gitseg_tf.labels import UWMGI
+from gitseg_tf.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_PEER = ROOT / "benchmarks" / "peers" / "accuracy_torch.py"
@@ -35,43 +36,47 @@ OWN_PEER = ROOT / "benchmarks" / "peers" / "accuracy_torch.py"
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="half a minute of training, one seed")
-    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a phantom, made on the way)")
+    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a generated phantom)")
     parser.add_argument("--train", default="case1,case2,case3", help="patients to train on (%(default)s)")
     parser.add_argument("--test", default="case4,case5", help="patients to score (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=20, help="of training, each side and seed (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=20, help="minutes of training, per side and seed (%(default)s)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument(
         "--config", type=Path, default=ROOT / "configs" / "accuracy.yaml", help="our recipe (%(default)s)"
     )
-    parser.add_argument("--peer-python", help="has torch, segmentation-models-pytorch and albumentations")
+    parser.add_argument("--peer-python", help="a Python with torch, segmentation-models-pytorch and albumentations")
     parser.add_argument("--peer", type=Path, default=OWN_PEER, help="the peer's script (%(default)s)")
-    parser.add_argument("--referee", type=Path, help="another script TRUTH PREDICTION DATA whose last line is JSON")
+    parser.add_argument(
+        "--referee", type=Path, help="a scoring script, called with TRUTH PREDICTION DATA; its last line is JSON"
+    )
     parser.add_argument("--out", type=Path, help="keep runs and tables in this folder")
     options = parser.parse_args()
     if options.quick:
         options.minutes, options.seeds = 0.5, options.seeds[:1]
-    with tempfile.TemporaryDirectory() as place:
-        place = options.out or Path(place)
-        place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as workspace:
+        workspace = options.out or Path(workspace)
+        workspace.mkdir(parents=True, exist_ok=True)
         options.data = options.data or make_phantom(
-            place / "phantom", cases=5, days=1 if options.quick else 2, slices=40 if options.quick else 80
+            workspace / "phantom", cases=5, days=1 if options.quick else 2, slices=40 if options.quick else 80
         )
-        parts = {name: part_of(options.data, getattr(options, name), place / name) for name in ("train", "test")}
-        epochs = epochs_within(options, parts["train"], place)
+        parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
+        epochs = epochs_within(options, parts["train"], workspace)
         results = {"ours": [], "peer": []}
         for seed in options.seeds:
-            results["ours"].append(ours(options, parts, epochs, seed, place))
+            results["ours"].append(ours(options, parts, epochs, seed, workspace))
             if options.peer_python:
-                results["peer"].append(peer(options, seed, place))
+                results["peer"].append(peer(options, seed, workspace))
     report(options, results)
 
 
 def part_of(cohort, cases, folder):
-    """A cohort of links to some patients, with their rows of the table."""
+    """Create a cohort of links to the files of some patients, with their rows of the table."""
     cases = cases.split(",")
     (folder / "train").mkdir(parents=True, exist_ok=True)
     for case in cases:
-        # Links to files, for folders that are links are not looked into.
+        # Link files instead of folders, because linked folders are not searched.
         if not (folder / "train" / case).exists():
             source = (cohort / "train" / case).resolve(strict=True)
             shutil.copytree(source, folder / "train" / case, copy_function=os.symlink)
@@ -82,7 +87,7 @@ def part_of(cohort, cases, folder):
 
 
 def run(command, log):
-    """Standard output and error go to the log; returns the seconds it took."""
+    """Run a command with its output in a log; return the seconds that it took."""
     start = time.monotonic()
     with open(log, "w") as file:
         done = subprocess.run([*map(str, command)], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -92,7 +97,7 @@ def run(command, log):
 
 
 def train(options, cohort, epochs, seed, out):
-    """Train ours; returns the seconds of each epoch."""
+    """Train our side; return the seconds of each epoch."""
     records = out.parent / "records"
     if not records.exists():
         run([sys.executable, "-m", "gitseg_tf", "convert", cohort, records, "--folds", 2], out.parent / "convert.log")
@@ -101,25 +106,27 @@ def train(options, cohort, epochs, seed, out):
     return pd.read_csv(out / "history.csv").seconds.tolist()
 
 
-def epochs_within(options, cohort, place):
-    first, second = train(options, cohort, 2, options.seeds[0], place / "pilot")
+def epochs_within(options, cohort, workspace):
+    first, second = train(options, cohort, 2, options.seeds[0], workspace / "pilot")
     epochs = 1 + int((0.99 * 60 * options.minutes - first) / second)
-    print(f"ours: {first:.1f} s for the first epoch, {second:.1f} s for the next: {epochs} epochs", flush=True)
+    print(f"ours: {first:.1f} s for the first epoch, {second:.1f} s for the second: {epochs} epochs", flush=True)
     return max(epochs, 1)
 
 
-def ours(options, parts, epochs, seed, place):
-    folder = place / f"ours-{seed}"
+def ours(options, parts, epochs, seed, workspace):
+    folder = workspace / f"ours-{seed}"
     seconds = sum(train(options, parts["train"], epochs, seed, folder))
-    run([sys.executable, "-m", "gitseg_tf", "predict", folder, parts["test"], folder / "out"], place / "predict.log")
+    run(
+        [sys.executable, "-m", "gitseg_tf", "predict", folder, parts["test"], folder / "out"], workspace / "predict.log"
+    )
     return scored(options, "ours", seed, parts["test"], folder / "out" / "submission.csv", seconds)
 
 
-def peer(options, seed, place):
-    table = place / f"peer-{seed}.csv"
+def peer(options, seed, workspace):
+    table = workspace / f"peer-{seed}.csv"
     what = ["--train", options.train, "--test", options.test, "--minutes", options.minutes, "--seed", seed]
     run([options.peer_python, options.peer, options.data, table, *what], table.with_suffix(".log"))
-    return scored(options, "peer", seed, place / "test", table, 60 * options.minutes)
+    return scored(options, "peer", seed, workspace / "test", table, 60 * options.minutes)
 
 
 def scored(options, side, seed, cohort, table, seconds):
@@ -139,12 +146,12 @@ def scores(cohort, table):
     runs = dict(zip(zip(predicted["id"], predicted["class"], strict=True), predicted.iloc[:, 2], strict=True))
     rows = []
     for scan in read_cohort(cohort).scans:
-        masks = np.zeros((len(ORGANS), *scan.shape), bool)
+        masks = np.zeros((len(UWMGI), *scan.shape), bool)
         for z, number in enumerate(scan.numbers):
-            for k, organ in enumerate(ORGANS):
-                masks[k, z] = rle_to_mask(runs[f"{scan.id}_slice_{number:04d}", organ], scan.shape[1:])
-        rows += score_scan(scan.id, scan.case, read_masks(scan), masks, scan.spacing, 3.0)
-    return summarise(pd.DataFrame(rows))
+            for k, label in enumerate(UWMGI.names):
+                masks[k, z] = rle_to_mask(runs[f"{scan.id}_slice_{number:04d}", label], scan.shape[1:])
+        rows += score_scan(scan.id, scan.case, scan.read_annotation().masks, masks, labels=UWMGI, spacing=scan.spacing)
+    return summarize(pd.DataFrame(rows))
 
 
 def report(options, results):
@@ -153,7 +160,7 @@ def report(options, results):
         for seed, one in zip(options.seeds, rounds, strict=False):
             print(f"{side:6}{seed:5}{one['score']:9.4f}{one['dice']:9.4f}{one['hausdorff']:11.4f}{one['minutes']:9.1f}")
     if not options.peer_python:
-        print("no --peer-python: the peer is not measured")
+        print("without --peer-python, the peer is not measured")
     means = {
         side: round(statistics.mean(one["score"] for one in rounds), 4) if rounds else None
         for side, rounds in results.items()

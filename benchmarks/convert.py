@@ -1,6 +1,6 @@
-"""How fast `gitseg convert` is, and how much memory it takes, against decoding alone and against a plain converter.
+"""Speed and memory of `gitseg convert`, compared with only decoding the images and with a plain converter.
 
-Every figure is that of a command as a user runs it, in a fresh process; what its imports take is measured beside it.
+Every measurement is a command in a fresh process, as a user runs it; the time for its imports is measured separately.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from gitseg_tf.data.phantom import make_phantom
+from gitseg_tf.phantom import make_phantom
 
 PEERS = Path(__file__).parent / "peers"
 OURS = [sys.executable, "-c", "import sys; from gitseg_tf.cli import main; sys.exit(main())"]
 OURS += ["convert", "--folds", "2"]
 STARTS = {
-    "gitseg convert": "import gitseg_tf.cli, gitseg_tf.data.convert",
+    "gitseg convert": "import gitseg_tf.cli, gitseg_tf.data.tfrecords.convert",
     "decode only": "import multiprocessing, cv2",
     "plain converter": "import numpy, pandas, tensorflow",
 }
@@ -30,23 +30,25 @@ STARTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="10 scans and no growth; under 3 minutes")
-    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a phantom, made on the way)")
+    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a generated phantom)")
     parser.add_argument(
-        "--peer-python", default=sys.executable, help="runs the peers; needs OpenCV, TensorFlow, pandas"
+        "--peer-python", default=sys.executable, help="the Python for the peers; needs OpenCV, TensorFlow and pandas"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        cohort = options.data or make_phantom(place / "phantom", cases=3, days=2, slices=144)
-        claims = compare(repeated(cohort, 10 if options.quick else 20, place / "cohort"), place, options.peer_python)
+        workspace = Path(name)
+        cohort = options.data or make_phantom(workspace / "phantom", cases=3, days=2, slices=144)
+        claims = compare(
+            repeated(cohort, 10 if options.quick else 20, workspace / "cohort"), workspace, options.peer_python
+        )
         if not options.quick:
-            claims += growth(cohort, place)
+            claims += growth(cohort, workspace)
     for claim in claims:
         print(json.dumps(claim))
 
 
 def repeated(cohort, scans, out):
-    """A cohort of as many scans, linked from another's, each a patient of its own."""
+    """Create a cohort with a number of scans linked from another cohort, each as a separate patient."""
     with open(cohort / "train.csv", newline="") as file:
         rows = list(csv.reader(file))
     by_scan = {}
@@ -72,9 +74,9 @@ def link(source, target):
         shutil.copyfile(source, target)
 
 
-def compare(cohort, place, peer_python, rounds=3):
+def compare(cohort, workspace, peer_python, rounds=3):
     slices = sum(1 for _ in cohort.glob("train/*/*/scans/*.png"))
-    out = str(place / "out")
+    out = str(workspace / "out")
     commands = {
         "gitseg convert": [*OURS, str(cohort), out],
         "decode only": [peer_python, str(PEERS / "decode_png.py"), str(cohort)],
@@ -82,7 +84,7 @@ def compare(cohort, place, peer_python, rounds=3):
     }
     measured = {name: [] for name in commands}
     starts = {name: [] for name in commands}
-    run(commands["decode only"])  # so that nobody pays for the first reading from the disk
+    run(commands["decode only"])  # warms the disk cache for all
     for _ in range(rounds):
         for name, command in commands.items():
             python = sys.executable if name == "gitseg convert" else peer_python
@@ -93,8 +95,8 @@ def compare(cohort, place, peer_python, rounds=3):
     net = {name: seconds[name] - statistics.median(starts[name]) for name in commands}
     memory = {name: statistics.median(run[1] for run in runs) for name, runs in measured.items()}
     processor = {name: statistics.median(run[2] for run in runs) for name, runs in measured.items()}
-    print(f"{slices} slices, {rounds} rounds, medians")
-    print(f"{'':18}{'seconds':>9}{'slices/s':>10}{'without start-up':>18}{'processor s':>13}{'peak MiB':>10}")
+    print(f"{slices} slices, medians over {rounds} rounds")
+    print(f"{'':18}{'seconds':>9}{'slices/s':>10}{'without start-up':>18}{'CPU s':>13}{'peak MiB':>10}")
     for name in commands:
         rate, bare = slices / seconds[name], slices / net[name]
         print(f"{name:18}{seconds[name]:9.2f}{rate:10.0f}{bare:18.0f}{processor[name]:13.2f}{memory[name]:10.0f}")
@@ -108,15 +110,15 @@ def compare(cohort, place, peer_python, rounds=3):
     return [*claims, claim("peak memory against plain converter", ours, peer, "MiB", less_is_better=True)]
 
 
-def growth(cohort, place):
-    """Time and memory of 5, 20 and 80 scans; the peer of the claims is what is expected: linear time, equal memory."""
+def growth(cohort, workspace):
+    """Measure time and memory for 5, 20 and 80 scans; the claims compare with linear time and constant memory."""
     sizes, measured = (5, 20, 80), {}
-    cohorts = {scans: repeated(cohort, scans, place / f"growth{scans}") for scans in sizes}
+    cohorts = {scans: repeated(cohort, scans, workspace / f"growth{scans}") for scans in sizes}
     start = statistics.median(run([sys.executable, "-c", STARTS["gitseg convert"]])[0] for _ in range(3))
     for _ in range(3):
         for scans in sizes:
-            measured.setdefault(scans, []).append(run([*OURS, str(cohorts[scans]), str(place / "out")]))
-            shutil.rmtree(place / "out")
+            measured.setdefault(scans, []).append(run([*OURS, str(cohorts[scans]), str(workspace / "out")]))
+            shutil.rmtree(workspace / "out")
     seconds = {scans: statistics.median(run[0] for run in measured[scans]) - start for scans in sizes}
     memory = {scans: max(run[1] for run in measured[scans]) for scans in sizes}
     print(f"\n{'scans':>5}{'seconds without start-up':>26}{'peak MiB':>10}")
@@ -130,7 +132,7 @@ def growth(cohort, place):
 
 
 def run(command):
-    """Seconds, peak MiB of the process, seconds of processor time of it and its children."""
+    """Run a command; return seconds, peak MiB of the process, and CPU seconds of it and its children."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)

@@ -1,8 +1,8 @@
-"""What `data.crop: body` gives: the pixel of a scan in the model's input, and what of its contours comes through.
+"""Effect of `data.crop: body`: the pixel size in the model's input, and how much of the contours survives resampling.
 
-Masks go down to the model's grid, are cut at one half there as those that a network is trained on, and go back to their
-own; the Dice with the masks as they were is what a network that repeats its training masks reaches. The peer of the
-claims is crop: none.
+Masks are resampled to the model's grid, thresholded at one half as for training, and resampled back. Their Dice with
+the original masks is an upper bound for a network that reproduces its training masks. The claims compare with
+crop: none.
 """
 
 import argparse
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gitseg_tf import quiet
-from gitseg_tf.data.phantom import make_phantom
+from gitseg_tf.core.tensorflow_import import import_tensorflow
+from gitseg_tf.phantom import make_phantom
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 scans of the phantom")
-    parser.add_argument("--data", type=Path, help="a cohort with contours (a phantom, made on the way)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 192, 256], help="sides of the model's input")
+    parser.add_argument("--data", type=Path, help="an annotated cohort (a generated phantom)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 192, 256], help="sizes of the model's input")
     options = parser.parse_args()
-    quiet.import_tensorflow()
+    import_tensorflow()
     with tempfile.TemporaryDirectory() as place:
         cohort = options.data or make_phantom(Path(place) / "phantom", cases=3 if options.quick else 10, days=1)
         facts = measure(cohort, options.sizes)
@@ -31,19 +31,18 @@ def main():
 
 
 def measure(cohort, sizes):
-    from gitseg_tf.data.geometry import from_model, place, to_model
-    from gitseg_tf.data.records import intensity_percentiles
-    from gitseg_tf.data.scans import read_cohort, read_image, read_masks
-    from gitseg_tf.progress import progress
-    from gitseg_tf.sections.data import DataConfig
+    from gitseg_tf.config.data import DataConfig
+    from gitseg_tf.core.progress import progress
+    from gitseg_tf.data.pipeline.geometry import from_model, place, to_model
+    from gitseg_tf.data.readers.registry import read_cohort
 
     facts = []
     for scan in progress(read_cohort(cohort).scans, "crop", unit="scan"):
-        image, masks = read_image(scan), read_masks(scan)
-        percentiles, spacing = intensity_percentiles(image), np.float32(scan.spacing)
+        volume, masks = scan.read_volume(), scan.read_annotation().masks
+        image, percentiles, spacing = volume.with_channels, volume.percentiles, np.float32(scan.spacing)
         for size in sizes:
             for crop in ("none", "body"):
-                placement = place(image, percentiles, spacing, DataConfig(size=(size, size), crop=crop))
+                placement = place(image, percentiles, spacing, DataConfig(input_size=(size, size), crop=crop))
                 y, x, height, width = placement["box"].numpy()
                 shape, size_2d = np.int32(scan.shape[1:]), (size, size)
                 trained = [to_model(mask.astype(np.float32), placement, size_2d).numpy() >= 0.5 for mask in masks]

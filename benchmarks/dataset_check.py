@@ -1,10 +1,10 @@
-"""How many scans with damaged contours does `gitseg inspect` find, and how many good ones does it suspect?
+"""Sensitivity and false alarms of `gitseg inspect` on scans with damaged contours.
 
     python benchmarks/dataset_check.py [--quick] [--data COHORT]
 
 Every scan of a good cohort is damaged in each of the ways below, one scan at a time, and the cohort is checked. A scan
-counts as found when there is an error or a warning for it that the good cohort does not have. Without --data the cohort
-is a phantom. --quick damages every third scan.
+counts as found if it gets an error or a warning that the good cohort does not have. Without --data, a phantom is
+generated. --quick damages every third scan.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gitseg_tf.data.inspect.facts import ScanFacts, ScanVoxels, measure
-from gitseg_tf.data.inspect.inspection import find
-from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.scans import Scan, read_cohort, read_image, read_masks
+from gitseg_tf.data.readers.base import Scan
+from gitseg_tf.data.readers.registry import read_cohort
+from gitseg_tf.data.volume import Annotation, LoadedScan
+from gitseg_tf.inspection.inspect import find
+from gitseg_tf.inspection.measurements import ScanFacts, measure
+from gitseg_tf.labels import UWMGI
+from gitseg_tf.phantom import make_phantom
 
 
 def moved(masks: np.ndarray, dz: int = 0, dy: int = 0, dx: int = 0) -> np.ndarray:
-    """Masks [3, D, H, W] moved; what leaves the field is lost."""
+    """Shift masks [L, D, H, W]; voxels that leave the field of view are lost."""
     reach = max(abs(dz), abs(dy), abs(dx))
     padded = np.pad(masks, ((0, 0), *[(reach, reach)] * 3))
     depth, height, width = masks.shape[1:]
@@ -35,7 +38,7 @@ def moved(masks: np.ndarray, dz: int = 0, dy: int = 0, dx: int = 0) -> np.ndarra
 
 
 def on_slices(slices: slice, change, masks: np.ndarray) -> np.ndarray:
-    """`change` only the slices, counted from the middle one of those with contours."""
+    """Apply `change` to some slices, counted from the middle slice with contours."""
     annotated = np.flatnonzero(masks.any(axis=(0, 2, 3)))
     middle = int(annotated[len(annotated) // 2])
     chosen = slice(middle + (slices.start or 0), None if slices.stop is None else middle + slices.stop)
@@ -45,7 +48,7 @@ def on_slices(slices: slice, change, masks: np.ndarray) -> np.ndarray:
 
 
 def reversed_along_z(masks: np.ndarray) -> np.ndarray:
-    """The slices with contours in reverse order."""
+    """Reverse the order of the slices with contours."""
     annotated = np.flatnonzero(masks.any(axis=(0, 2, 3)))
     result = masks.copy()
     result[:, annotated[0] : annotated[-1] + 1] = masks[:, annotated[0] : annotated[-1] + 1][:, ::-1]
@@ -53,7 +56,7 @@ def reversed_along_z(masks: np.ndarray) -> np.ndarray:
 
 
 def repeated(masks: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The middle slice's contours again on slices `first` to `last`, counted from it."""
+    """Copy the middle slice's contours to slices `first` to `last`, counted from it."""
     annotated = np.flatnonzero(masks.any(axis=(0, 2, 3)))
     middle = int(annotated[len(annotated) // 2])
     result = masks.copy()
@@ -61,13 +64,13 @@ def repeated(masks: np.ndarray, first: int, last: int) -> np.ndarray:
     return result
 
 
-def without(organ: int, masks: np.ndarray) -> np.ndarray:
-    """The masks with an organ left out."""
-    return np.where((np.arange(3) == organ)[:, None, None, None], False, masks)
+def without(label: int, masks: np.ndarray) -> np.ndarray:
+    """Remove one label from the masks."""
+    return np.where((np.arange(len(masks)) == label)[:, None, None, None], False, masks)
 
 
 def grown(masks: np.ndarray) -> np.ndarray:
-    """Each organ 6 pixels larger on every side."""
+    """Dilate each label by 6 pixels."""
     kernel = np.ones((13, 13), np.uint8)
     return np.array([[cv2.dilate(plane.view(np.uint8), kernel) for plane in mask] for mask in masks]).astype(bool)
 
@@ -79,9 +82,9 @@ DAMAGES = {
     "one slice shifted by 10 pixels": partial(on_slices, slice(0, 1), partial(moved, dy=6, dx=8)),
     "10 slices shifted by 10 pixels": partial(on_slices, slice(0, 10), partial(moved, dy=6, dx=8)),
     "lower half shifted by 12 pixels": partial(on_slices, slice(0, None), partial(moved, dx=12)),
-    "mirrored left to right": lambda masks: masks[..., ::-1],
-    "mirrored up to down": lambda masks: masks[..., ::-1, :],
-    "lower half mirrored left to right": partial(on_slices, slice(0, None), lambda masks: masks[..., ::-1]),
+    "flipped left to right": lambda masks: masks[..., ::-1],
+    "flipped top to bottom": lambda masks: masks[..., ::-1, :],
+    "lower half flipped left to right": partial(on_slices, slice(0, None), lambda masks: masks[..., ::-1]),
     "reversed along z": reversed_along_z,
     "offset by 3 slices": partial(moved, dz=3),
     "offset by 6 slices": partial(moved, dz=-6),
@@ -90,7 +93,7 @@ DAMAGES = {
     "small and large bowel exchanged on 5 slices": partial(on_slices, slice(8, 13), lambda masks: masks[EXCHANGED]),
     "small and large bowel exchanged": lambda masks: masks[EXCHANGED],
     "one slice's contours on 6 slices": partial(repeated, first=0, last=5),
-    "one slice's contours again 15 slices on": partial(repeated, first=15, last=15),
+    "one slice's contours repeated 15 slices further": partial(repeated, first=15, last=15),
     "large bowel missing on 3 slices": partial(on_slices, slice(0, 3), partial(without, 0)),
     "stomach missing": partial(without, 2),
     "lower half missing": partial(on_slices, slice(0, None), np.zeros_like),
@@ -100,13 +103,15 @@ DAMAGES = {
 
 
 def damaged_facts(job: tuple[Scan, Scan]) -> tuple[ScanFacts, dict[str, ScanFacts]]:
-    """Facts of a scan as it is, and of each damage to it."""
+    """Measure a scan, unchanged and with each kind of damage."""
     scan, other = job
-    masks = read_masks(scan)
-    good = ScanVoxels(scan.id, scan.case, None, tuple(scan.numbers), scan.spacing, read_image(scan), masks)
-    versions = {name: read_masks(other) if change is None else change(masks) for name, change in DAMAGES.items()}
+    masks = scan.read_annotation().masks
+    good = LoadedScan(scan.id, scan.case, scan.read_volume(), Annotation.complete(masks))
+    versions = {
+        name: other.read_annotation().masks if change is None else change(masks) for name, change in DAMAGES.items()
+    }
     damaged = {
-        name: measure(replace(good, masks=np.ascontiguousarray(version)))
+        name: measure(replace(good, annotation=Annotation.complete(np.ascontiguousarray(version))))
         for name, version in versions.items()
         if not np.array_equal(version, masks)
     }
@@ -114,9 +119,9 @@ def damaged_facts(job: tuple[Scan, Scan]) -> tuple[ScanFacts, dict[str, ScanFact
 
 
 def main() -> None:
-    """Print the table, and the share of damaged scans that are found as a line of JSON."""
+    """Print the table, and the fraction of detected damaged scans as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a cohort with good contours; without it a phantom")
+    parser.add_argument("--data", help="a cohort with good contours (a generated phantom)")
     parser.add_argument("--quick", action="store_true", help="damage every third scan")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +135,7 @@ def main() -> None:
         with ProcessPoolExecutor() as pool:
             results = list(pool.map(damaged_facts, jobs))
     good = [facts for facts, _ in results]
-    alarms = {(f.scan, f.check) for f in find(good) if f.severity != "note"}
+    alarms = {(f.scan, f.check) for f in find(good, UWMGI) if f.severity != "note"}
     print(f"{len(good)} good scans: {len({scan for scan, _ in alarms})} with an error or a warning\n")
     print("| damage | scans | found | by |\n| --- | ---: | ---: | --- |")
     total = hits = 0
@@ -139,7 +144,7 @@ def main() -> None:
         for i, (facts, damaged) in list(enumerate(results))[:: 3 if options.quick else 1]:
             if name in damaged:
                 cohort = [*good[:i], damaged[name], *good[i + 1 :]]
-                own = {f.check for f in find(cohort) if f.scan == facts.id and f.severity != "note"}
+                own = {f.check for f in find(cohort, UWMGI) if f.scan == facts.id and f.severity != "note"}
                 own -= {check for scan, check in alarms if scan == facts.id}
                 found, tried = found + bool(own), tried + 1
                 checks.update(own)

@@ -1,11 +1,11 @@
-"""How many windows a second the exported network segments in process, against segmentation-models-pytorch deployed.
+"""Throughput of the exported network in-process, compared with segmentation-models-pytorch deployed.
 
-Windows of 5 x 256 x 256, 8 at a time and one at a time, random weights and statistics, two threads. Ours: the Keras
-model under tf.function, and what `gitseg export` writes of it with weights in float32 and in bfloat16, loaded by
-tf.saved_model.load and by the session loader, which is TensorFlow Serving's. The peer: TorchScript (traced, frozen,
-optimised for inference, channels last) and torch.compile (inductor, weights frozen), in both precisions. One process a
-side, all ways in turns. The claims are on the faster way of each to load the export and the faster of the peer's two,
-float32 with float32 and bfloat16 with bfloat16; and on the slower way to load the export against the Keras model.
+Windows of 5 x 256 x 256 in batches of 8 and 1, random weights and statistics, two threads. Ours: the Keras model in
+tf.function, and the output of `gitseg export` with float32 and bfloat16 weights, loaded with tf.saved_model.load and
+with the session loader, which TensorFlow Serving uses. The peer: TorchScript (traced, frozen, optimized for inference,
+channels last) and torch.compile (inductor, frozen weights), in both precisions. One process per side, measured
+alternately. The claims compare the faster way to load the export with the faster variant of the peer, in the same
+precision, and the slower way to load the export with the Keras model.
 """
 
 import argparse
@@ -28,9 +28,11 @@ PEERS = {"torchscript": "peer, TorchScript", "compile": "peer, torch.compile"}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 windows at a time alone; under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="batches of 8 only; under 3 minutes")
     parser.add_argument("--data", help="not used: the input is random")
-    parser.add_argument("--peer-python", help="has torch and segmentation-models-pytorch; torch.compile needs g++")
+    parser.add_argument(
+        "--peer-python", help="a Python with torch and segmentation-models-pytorch; torch.compile needs g++"
+    )
     parser.add_argument("--network", choices=NETWORKS, default=next(iter(NETWORKS)), help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="(%(default)s)")
     parser.add_argument("--serve", nargs=3, metavar=("ARCHITECTURE", "BACKBONE", "FOLDER"), help=argparse.SUPPRESS)
@@ -39,10 +41,10 @@ def main():
         serve(*options.serve)
         return
     if not options.peer_python:
-        print("no --peer-python: the peer is not measured")
+        print("without --peer-python, the peer is not measured")
     batches = (8,) if options.quick else (8, 1)
     seen, sizes = measure(options, batches)
-    print(f"{options.network}, windows of {SLICES} x {SIZE} x {SIZE}: images/s (processor ms)")
+    print(f"{options.network}, windows of {SLICES} x {SIZE} x {SIZE}: images/s (CPU ms)")
     print(f"{'':30}{'':10}{'MiB':>7}" + "".join(f"{f'batch {batch}':>16}" for batch in batches))
     for way, name in {**OURS, **PEERS}.items():
         for precision in PRECISIONS:
@@ -57,7 +59,7 @@ def main():
 
 
 def measure(options, batches):
-    """What was measured, {(way, precision, batch): [answers]}, and MiB by (way, precision)."""
+    """Return measurements, {(way, precision, batch): [answers]}, and MiB by (way, precision)."""
     ours, peer = NETWORKS[options.network]
     with tempfile.TemporaryDirectory() as folder:
         sides = [(Side([sys.executable, __file__, "--serve", *ours, folder]), OURS)]
@@ -101,13 +103,13 @@ def claim(what, ours, peer):
 
 
 def serve(architecture, backbone, folder):
-    """Ours, as peers/export_torch.py does it: the sizes, then an answer to each line of the standard input."""
-    from gitseg_tf.serving.export import PRECISIONS as POLICIES
-    from gitseg_tf.serving.export import export
+    """Serve our side with the protocol of peers/export_torch.py: the sizes, then an answer to each input line."""
+    from gitseg_tf.export.savedmodel import PRECISIONS as POLICIES
+    from gitseg_tf.export.savedmodel import export
 
     run, ways, sizes = untrained(architecture, backbone, Path(folder)), {}, {}
     for precision in PRECISIONS:
-        exported = export(run, Path(folder) / precision, weights=precision, say=lambda line: None)
+        exported = export(run, Path(folder) / precision, weights=precision)
         sizes[precision] = (exported / "saved_model.pb").stat().st_size / 2**20
         ways[KERAS, precision] = keras_model(run, POLICIES[precision])
         ways[LOADED, precision] = loaded(exported)
@@ -120,14 +122,17 @@ def serve(architecture, backbone, folder):
 
 def untrained(architecture, backbone, folder):
     from gitseg_tf.config import load_config, save_config
+    from gitseg_tf.labels import UWMGI
     from gitseg_tf.models.build import build_model
-    from gitseg_tf.training.callbacks import best_weights_path, write_history
-    from gitseg_tf.training.trainer import load_run
+    from gitseg_tf.runs.folder import best_weights_path
+    from gitseg_tf.runs.run import load_run
+    from gitseg_tf.training.callbacks.recorder import write_history
 
     run = folder / "run"
     (run / "checkpoints").mkdir(parents=True)
     chosen = {"model.architecture": architecture, "model.backbone": backbone, "training.epochs": 1}
-    config = load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES})
+    config = load_config(None, chosen | {"data.input_size": [SIZE, SIZE], "data.window_slices": SLICES})
+    config = config.for_dataset(UWMGI, ("mr",))
     model = build_model(config)
     settle_normalization(model)
     model.save_weights(str(best_weights_path(run)))
@@ -137,10 +142,10 @@ def untrained(architecture, backbone, folder):
 
 
 def keras_model(run, policy):
-    """Function of a number of windows to a step that segments so many."""
+    """Build a function from a batch size to a step that segments one batch."""
     import tensorflow as tf
 
-    from gitseg_tf.training.trainer import load_model
+    from gitseg_tf.runs.network import load_model
 
     model = load_model(run, policy)
     network = tf.function(lambda windows: tf.sigmoid(model(windows, training=False)))

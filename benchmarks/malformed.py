@@ -1,4 +1,4 @@
-"""Requests that no server should answer, and the status that TensorFlow Serving refuses each with."""
+"""Invalid requests, and the status with which TensorFlow Serving rejects each of them."""
 
 import base64
 import json
@@ -7,19 +7,19 @@ from urllib.parse import urlsplit
 import numpy as np
 
 SPACING = [3.0, 1.5, 1.5]
-# A grey PNG of one pixel.
+# A gray PNG of one pixel.
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 WIDER = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAAAAADRSSBWAAAAC0lEQVR4nGNgYAAAAAMAASsJTYQAAAAASUVORK5CYII=")
 
 
 def malformed(url):
-    """Calls by what is wrong with each.
+    """Build invalid calls, by their defect.
 
     Args:
         url: grpc://HOST:PORT/NAME or http://HOST:PORT/NAME.
 
     Returns:
-        dict of functions without arguments to (status found, status expected).
+        dict of functions without arguments that return (actual status, expected status).
     """
     parts = urlsplit(url)
     make = _over_grpc if parts.scheme == "grpc" else _over_rest
@@ -48,17 +48,17 @@ def _over_grpc(host, model):
 
         return status
 
-    image, spacing = np.zeros((1, 4, 4), np.uint16), np.array(SPACING, np.float32)
+    image, spacing = np.zeros((1, 4, 4), np.float32), np.array(SPACING, np.float32)
     volume, png = "segment_volume", "segment_png"
     return {
         "no slices": call("INVALID_ARGUMENT", volume, image=image[:0], spacing=spacing),
-        "voxels of another type": call("INVALID_ARGUMENT", volume, image=image.astype(np.float32), spacing=spacing),
+        "voxels of another type": call("INVALID_ARGUMENT", volume, image=image.astype(np.uint16), spacing=spacing),
         "no spacing": call("INVALID_ARGUMENT", volume, image=image),
         "two numbers for spacing": call("INVALID_ARGUMENT", volume, image=image, spacing=spacing[:2]),
         "a truncated PNG": call("INVALID_ARGUMENT", png, png_bytes=[PNG[:40]], spacing=spacing),
-        "no PNG": call("INVALID_ARGUMENT", png, png_bytes=[b"?"], spacing=spacing),
+        "not a PNG": call("INVALID_ARGUMENT", png, png_bytes=[b"?"], spacing=spacing),
         "slices of two sizes": call("INVALID_ARGUMENT", png, png_bytes=[PNG, WIDER], spacing=spacing),
-        "numbers that do not rise": call(
+        "numbers that do not increase": call(
             "INVALID_ARGUMENT", f"{volume}_to_png", image=image.repeat(2, 0), spacing=spacing, numbers=np.array([2, 2])
         ),
         "no such signature": call("FAILED_PRECONDITION", "segment", image=image, spacing=spacing),
@@ -77,8 +77,8 @@ def _over_rest(host, model):
         return lambda: (session.post(url, data=data, timeout=3600).status_code, expected)
 
     def png(*contents, signature="segment_png", **others):
-        found = [{"b64": base64.b64encode(content).decode()} for content in contents]
-        return {"signature_name": signature, "inputs": {"png_bytes": found, "spacing": SPACING} | others}
+        encoded = [{"b64": base64.b64encode(content).decode()} for content in contents]
+        return {"signature_name": signature, "inputs": {"png_bytes": encoded, "spacing": SPACING} | others}
 
     whole, missing = json.dumps(png(PNG)).encode(), png(PNG)
     del missing["inputs"]["spacing"]
@@ -92,7 +92,7 @@ def _over_rest(host, model):
         "words for spacing": call(400, png(PNG, spacing=["wide", "wide", "wide"])),
         "a truncated PNG": call(400, png(PNG[:40])),
         "slices of two sizes": call(400, png(PNG, WIDER)),
-        "numbers that are too few": call(400, png(PNG, PNG, signature="segment_png_to_png", numbers=[1])),
+        "too few numbers": call(400, png(PNG, PNG, signature="segment_png_to_png", numbers=[1])),
         "no such signature": call(400, png(PNG, signature="segment")),
         "no such model": call(404, png(PNG), f"{model}s"),
     }

@@ -1,8 +1,9 @@
-"""How many windows a second the networks train on and segment, against segmentation-models-pytorch.
+"""Training and inference throughput of the networks, compared with segmentation-models-pytorch.
 
-Both sides: 8 windows of 5 x 256 x 256, random weights, AdamW and binary cross-entropy, two threads, channels last, the
-input in memory. One process a side and network, measured in turns, so that the other side waits. The claims are on
-float32 of both; ours in mixed_bfloat16, which `--precision auto` takes on processors that have it, is printed too.
+Both sides: 8 windows of 5 x 256 x 256, random weights, AdamW and binary cross-entropy, two threads, channels last,
+input in memory. One process per side and network, measured alternately, so that the other side waits. The claims
+compare float32 on both sides; our mixed_bfloat16, which `--precision auto` selects on CPUs with bfloat16 instructions,
+is printed too.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 ROUNDS = 3
 BATCH, SLICES, SIZE = 8, 5, 256
 PEER = Path(__file__).parent / "peers" / "models_torch.py"
-# Name: architecture and backbone of ours, then of the peer's.
+# Name to (architecture, backbone) of our network and of the peer's.
 NETWORKS = {
     "U-Net ResNet-34": (("unet", "resnet34"), ("Unet", "resnet34")),
     "U-Net EfficientNetV2-B0, the peer's EfficientNet-B0": (
@@ -31,20 +32,20 @@ PRECISIONS = ("float32", "mixed_bfloat16")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="U-Net ResNet-34 in float32 alone; under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="only U-Net ResNet-34 in float32; under 3 minutes")
     parser.add_argument("--data", help="not used: the input is random")
-    parser.add_argument("--peer-python", help="has torch and segmentation-models-pytorch")
-    parser.add_argument("--network", choices=NETWORKS, help="this one alone")
-    parser.add_argument("--steps", type=int, help="training steps a round; three times as many of inference")
+    parser.add_argument("--peer-python", help="a Python with torch and segmentation-models-pytorch")
+    parser.add_argument("--network", choices=NETWORKS, help="only this network")
+    parser.add_argument("--steps", type=int, help="training steps per round; three times as many inference steps")
     parser.add_argument("--serve", nargs=3, metavar=("ARCHITECTURE", "BACKBONE", "PRECISION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve)
         return
     if not options.peer_python:
-        print("no --peer-python: the peer is not measured")
+        print("without --peer-python, the peer is not measured")
     names = [options.network] if options.network else list(NETWORKS)[: 1 if options.quick else None]
-    print(f"{'':24}{'parameters':>12}{'GFLOPs':>9}{'training':>10}{'inference':>11}   images/s (processor ms)")
+    print(f"{'':24}{'parameters':>12}{'GFLOPs':>9}{'training':>10}{'inference':>11}   images/s (CPU ms)")
     claims = [claim for name in names for claim in compare(name, options)]
     print()
     for claim in claims:
@@ -99,11 +100,11 @@ def claim(name, what, word, seen):
 
 
 class Side:
-    """A process that measures when it is asked and sleeps otherwise."""
+    """A process that measures on request and sleeps otherwise."""
 
     def __init__(self, command):
         self.command = command
-        # TensorFlow's; the peer sets its own.
+        # These variables are for TensorFlow; the peer sets its threads itself.
         two_threads = os.environ | {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=two_threads
@@ -111,7 +112,7 @@ class Side:
         self.facts = self._answer()
 
     def ask(self, line):
-        time.sleep(1)  # the other side's threads may still spin
+        time.sleep(1)  # the other side's threads may still be spinning
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         return self._answer()
@@ -128,7 +129,7 @@ class Side:
 
 
 def serve(architecture, backbone, precision):
-    """Ours, as peers/models_torch.py does it: facts, then an answer to each line of the standard input."""
+    """Serve our side with the protocol of peers/models_torch.py: facts, then an answer to each input line."""
     model, flops = network(architecture, backbone, precision)
     parameters = sum(variable.shape.num_elements() for variable in model.trainable_variables)
     steps = steps_of(model, network(architecture, backbone, precision)[0])
@@ -140,17 +141,19 @@ def serve(architecture, backbone, precision):
 
 def network(architecture, backbone, precision):
     from gitseg_tf.config import load_config
+    from gitseg_tf.labels import UWMGI
     from gitseg_tf.models.build import build_model
-    from gitseg_tf.models.table import flops
+    from gitseg_tf.models.cost import flops
 
     chosen = {"model.architecture": architecture, "model.backbone": backbone}
-    model = build_model(load_config(None, chosen | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+    config = load_config(None, chosen | {"data.input_size": [SIZE, SIZE], "data.window_slices": SLICES})
+    model = build_model(config.for_dataset(UWMGI, ("mr",)), precision)
     settle_normalization(model)
     return model, flops(model)
 
 
 def settle_normalization(model):
-    """Statistics as of a trained network: of means and betas of 0 no bias is left, nor what is joined with biases."""
+    """Set statistics as in a trained network: with means and betas of 0 there would be no bias to fuse."""
     import tf_keras as keras
 
     draw = keras.initializers.RandomNormal(stddev=0.1, seed=0)
@@ -161,10 +164,10 @@ def settle_normalization(model):
 
 
 def steps_of(model, predicting):
-    """Steps of training one network, and of predicting with another."""
+    """Build a training step of one network, and a prediction step of another."""
     import tensorflow as tf
 
-    from gitseg_tf.models.frozen import inference_network
+    from gitseg_tf.models.freezing.freeze import inference_network
 
     image, mask = tf.random.uniform([BATCH, SIZE, SIZE, SLICES]), tf.round(tf.random.uniform([BATCH, SIZE, SIZE, 3]))
     segment = inference_network(predicting)
@@ -172,7 +175,7 @@ def steps_of(model, predicting):
 
 
 def training_step(model, image, mask):
-    """The step of model.fit, on the same batch each time."""
+    """Build the step of model.fit, always on the same batch."""
     import itertools
 
     import tf_keras as keras

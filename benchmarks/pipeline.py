@@ -1,8 +1,8 @@
-"""How many augmented windows a second come out of the input pipeline, against a PyTorch DataLoader with albumentations.
+"""Throughput of the input pipeline in augmented windows/s, compared with a PyTorch DataLoader and albumentations.
 
-Both sides: 5-slice windows at 256 x 256 in batches of 32, with a flip, shift-scale-rotate, grid or elastic distortion
-and coarse dropout of the same probabilities, on the same cohort, in fresh processes, alternately; the rate is that
-after an epoch, or some seconds, to warm up.
+Both sides: 5-slice windows at 256 x 256 in batches of 32, with flip, shift-scale-rotate, grid or elastic distortion and
+coarse dropout with the same probabilities, on the same cohort, in fresh processes, alternately. The first epoch, or the
+first seconds, are warm-up and do not count.
 """
 
 import argparse
@@ -18,14 +18,14 @@ from pathlib import Path
 ROUNDS = 3
 OWN_PEER = Path(__file__).parent / "peers" / "loader_torch.py"
 OFF = {f"augment.{name}.p": 0.0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
-WINDOWS = {"data.size": [256, 256], "data.slices": 5, "data.stride": 2}
+WINDOWS = {"data.input_size": [256, 256], "data.window_slices": 5, "data.window_stride": 2}
 OURS = {
     "5 slices, scans in memory": WINDOWS,
     "5 slices, from the shards": WINDOWS | {"data.cache_mib": 0},
-    "5 slices, on the accelerator": WINDOWS | {"augment.on": "accelerator"},
-    "5 slices, not changed": WINDOWS | OFF,
-    "1 slice, scans in memory": WINDOWS | {"data.slices": 1},
-    "32 x 128 x 128, scans in memory": WINDOWS | {"data.patch": [32, 128, 128], "data.stride": 1},
+    "5 slices, augmented by TensorFlow": WINDOWS | {"augment.backend": "tensorflow"},
+    "5 slices, not augmented": WINDOWS | OFF,
+    "1 slice, scans in memory": WINDOWS | {"data.window_slices": 1},
+    "32 x 128 x 128, scans in memory": WINDOWS | {"data.patch": [32, 128, 128], "data.window_stride": 1},
 }
 PEERS = {
     "5 slices, PNG": ("png", "5"),
@@ -44,10 +44,10 @@ CLAIMS = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a small cohort and 5 slices alone; under 3 minutes")
-    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a phantom, made on the way)")
-    parser.add_argument("--peer-python", help="has torch, albumentations, OpenCV and pandas")
-    parser.add_argument("--peer", help="another script for the peer's windows of 5 slices (peers/loader_torch.py)")
+    parser.add_argument("--quick", action="store_true", help="a small cohort and 5 slices only; under 3 minutes")
+    parser.add_argument("--data", type=Path, help="a cohort with train.csv (a generated phantom)")
+    parser.add_argument("--peer-python", help="a Python with torch, albumentations, OpenCV and pandas")
+    parser.add_argument("--peer", help="a script for the peer's 5-slice windows (peers/loader_torch.py)")
     parser.add_argument("--measure", nargs=3, metavar=("DATASET", "NAME", "EPOCHS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -60,12 +60,12 @@ def main():
 
 
 def prepare(options, place):
-    from gitseg_tf.data.convert import convert
-    from gitseg_tf.data.phantom import make_phantom
+    from gitseg_tf.data.tfrecords.convert import convert
+    from gitseg_tf.phantom import make_phantom
 
     scans = {"cases": 3, "days": 1, "slices": 80} if options.quick else {"cases": 5, "days": 2, "slices": 144}
     cohort = options.data or make_phantom(place / "phantom", **scans)
-    # The fold that is held out is not trained on: of two folds, the windows are half of the peer's.
+    # With two folds, one of them held out, an epoch has half as many windows as the peer's.
     return cohort, convert(cohort, place / "records", folds=2).root
 
 
@@ -73,7 +73,7 @@ def compare(options, cohort, dataset):
     ours = [name for name in OURS if name.startswith("5") or not options.quick]
     peers = [name for name in PEERS if name.startswith("5") or not options.quick] if options.peer_python else []
     if not options.peer_python:
-        print("no --peer-python: the peer is not measured")
+        print("without --peer-python, the peer is not measured")
     results = {"ours": {name: [] for name in ours}, "peer": {name: [] for name in peers}}
     for _ in range(ROUNDS):
         for name in ours:
@@ -81,10 +81,10 @@ def compare(options, cohort, dataset):
             results["ours"][name].append(json.loads(run(command).splitlines()[-1]))
         for name in peers:
             mode, slices = PEERS[name]
-            own = [OWN_PEER, cohort, mode, slices, 6 if options.quick else 15]
-            # Another script knows windows of 5 slices alone.
+            default = [OWN_PEER, cohort, mode, slices, 6 if options.quick else 15]
+            # Another script only supports windows of 5 slices.
             text = run(
-                [options.peer_python, *([options.peer, cohort, mode] if options.peer and slices == "5" else own)]
+                [options.peer_python, *([options.peer, cohort, mode] if options.peer and slices == "5" else default)]
             )
             results["peer"][name].append(float(re.search(r"samples/s ([\d.]+)", text)[1]))
     return results
@@ -98,20 +98,22 @@ def run(command):
 
 
 def measure(dataset, name, epochs):
-    """Windows/s of all epochs but the first, processor milliseconds a window, and resident MiB after each epoch."""
+    """Measure windows/s without the first epoch, CPU milliseconds per window, and resident MiB after each epoch."""
     import psutil
     import tensorflow as tf
 
     from gitseg_tf.config import load_config
-    from gitseg_tf.data.augment.accelerator import augment_batch
-    from gitseg_tf.data.dataset import load_dataset
-    from gitseg_tf.data.pipeline import steps_per_epoch, training_windows
+    from gitseg_tf.data.augment.tensorflow import augment_batch
+    from gitseg_tf.data.pipeline.batches import training_windows
+    from gitseg_tf.data.pipeline.epochs import steps_per_epoch
+    from gitseg_tf.data.tfrecords.dataset import load_dataset
 
     epochs = int(epochs)
-    overrides = OURS[name] | {"data.batch_size": 32, "data.empty_slices": 1, "training.epochs": epochs}
-    config, data = load_config(None, overrides), load_dataset(dataset)
+    overrides = OURS[name] | {"data.batch_size": 32, "data.empty_slice_fraction": 1, "training.epochs": epochs}
+    data = load_dataset(dataset)
+    config = load_config(None, overrides).for_dataset(data.labels, data.channels)
     steps, batches = steps_per_epoch(data, config), iter(training_windows(data, config))
-    on_accelerator = config.augment.on == "accelerator"
+    with_tensorflow = config.augment.backend == "tensorflow"
     change = tf.function(
         lambda image, mask, step: augment_batch(image, mask, tf.stack([0, step]), config.augment), jit_compile=True
     )
@@ -121,7 +123,7 @@ def measure(dataset, name, epochs):
             start, processor = time.perf_counter(), time.process_time()
         for step in range(steps):
             batch = next(batches)
-            if on_accelerator:
+            if with_tensorflow:
                 change(*batch, tf.constant(step, tf.int64))
         memory.append(psutil.Process().memory_info().rss / 2**20)
     windows = steps * 32 * (epochs - 1)
@@ -133,7 +135,7 @@ def report(results):
     def median(name, key):
         return statistics.median(one[key] for one in results["ours"][name])
 
-    print(f"{'ours':36}{'windows/s':>10}{'processor ms':>14}  MiB after each epoch")
+    print(f"{'ours':36}{'windows/s':>10}{'CPU ms':>14}  MiB after each epoch")
     for name, rounds in results["ours"].items():
         memory = "  ".join(f"{mib:.0f}" for mib in rounds[-1]["memory"])
         print(f"{name:36}{median(name, 'rate'):10.0f}{median(name, 'processor_ms'):14.2f}  {memory}")

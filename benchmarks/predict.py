@@ -1,10 +1,10 @@
-"""From PNG files to the rows of a submission: images a second, and memory.
+"""Images/s and memory from PNG files to the rows of a submission.
 
-U-Net ResNet-34 of random weights in float32, windows of 5 slices, 256 x 256, batches of 8, two threads; the threshold
-is such that 3% of a scan's voxels are inside. Ours reads, segments and writes whole scans by `predict_scans`; the peer
-is a plain PyTorch loop with segmentation-models-pytorch, and a DataLoader that reads the next scan. Both leave out what
-loading the network takes. Beside it each side runs its bare network, on a batch in memory. One process a side, measured
-in turns. Memory is the peak of `gitseg predict` as a process of its own, over 2 and over 8 scans of 144 slices.
+U-Net ResNet-34 with random weights in float32, windows of 5 x 256 x 256, batches of 8, two threads; the threshold is
+chosen so that 3 % of a scan's voxels are inside. Our side reads, segments and writes whole scans with `predict_scans`;
+the peer is a plain PyTorch loop with segmentation-models-pytorch and a DataLoader that reads the next scan. Loading the
+network does not count. Each side also runs the network alone, on a batch in memory. One process per side, measured
+alternately. Memory is the peak of `gitseg predict` in its own process, over 2 and 8 scans of 144 slices.
 """
 
 import argparse
@@ -31,10 +31,10 @@ PEER = Path(__file__).parent / "peers" / "predict_torch.py"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="parts of 3 scans, memory of 1 scan; under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="parts of 3 scans, memory for 1 scan; under 3 minutes")
     parser.add_argument("--data", type=Path, help="a cohort in the competition's layout (the phantom)")
-    parser.add_argument("--peer-python", help="has torch and segmentation-models-pytorch")
-    parser.add_argument("--scans", type=int, default=4, help="of the cohort, for speed")
+    parser.add_argument("--peer-python", help="a Python with torch and segmentation-models-pytorch")
+    parser.add_argument("--scans", type=int, default=4, help="scans of the cohort to time (%(default)s)")
     parser.add_argument("--serve", nargs=2, metavar=("RUN", "COHORT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -53,7 +53,7 @@ def main():
 
 
 def write_cohort(root, data, count, depth, large=False):
-    """The middle `depth` slices of some scans, or `count` times one of LARGE's size."""
+    """Write the middle `depth` slices of some scans, or `count` copies of one scan of size LARGE."""
     for number, source in enumerate(sources(data, 1 if large else count)):
         first = (len(source) - depth) // 2 if len(source) > depth else 0
         scans = root / "train" / f"case{number + 1}" / f"case{number + 1}_day0" / "scans"
@@ -72,9 +72,9 @@ def write_cohort(root, data, count, depth, large=False):
 
 
 def sources(data, count):
-    """Scans as uint16 [D, H, W]; of a cohort one of each size in turn."""
-    from gitseg_tf.data.phantom import render_scan
-    from gitseg_tf.data.scans import read_cohort, read_image
+    """Yield scans as uint16 [D, H, W]; from a cohort, one of each size in turn."""
+    from gitseg_tf.data.readers.registry import read_cohort
+    from gitseg_tf.phantom import render_scan
 
     if data is None:
         return (render_scan(case, 0).image for case in range(1, count + 1))
@@ -83,11 +83,11 @@ def sources(data, count):
         by_size.setdefault(scan.shape, []).append(scan)
     turns = max(map(len, by_size.values()))
     in_turn = [scans[turn] for turn in range(turns) for scans in by_size.values() if turn < len(scans)]
-    return (read_image(scan) for scan in in_turn[:count])
+    return (scan.read_volume().voxels for scan in in_turn[:count])
 
 
 def write_run(path, cohort):
-    """A run of random weights, with the threshold for its first scan."""
+    """Write a run with random weights and the threshold for its first scan."""
     code = f"import predict; predict.make_run({str(path)!r}, {str(cohort)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, env=environment())
     return path
@@ -99,29 +99,30 @@ def environment():
 
 
 def make_run(path, cohort):
-    import tensorflow as tf
+    from dataclasses import replace
 
     from gitseg_tf.config import load_config, save_config
-    from gitseg_tf.data.records import intensity_percentiles
-    from gitseg_tf.data.scans import read_cohort, read_image
-    from gitseg_tf.inference.predictor import make_scan_function, run_probabilities
+    from gitseg_tf.data.readers.registry import read_cohort
+    from gitseg_tf.inference.predictor import Predictor
+    from gitseg_tf.labels import UWMGI
     from gitseg_tf.models.build import build_model
-    from gitseg_tf.training.callbacks import best_weights_path
-    from gitseg_tf.training.trainer import load_run
+    from gitseg_tf.runs.folder import best_weights_path
+    from gitseg_tf.runs.run import load_run
 
     chosen = {"model.architecture": "unet", "model.backbone": "resnet34", "data.crop": "none"}
-    chosen |= {"data.size": [SIZE, SIZE], "data.slices": SLICES, "evaluation.batch_size": BATCH}
-    config, path = load_config(None, chosen), Path(path)
+    chosen |= {"data.input_size": [SIZE, SIZE], "data.window_slices": SLICES, "evaluation.batch_size": BATCH}
+    config, path = load_config(None, chosen).for_dataset(UWMGI, ("mr",)), Path(path)
     best_weights_path(path).parent.mkdir(parents=True)
     build_model(config).save_weights(best_weights_path(path))
     save_config(config, path / "config.yaml")
     scan = read_cohort(cohort, table=False).scans[0]
-    image = read_image(scan)
-    part = image[len(image) // 2 :][: 2 * BATCH]
-    find = make_scan_function(run_probabilities(load_run(path)), config, tf.identity)
-    found = find(part, scan.numbers[: len(part)], intensity_percentiles(image), scan.spacing)
-    threshold = float(np.quantile(found, 1 - INSIDE))
-    save_config(load_config(None, chosen | {"evaluation.threshold": threshold}), path / "config.yaml")
+    volume = scan.read_volume()
+    part = volume.voxels[volume.shape[0] // 2 :][: 2 * BATCH]
+    statistics = volume.percentiles, volume.moments
+    part = replace(volume, voxels=part, numbers=volume.numbers[: len(part)], stored_statistics=statistics)
+    probabilities = Predictor.of_run(load_run(path)).probabilities(part)
+    chosen |= {"evaluation.threshold": float(np.quantile(probabilities, 1 - INSIDE))}
+    save_config(load_config(None, chosen).for_dataset(UWMGI, ("mr",)), path / "config.yaml")
 
 
 def speed(run, cohort, options):
@@ -129,7 +130,7 @@ def speed(run, cohort, options):
     if options.peer_python:
         sides["peer"] = [options.peer_python, str(PEER), str(cohort), str(INSIDE)]
     else:
-        print("no --peer-python: the peer is not measured")
+        print("without --peer-python, the peer is not measured")
     os.environ.update(environment())
     sides = {side: Side(command) for side, command in sides.items()}
     batches = 2 if options.quick else 8
@@ -148,11 +149,11 @@ def speed(run, cohort, options):
             seen.setdefault(key, []).append(answer["images"])
     rates = {key: statistics.median(values) for key, values in seen.items()}
     rows = {side: next(one[side, "files"]["runs"] for one in rounds if (side, "files") in one) for side in sides}
-    print(f"{'images/s':12}{'bare':>10}{'files':>10}{'share':>8}{'runs an image':>16}")
+    print(f"{'images/s':12}{'network':>10}{'files':>10}{'ratio':>8}{'runs per image':>16}")
     for side in sides:
         bare, files = rates[side, "bare"], rates[side, "files"]
         print(f"{side:12}{bare:10.2f}{files:10.2f}{files / bare:8.2f}{rows[side]:16.0f}")
-    # Of each round its own share: what else the machine does changes from minute to minute.
+    # Use the ratio of each round, because the machine's load changes over time.
     share = statistics.median(
         files / bare for bare, files in zip(seen["ours", "bare"], seen["ours", "files"], strict=True)
     )
@@ -173,7 +174,7 @@ def memory(run, folder, data, counts):
         if status:
             sys.exit(f"{' '.join(command)} ended with exit status {os.waitstatus_to_exitcode(status)}")
         peaks[count] = usage.ru_maxrss / 1024
-        print(f"peak MiB over {count} scans of {LARGE[2]} x {LARGE[0]} x {LARGE[1]}: {peaks[count]:.0f}")
+        print(f"peak MiB for {count} scans of {LARGE[2]} x {LARGE[0]} x {LARGE[1]}: {peaks[count]:.0f}")
     claims = [claim(f"peak memory, {counts[-1]} large scans", peaks[counts[-1]], None, "MiB", target=2048)]
     if len(counts) > 1:
         few, many = counts
@@ -194,23 +195,24 @@ def claim(name, ours, peer, unit, target=None):
 
 
 def serve(run, cohort):
-    """Ours, as peers/predict_torch.py does it: an answer to each line of the standard input."""
-    from gitseg_tf import quiet
+    """Serve our side with the protocol of peers/predict_torch.py: an answer to each input line."""
+    from gitseg_tf.core.tensorflow_import import import_tensorflow
 
-    quiet.import_tensorflow()
+    import_tensorflow()
     import tensorflow as tf
 
-    from gitseg_tf.inference.predictor import load_predictor, run_probabilities
-    from gitseg_tf.training.trainer import load_run
+    from gitseg_tf.inference.networks import run_probabilities
+    from gitseg_tf.inference.predictor import load_predictor
+    from gitseg_tf.runs.run import load_run
 
-    predict, network = load_predictor(run), run_probabilities(load_run(run))
+    predictor, network = load_predictor(run), run_probabilities(load_run(run))
     batch = tf.random.uniform([BATCH, SIZE, SIZE, SLICES])
-    files(predict, cohort), network(batch).numpy()
+    files(predictor, cohort), network(batch).numpy()
     say({"ready": True})
     for line in sys.stdin:
         what, count = line.split()
         start = time.perf_counter()
-        answer = files(predict, cohort) if what == "files" else bare(network, batch, int(count))
+        answer = files(predictor, cohort) if what == "files" else bare(network, batch, int(count))
         answer["images"] /= time.perf_counter() - start
         say(answer)
 
@@ -221,15 +223,15 @@ def bare(network, batch, count):
     return {"images": BATCH * count}
 
 
-def files(predict, cohort):
-    from gitseg_tf.data.scans import read_cohort
-    from gitseg_tf.inference.outputs import OUTPUTS
+def files(predictor, cohort):
+    from gitseg_tf.data.readers.registry import read_cohort
     from gitseg_tf.inference.predict import predict_scans
+    from gitseg_tf.inference.writers.registry import open_writer
 
     with tempfile.TemporaryDirectory() as out:
         source = read_cohort(cohort, table=False)
-        with OUTPUTS["submission"](source, Path(out), print) as write:
-            for scan, error in predict_scans(source.scans, predict, write):
+        with open_writer("submission", source, Path(out), predictor.labels) as writer:
+            for scan, error in predict_scans(source.scans, predictor, writer.write):
                 if error:
                     sys.exit(f"{scan.id}: {error}")
         numbers = (Path(out) / "submission.csv").read_text().count(" ")

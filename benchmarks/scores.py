@@ -1,9 +1,9 @@
-"""The scores of a scan against DeepMind's surface-distance and MONAI: agreement, seconds a scan, peak memory.
+"""The scores of a scan, compared with DeepMind's surface-distance and MONAI: agreement, seconds per scan, peak memory.
 
-The predictions are made of the organs themselves: shifted, smoothed, eroded, dilated, with blobs added, touching the
-border; in two more, one of the masks or both are empty. Ours is all that `gitseg evaluate` needs of a scan, a peer's is
-what it has of it: surface-distance Hausdorff, HD95, mean distances, surface Dice and Dice, MONAI those and IoU. Each
-side scores all pairs in a fresh process, in turns.
+Predictions are derived from the reference masks: shifted, smoothed, eroded, dilated, with added blobs, touching the
+border; in two more variants, one or both masks are empty. Our side computes everything that `gitseg evaluate` needs,
+the peers compute what they support: Hausdorff, HD95, mean distances, surface Dice and Dice, and with MONAI IoU. Each
+side scores all pairs in a fresh process, alternately.
 """
 
 import argparse
@@ -32,10 +32,10 @@ DISTANCES = ("hausdorff_voxels", "hausdorff_mm", "hd95_mm", "surfel_hausdorff_mm
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one scan; under 3 minutes")
-    parser.add_argument("--data", type=Path, help="a table of contours with width, height, pw, ph (drawn organs)")
-    parser.add_argument("--peer-python", help="has torch, monai and surface-distance")
-    parser.add_argument("--scans", type=int, default=15, help="of the table at most")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="1 for the agreement alone (%(default)s)")
+    parser.add_argument("--data", type=Path, help="a table of contours with width, height, pw, ph (the phantom)")
+    parser.add_argument("--peer-python", help="a Python with torch, monai and surface-distance")
+    parser.add_argument("--scans", type=int, default=15, help="maximum number of scans of the table (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="1 is enough to check agreement (%(default)s)")
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -43,12 +43,12 @@ def main():
         return
     with tempfile.TemporaryDirectory() as name:
         count = write_pairs(options.data, 1 if options.quick else options.scans, Path(name))
-        print(f"{count} scans, {len(VARIANTS)} predictions of each, {options.rounds} rounds")
+        print(f"{count} scans, {len(VARIANTS)} predictions each, {options.rounds} rounds")
         sides = {"ours": [sys.executable, __file__, "--measure", name]}
         if options.peer_python:
             sides |= {peer: [options.peer_python, str(PEER), name, str(TOLERANCE_MM), peer] for peer in PEERS}
         else:
-            print("no --peer-python: the peers are not measured")
+            print("without --peer-python, the peers are not measured")
         rounds = [{side: run(command) for side, command in sides.items()} for _ in range(options.rounds)]
     for claim in [
         *speed(rounds, "seconds"),
@@ -60,8 +60,8 @@ def main():
 
 
 def write_pairs(contours, count, folder):
-    """A file a scan and variant, and the number of scans."""
-    scans = real_organs(contours, count) if contours else drawn_organs(count)
+    """Write a file per scan and variant; return the number of scans."""
+    scans = real_masks(contours, count) if contours else phantom_masks(count)
     for n, (truth, spacing) in enumerate(scans):
         for variant, change in VARIANTS.items():
             pair = change(truth, np.random.default_rng(n))
@@ -70,23 +70,24 @@ def write_pairs(contours, count, folder):
     return n + 1
 
 
-def real_organs(contours, count):
-    from gitseg_tf.data.rle import rle_to_mask
-    from gitseg_tf.data.scans import ORGANS, SLICE_MM
+def real_masks(contours, count):
+    from gitseg_tf.data.readers.base import SLICE_MM
+    from gitseg_tf.data.readers.rle import rle_to_mask
+    from gitseg_tf.labels import UWMGI
 
     table = pd.read_csv(contours, keep_default_na=False)
     scans = table["id"].str.rsplit("_slice_", n=1).str
     for _, rows in list(table.groupby(scans[0]))[:count]:
         height, width, pixel_height, pixel_width = rows[["height", "width", "ph", "pw"]].iloc[0]
         numbers = rows["id"].str.rsplit("_", n=1).str[1].astype(int) - 1
-        masks = np.zeros((3, numbers.max() + 1, int(height), int(width)), bool)
-        for number, organ, rle in zip(numbers, rows["class"], rows["segmentation"], strict=True):
-            masks[ORGANS.index(organ), number] = rle_to_mask(rle, masks.shape[2:])
+        masks = np.zeros((len(UWMGI), numbers.max() + 1, int(height), int(width)), bool)
+        for number, name, rle in zip(numbers, rows["class"], rows["segmentation"], strict=True):
+            masks[UWMGI.index(name), number] = rle_to_mask(rle, masks.shape[2:])
         yield masks, (SLICE_MM, pixel_height, pixel_width)
 
 
-def drawn_organs(count):
-    from gitseg_tf.data.phantom import render_scan
+def phantom_masks(count):
+    from gitseg_tf.phantom import render_scan
 
     for case in range(1, min(count, 4) + 1):
         scan = render_scan(case, 0)
@@ -94,16 +95,16 @@ def drawn_organs(count):
 
 
 def each(change):
-    return lambda truth, rng: (truth, np.stack([change(organ) for organ in truth]))
+    return lambda truth, rng: (truth, np.stack([change(mask) for mask in truth]))
 
 
 def with_blobs(truth, rng):
     ball = np.linalg.norm(np.indices((7, 15, 15)) - np.reshape([3, 7, 7], (3, 1, 1, 1)), axis=0) < 7
     prediction = truth.copy()
-    for organ in prediction:
+    for mask in prediction:
         for _ in range(3):
-            z, y, x = (rng.integers(n - size) for n, size in zip(organ.shape, ball.shape, strict=True))
-            organ[z : z + 7, y : y + 15, x : x + 15] |= ball
+            z, y, x = (rng.integers(n - size) for n, size in zip(mask.shape, ball.shape, strict=True))
+            mask[z : z + 7, y : y + 15, x : x + 15] |= ball
     return truth, prediction
 
 
@@ -112,11 +113,11 @@ def at_the_border(truth, rng):
         slice(int(np.quantile(occupied, 0.1)), int(np.quantile(occupied, 0.9))) for occupied in truth.nonzero()[1:]
     )
     cut = truth[:, z, y, x].copy()
-    return cut, each(lambda organ: ndimage.shift(organ, (1, 2, -3), order=0))(cut, rng)[1]
+    return cut, each(lambda mask: ndimage.shift(mask, (1, 2, -3), order=0))(cut, rng)[1]
 
 
 def one_empty(truth, rng):
-    """The first organ predicted nowhere, the second predicted though it is not there."""
+    """Remove the first label from the prediction, and the second from the reference."""
     truth, prediction = truth.copy(), truth.copy()
     prediction[0], truth[1] = False, False
     return truth, prediction
@@ -127,8 +128,8 @@ def both_empty(truth, rng):
 
 
 VARIANTS = {
-    "shifted": each(lambda organ: ndimage.shift(organ, (1, 2, -3), order=0)),
-    "smoothed": each(lambda organ: ndimage.gaussian_filter(organ.astype(np.float32), (1, 3, 3)) > 0.5),
+    "shifted": each(lambda mask: ndimage.shift(mask, (1, 2, -3), order=0)),
+    "smoothed": each(lambda mask: ndimage.gaussian_filter(mask.astype(np.float32), (1, 3, 3)) > 0.5),
     "eroded": each(ndimage.binary_erosion),
     "dilated": each(ndimage.binary_dilation),
     "blobs added": with_blobs,
@@ -139,15 +140,18 @@ VARIANTS = {
 
 
 def measure(folder):
-    """Ours, as peers/scores_torch.py does it."""
-    from gitseg_tf.evaluation.scores import score_scan
+    """Measure our side, with the output format of peers/scores_torch.py."""
+    from gitseg_tf.evaluation.metrics.scores import score_scan
+    from gitseg_tf.labels import UWMGI
 
     seconds, processor_seconds, figures = {}, {}, {}
     files = sorted(folder.glob("*.npz"))
-    for file in [files[0], *files]:  # the first one twice, to warm up
+    for file in [files[0], *files]:  # the first file is scored twice, as warm-up
         truth, prediction, spacing = load(file)
         start, start_of_threads = time.perf_counter(), time.process_time()
-        rows = score_scan("case1_day0", "case1", truth, prediction, spacing, TOLERANCE_MM)
+        rows = score_scan(
+            "case1_day0", "case1", truth, prediction, labels=UWMGI, spacing=spacing, tolerance_mm=TOLERANCE_MM
+        )
         seconds[file.stem] = time.perf_counter() - start
         processor_seconds[file.stem] = time.process_time() - start_of_threads
         figures[file.stem] = rows
@@ -171,9 +175,9 @@ def load(file):
 
 
 def detail(truth, prediction, spacing, row):
-    """The row's scores; where a mask is empty, what the functions say; and what only surface-distance has."""
-    from gitseg_tf.evaluation.distances import MaskPair
-    from gitseg_tf.evaluation.scores import dice, iou
+    """Collect the row's scores, the functions' values if a mask is empty, and scores that only surface-distance has."""
+    from gitseg_tf.evaluation.metrics.distances import MaskPair
+    from gitseg_tf.evaluation.metrics.scores import dice, iou
 
     pair = MaskPair.of(truth, prediction, spacing)
     if truth.any() and prediction.any():
@@ -203,10 +207,10 @@ def run(command):
 
 
 def speed(rounds, what):
-    """What is "seconds", or "processor_seconds" of all threads, which other work on the machine hardly changes."""
+    """Compare "seconds", or "processor_seconds" of all threads, which other load on the machine hardly affects."""
     sides = list(rounds[0])
-    title = what.replace("_", " ")
-    print(f"\n{title + ' a scan':28}" + "".join(f"{side:>18}" for side in sides))
+    title = what.replace("processor", "CPU").replace("_", " ")
+    print(f"\n{title + ' per scan':28}" + "".join(f"{side:>18}" for side in sides))
     medians = {}
     for variant in VARIANTS:
         for side in sides:
@@ -220,7 +224,7 @@ def speed(rounds, what):
         print(f"{variant:28}" + "".join(f"{medians[side, variant]:18.4f}" for side in sides))
     scored = [variant for variant in VARIANTS if variant not in EMPTY]
     total = {side: statistics.mean(medians[side, variant] for variant in scored) for side in sides}
-    print(f"{'mean without the empty':28}" + "".join(f"{total[side]:18.4f}" for side in sides))
+    print(f"{'mean without empty masks':28}" + "".join(f"{total[side]:18.4f}" for side in sides))
     return [
         {
             "claim": f"all scores of a scan, {title}, against {peer}",
@@ -269,14 +273,16 @@ def agreement(one):
 
 
 def compare(ours, peer):
-    """By score: the differences where both masks are there, and both sides' values where one or both are empty.
+    """Compare both sides score by score.
 
-    And the pairs where one side has a distance and the other has none.
+    Returns:
+        By score, the differences if neither mask is empty, and both values if one or both are empty; and the pairs for
+        which only one side has a distance.
     """
     names = list(next(iter(peer.values()))[0])
     differences, empties, mismatches = {name: [] for name in names}, {name: set() for name in names}, []
-    for file, organs in peer.items():
-        for organ, (own, other) in enumerate(zip(ours[file], organs, strict=True)):
+    for file, rows in peer.items():
+        for label, (own, other) in enumerate(zip(ours[file], rows, strict=True)):
             distance = own["hausdorff_mm"]
             state = "both" if math.isnan(distance) else "one" if math.isinf(distance) else "none"
             for name in names:
@@ -285,7 +291,7 @@ def compare(ours, peer):
                 elif math.isfinite(own[name]) and math.isfinite(other[name]):
                     differences[name].append(abs(own[name] - other[name]))
                 if name in DISTANCES and (state == "none") != math.isfinite(other[name]):
-                    mismatches.append(f"{file}, organ {organ}, {name}: ours {own[name]:g}, peer {other[name]:g}")
+                    mismatches.append(f"{file}, label {label}, {name}: ours {own[name]:g}, peer {other[name]:g}")
     return differences, empties, mismatches
 
 

@@ -1,13 +1,14 @@
-"""Requests/s and latencies of a served model on loopback, and what gRPC and REST cost over in-process prediction.
+"""Throughput and latency of a served model on loopback, and the overhead of gRPC and REST over in-process prediction.
 
     python benchmarks/serving.py [EXPORT/1] [--quick] [--minutes 10] [--picture FILE]
 
-EXPORT/1 is a SavedModel of gitseg export; without it, U-Net ResNet-34 of random weights for 5 slices of 256 x 256 is
-exported first. The server is the one of the tests, in a process of its own: it loads the model as TensorFlow Serving
-does and speaks as it does, but in Python. Every answer is compared with that in-process, and every fifth request is
-malformed in one of the ways of malformed.py, each of which has a status that it must be refused with. --minutes keeps
-16 clients of both ways busy for that long, with slices, scans and malformed requests, and watches the server's memory.
-The exit status is 1 where an answer or a refusal was wrong, memory grew, or gRPC cost more than 10% over a whole scan.
+EXPORT/1 is a SavedModel from gitseg export; without it, a randomly initialized U-Net ResNet-34 for 5 slices of
+256 x 256 is exported first. The server is the one from the tests, in its own process: it loads the model like
+TensorFlow Serving and speaks its protocol, but is written in Python. Every answer is compared with the in-process
+result. Every fifth request is one of the malformed requests of malformed.py and must be rejected with a given status.
+--minutes keeps 16 gRPC and REST clients busy for that long, with slices, scans and malformed requests, and monitors the
+server's memory. The exit status is 1 if an answer or a refusal was wrong, memory grew, or gRPC cost more than 10% over
+in-process prediction for a whole scan.
 """
 
 import argparse
@@ -28,30 +29,30 @@ from predict import environment, sources, write_cohort, write_run
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "serving")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 SPACING = np.array(SPACING_LIST, np.float32)
 CLIENTS = (1, 4, 16)
 ONE_MALFORMED_OF = 5
 MEMORY_SECONDS = 2.0
-# Of the median, over the last three quarters of the time: more is a leak.
+# Accepted growth of memory over the last three quarters of the time, relative to its median; more indicates a leak.
 MOST_GROWTH = 0.02
-# That gRPC may cost over in-process prediction of a whole scan.
+# Accepted overhead of gRPC over in-process prediction for a whole scan.
 MOST_OVERHEAD = 0.10
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="EXPORT/1")
-    parser.add_argument("--quick", action="store_true", help="a scan of 16 slices, seconds a row; under 3 minutes")
-    parser.add_argument("--seconds", type=float, help="of each row of the table (60)")
-    parser.add_argument("--minutes", type=float, default=0, help="of full load (%(default)s)")
-    parser.add_argument("--picture", help="PNG of memory and latencies under full load")
+    parser.add_argument("--quick", action="store_true", help="a scan of 16 slices, 3 s per row; under 3 minutes")
+    parser.add_argument("--seconds", type=float, help="seconds per row of the table (60)")
+    parser.add_argument("--minutes", type=float, default=0, help="minutes of full load (%(default)s)")
+    parser.add_argument("--picture", help="PNG with memory and latencies under full load")
     parser.add_argument("--data", type=Path, help="a cohort in the competition's layout (the phantom)")
-    parser.add_argument("--peer-python", help="not used: in-process prediction is what the others are compared with")
+    parser.add_argument("--peer-python", help="not used: the baseline is in-process prediction")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve_until_told(options.model)
+        serve_until_closed(options.model)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = options.model or export_untrained(Path(folder), options.data)
@@ -65,8 +66,8 @@ def main():
 
 
 def measure(path, options):
-    """Claims, and lines on what is wrong."""
-    from server import Loaded
+    """Measure everything; return the claims, and one line per failed check."""
+    from helpers.server import Loaded
 
     depth, seconds, rounds = (16, 3, 3) if options.quick else (144, 60, 5)
     seconds = seconds if options.seconds is None else options.seconds
@@ -76,12 +77,12 @@ def measure(path, options):
     model = Loaded(path)
     expected = {what: in_process(model, image) for what, image in inputs.items()}
     if not all(0 < masks.mean() < 1 for masks in expected.values()):
-        sys.exit(f"{path}: its masks are empty or full, so that a wrong answer would not be seen; take another model")
+        sys.exit(f"{path}: its masks are empty or full, so wrong answers would go unnoticed; choose another model")
     command = [sys.executable, __file__, str(path), "--serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         answer = next((line for line in server.stdout if line.startswith("{")), None)
         if answer is None:
-            sys.exit(f"{path}: the server did not start (exit status {server.wait()}); its words are above")
+            sys.exit(f"{path}: the server did not start (exit status {server.wait()}); see its output above")
         urls = json.loads(answer)
         claims, overhead = compare(model, urls, inputs, rounds)
         del model
@@ -104,23 +105,23 @@ def measure(path, options):
                 draw(options.picture, memory, found)
         server.stdin.close()
     claims.append({"claim": "wrong answers and refusals", "ours": wrong, "peer": 0, "unit": "answers", "ratio": None})
-    # A short scan of a quick run says little of a whole one.
+    # The short scan of a quick run says little about a whole one.
     return claims, faults_of(wrong, growth, None if options.quick else overhead)
 
 
 def faults_of(wrong, growth, overhead):
-    """A line on each thing that must not be.
+    """List one line per failed check.
 
     Args:
-        wrong: answers and refusals.
-        growth: of the memory, as of `growth_of`; None where it was not watched.
-        overhead: of gRPC for a scan, as a share of in-process prediction; None where it was not measured.
+        wrong: number of wrong answers and refusals.
+        growth: growth of memory, from `growth_of`; None if it was not monitored.
+        overhead: overhead of gRPC for a scan, relative to in-process prediction; None if it was not measured.
     """
     faults = [f"{wrong} answers or refusals were wrong"] if wrong else []
     if growth is not None and not growth <= MOST_GROWTH:
         faults.append(f"the server's memory grew by {growth:.1%}, more than {MOST_GROWTH:.0%}")
     if overhead is not None and not overhead <= MOST_OVERHEAD:
-        faults.append(f"gRPC costs {overhead:.1%} over a scan in-process, more than {MOST_OVERHEAD:.0%}")
+        faults.append(f"gRPC costs {overhead:.1%} over in-process prediction for a scan, more than {MOST_OVERHEAD:.0%}")
     return faults
 
 
@@ -132,8 +133,8 @@ def export_untrained(folder, data):
     return folder / "export" / "1"
 
 
-def serve_until_told(path):
-    from server import serve
+def serve_until_closed(path):
+    from helpers.server import serve
 
     with serve({"model": {1: path}}) as started:
         print(json.dumps({"gRPC": started.grpc_url("model"), "REST": started.rest_url("model")}), flush=True)
@@ -141,22 +142,23 @@ def serve_until_told(path):
 
 
 def in_process(model, image):
-    masks = model.run("segment_volume", {"image": image, "spacing": SPACING}, None)["masks"]
+    inputs = {"image": image.astype(np.float32), "spacing": SPACING}
+    masks = model.run("segment_volume", inputs, None)["masks"]
     return np.moveaxis(masks, -1, 0) != 0
 
 
 def client(url):
-    from gitseg_tf.serving.client import connect
+    from gitseg_tf.client.client import connect
 
-    segment = connect(url, timeout=3600)
-    return lambda image: segment(image, range(len(image)), None, SPACING)
+    predictor = connect(url, timeout=3600)
+    return lambda image: predictor.predict(image, spacing=SPACING.tolist()).masks
 
 
 def compare(model, urls, inputs, rounds):
-    """One request at a time, in-process, gRPC and REST in turn; the first round does not count.
+    """Time one request at a time, in-process, over gRPC and over REST in turn; the first round is warm-up.
 
     Returns:
-        Claims, and what gRPC costs over a scan in-process, as a share.
+        Claims, and the relative overhead of gRPC over in-process prediction for a scan.
     """
     claims = []
     print(f"{'what':6}{'in-process s':>14}{'gRPC s':>10}{'REST s':>10}")
@@ -186,19 +188,19 @@ def compare(model, urls, inputs, rounds):
 
 
 def load(urls, images, expected, clients, seconds):
-    """Keep clients busy for so long; a request that was begun is finished.
+    """Keep clients busy for a while; requests in flight are finished.
 
     Args:
-        urls: clients take them in turn.
+        urls: distributed over the clients.
         images, expected: scans and their masks; each client sends them in turn.
-        clients: how many at once.
-        seconds: for how long.
+        clients: number of concurrent clients.
+        seconds: duration.
 
     Returns:
-        dict: answers a second `rate`, `times` [N] at which answers came and their `latencies` in s, and counts:
-        `answers`, `refused` as they should be, and `wrong`.
+        dict: `rate`, answers per second; `times` [N] of the answers and their `latencies` in s; and counts: `answers`,
+        `refused` (correctly) and `wrong`.
     """
-    from gitseg_tf.errors import InputError, ScanError
+    from gitseg_tf.errors import GitsegError, ScanError
 
     start = time.perf_counter()
 
@@ -216,7 +218,7 @@ def load(urls, images, expected, clients, seconds):
             begun = time.perf_counter()
             try:
                 wrong += not np.array_equal(segment(images[at]), expected[at])
-            except (ScanError, InputError) as error:
+            except (ScanError, GitsegError) as error:
                 tqdm.write(str(error), file=sys.stderr)
                 wrong += 1
             now = time.perf_counter()
@@ -245,9 +247,9 @@ def print_row(what, way, clients, found):
 
 
 def endure(pid, urls, images, expected, options):
-    """What `load` gives under full load, and the server's memory in the meantime: [T, 2] of s and MiB.
+    """Return the result of `load` under full load, and the server's memory over time: [T, 2] of s and MiB.
 
-    Three slices for each scan, so that there are many requests of both.
+    Three slices are sent per scan, so that there are many requests of both kinds.
     """
     process, memory, seconds = psutil.Process(pid), [], options.minutes * 60
     mixed = [0, 0, 0, 1] if len(images) > 1 else [0]
@@ -266,7 +268,7 @@ def endure(pid, urls, images, expected, options):
 
 
 def growth_of(memory):
-    """How much a line through the last three quarters of the memory rises, as a share of their median."""
+    """Compute the rise of a line fitted to the last three quarters of the memory curve, relative to their median."""
     seconds, sizes = memory[len(memory) // 4 :].T
     slope, _ = np.polyfit(seconds, sizes, 1)
     return slope * np.ptp(seconds) / np.median(sizes)

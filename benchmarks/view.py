@@ -1,11 +1,11 @@
-"""How long does `gitseg view` take to show a scan's first picture, and the next slice?
+"""Time that `gitseg view` takes to show a scan's first image and the next slice.
 
     python benchmarks/view.py [--quick] [--data COHORT] [--chromium PATH] [--chromedriver PATH]
 
-A headless Chromium opens the page of each scan by its link, with a server that has not read the scan yet; the time is
-from the navigation until the slice and its contours are drawn. Then it steps through slices with the keyboard, ten a
-second and as fast as they are drawn, and jumps to slices that were not fetched ahead. Without --data the cohort is a
-phantom. --quick takes three scans. The targets are 1000 and 100 ms.
+Headless Chromium opens each scan by its link, with a server that has not read the scan yet; time is measured from
+navigation until the slice and its contours are drawn. Then it steps through slices with the keyboard, at ten per second
+and as fast as they are drawn, and jumps to slices that were not prefetched. Without --data, a phantom is generated.
+--quick uses three scans. The targets are 1000 and 100 ms.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from selenium import webdriver
 
-from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.scans import read_cohort
+from gitseg_tf.data.readers.registry import read_cohort
+from gitseg_tf.phantom import make_phantom
 
 FIRST_MS, NEXT_MS = 1000, 100
 DRAWN = """
@@ -38,7 +38,7 @@ document.addEventListener("DOMContentLoaded", () => {
 FIRST = """
 const done = arguments[arguments.length - 1];
 (function look() {
-  const bare = library && !library.scans.some((scan) => scan.labelled);
+  const bare = library && !library.scans.some((scan) => scan.annotated);
   const whole = drawn.find(([, , layers]) => bare || layers === "truth");
   if (whole) done(whole[0]); else setTimeout(look, 5);
 })();
@@ -46,12 +46,12 @@ const done = arguments[arguments.length - 1];
 # Press a key, wait until the slice is drawn with its contours, rest, and press again.
 STEPS = """
 const [keys, rest, done] = arguments, times = [];
-const labelled = library.scans[state.scan].labelled;
+const annotated = library.scans[state.scan].annotated;
 (async () => {
   for (const key of keys) {
     const begun = performance.now(), count = drawn.length;
     document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-    const whole = () => drawn.slice(count).find(([, , layers]) => !labelled || layers === "truth");
+    const whole = () => drawn.slice(count).find(([, , layers]) => !annotated || layers === "truth");
     while (!whole() && performance.now() - begun < 10000) await new Promise((go) => setTimeout(go, 1));
     times.push(whole()[0] - begun);
     await new Promise((go) => setTimeout(go, rest));
@@ -61,12 +61,12 @@ const labelled = library.scans[state.scan].labelled;
 """
 FAR = """
 const [indices, done] = arguments, times = [];
-const labelled = library.scans[state.scan].labelled;
+const annotated = library.scans[state.scan].annotated;
 (async () => {
   for (const index of indices) {
     const begun = performance.now(), count = drawn.length;
     goTo(index);
-    const whole = () => drawn.slice(count).find(([, , layers]) => !labelled || layers === "truth");
+    const whole = () => drawn.slice(count).find(([, , layers]) => !annotated || layers === "truth");
     while (!whole() && performance.now() - begun < 10000) await new Promise((go) => setTimeout(go, 1));
     times.push(whole()[0] - begun);
   }
@@ -77,7 +77,7 @@ const labelled = library.scans[state.scan].labelled;
 
 @contextmanager
 def browser(chromium: str, chromedriver: str) -> Iterator[webdriver.Chrome]:
-    """Chromium without a window."""
+    """Start headless Chromium."""
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -100,18 +100,18 @@ def browser(chromium: str, chromedriver: str) -> Iterator[webdriver.Chrome]:
 
 @contextmanager
 def viewer(data: Path) -> Iterator[str]:
-    """The address of a server that has read no scan."""
+    """Start a server that has not read any scan; yield its address."""
     command = [sys.executable, "-u", "-m", "gitseg_tf", "view", str(data), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            found = next(filter(None, (re.search(r"http://\S+", line) for line in process.stdout)))
-            yield found[0]
+            match = next(filter(None, (re.search(r"http://\S+", line) for line in process.stdout)))
+            yield match[0]
         finally:
             process.kill()
 
 
 def measure(driver: webdriver.Chrome, data: Path, ids: list[str]) -> dict[str, list[float]]:
-    """Milliseconds of each kind of step, over the scans."""
+    """Measure the milliseconds of each kind of step over all scans."""
     times: dict[str, list[float]] = {}
     with viewer(data) as address:
         for scan_id in ids:
@@ -122,7 +122,7 @@ def measure(driver: webdriver.Chrome, data: Path, ids: list[str]) -> dict[str, l
                 if plane != "axial":
                     driver.execute_async_script(STEPS, [key], 0)
                 steps = driver.execute_async_script(STEPS, ["ArrowDown"] * 20, 100)
-                times.setdefault(f"next slice, {plane}, ten a second", []).extend(steps)
+                times.setdefault(f"next slice, {plane}, ten per second", []).extend(steps)
                 steps = driver.execute_async_script(STEPS, ["ArrowUp"] * 40, 0)
                 times.setdefault(f"next slice, {plane}, as fast as drawn", []).extend(steps)
                 steps = driver.execute_async_script(FAR, [5, 120, 20, 100, 35])
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--chromedriver", default=shutil.which("chromedriver"))
     options = parser.parse_args()
     if not (options.chromium and options.chromedriver):
-        parser.error("no chromium or chromedriver found; name them with --chromium and --chromedriver")
+        parser.error("chromium or chromedriver not found; pass --chromium and --chromedriver")
     with tempfile.TemporaryDirectory() as place, browser(options.chromium, options.chromedriver) as driver:
         driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": DRAWN})
         data = options.data or Path(place) / "phantom"
@@ -151,7 +151,7 @@ def main() -> None:
         high = sorted(values)[int(0.95 * (len(values) - 1))]
         print(f"{name:<40} {statistics.median(values):7.0f} {high:7.0f} {max(values):7.0f}   ({len(values)})")
     for claim, prefix, target in (("first picture", "first", FIRST_MS), ("next slice", "next", NEXT_MS)):
-        values = [value for name, own in times.items() if name.startswith(prefix) for value in own]
+        values = [value for name, group in times.items() if name.startswith(prefix) for value in group]
         ours = statistics.median(values)
         line = {
             "claim": claim,

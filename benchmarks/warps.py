@@ -1,7 +1,7 @@
-"""Ways to move a 5-slice window of 256 x 256 and its mask by an affine map and a smooth displacement.
+"""Compare methods of warping a 5-slice window of 256 x 256 and its mask by an affine map and a smooth displacement.
 
-Processor milliseconds a window on one thread, medians of 5 rounds, alternately; the peer of the claim is the way that
-tensorflow offers, ImageProjectiveTransformV3, which cannot bend.
+CPU milliseconds per window on one thread, medians of 5 alternating rounds. The claim compares with TensorFlow's own
+operation, ImageProjectiveTransformV3, which is affine only.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from gitseg_tf import quiet
+from gitseg_tf.core.tensorflow_import import import_tensorflow
 
 OURS = "OpenCV remap: float32, 5 channels, one map for image and mask"
 PEER = "TensorFlow ImageProjectiveTransformV3, affine only"
@@ -24,7 +24,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two rounds")
     options = parser.parse_args()
-    tf = import_tensorflow()
+    tf = load_tensorflow()
     cv2.setNumThreads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -34,7 +34,7 @@ def main():
         for name, way in ways.items():
             measured[name].append(processor_ms(way))
     medians = {name: statistics.median(times) for name, times in measured.items()}
-    print(f"{'way':64}{'processor ms a window':>22}")
+    print(f"{'method':64}{'CPU ms per window':>22}")
     for name, ms in medians.items():
         print(f"{name:64}{ms:22.3f}")
     ours, peer = medians[OURS], medians[PEER]
@@ -47,7 +47,7 @@ def main():
 
 
 def opencv_ways():
-    from gitseg_tf.data.augment.draws import spline_basis
+    from gitseg_tf.data.augment.parameters import spline_basis
 
     rng = np.random.default_rng(0)
     planes = [(rng.random((SIDE, SIDE)) * 65535).astype(np.uint16) for _ in range(SLICES)]
@@ -94,16 +94,16 @@ def opencv_ways():
 
 
 def tensorflow_ways():
-    tf = import_tensorflow()
-    from gitseg_tf.addons import import_addons
-    from gitseg_tf.data.augment.accelerator import change_batch
-    from gitseg_tf.data.augment.draws import draw
-    from gitseg_tf.errors import InputError
-    from gitseg_tf.sections.augment import AugmentConfig
+    tf = load_tensorflow()
+    from gitseg_tf.config.augment import AugmentConfig
+    from gitseg_tf.core.addons import import_addons
+    from gitseg_tf.data.augment.parameters import draw
+    from gitseg_tf.data.augment.tensorflow import change_batch
+    from gitseg_tf.errors import GitsegError
 
     try:
         addons = import_addons()
-    except InputError as error:
+    except GitsegError as error:
         print(error)
         addons = None
     rng = np.random.default_rng(0)
@@ -111,8 +111,8 @@ def tensorflow_ways():
     mask = tf.constant(rng.random((BATCH, SIDE, SIDE, 3)) < 0.2, tf.float32)
     off = {name: {"p": 0} for name in ("flip", "grid", "dropout")}
     config = AugmentConfig(**off, affine={"p": 1}, elastic={"p": 1})
-    drawn = draw(BATCH, SIDE, SIDE, tf.constant([0, 0], tf.int64), config)
-    transforms = tf.concat([drawn["transform"], tf.zeros([BATCH, 2])], 1)
+    parameters = draw(BATCH, SIDE, SIDE, tf.constant([0, 0], tf.int64), config)
+    transforms = tf.concat([parameters["transform"], tf.zeros([BATCH, 2])], 1)
 
     def projective(image, mask):
         settings = {"transforms": transforms, "output_shape": [SIDE, SIDE], "fill_value": 0.0, "fill_mode": "CONSTANT"}
@@ -126,13 +126,13 @@ def tensorflow_ways():
         return warp(image, field), warp(mask, field) >= 0.5
 
     def gathered(image, mask):
-        return change_batch(image, mask, drawn, config)
+        return change_batch(image, mask, parameters, config)
 
     half = tf.cast(image, tf.float16)
     ways = {
         PEER: tf.function(projective),
-        "TensorFlow gather, compiled by XLA": tf.function(gathered, jit_compile=True),
-        "TensorFlow gather, compiled by XLA, image in half precision": tf.function(
+        "TensorFlow gather, compiled with XLA": tf.function(gathered, jit_compile=True),
+        "TensorFlow gather, compiled with XLA, image in half precision": tf.function(
             lambda _, mask: gathered(half, mask), jit_compile=True
         ),
         **({"tensorflow-addons dense_image_warp": tf.function(flow)} if addons else {}),
@@ -153,8 +153,8 @@ def scipy_way():
     return warp
 
 
-def import_tensorflow():
-    quiet.import_tensorflow()
+def load_tensorflow():
+    import_tensorflow()
     import tensorflow
 
     return tensorflow

@@ -1,6 +1,7 @@
-"""A small cohort drawn by hand, in the competition's layout, and what is made from it once a test run."""
+"""A small synthetic cohort in the competition's layout, and fixtures that are shared by all tests."""
 
 import csv
+import logging
 import os
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -9,10 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.clinic import clinic, dicom_writer, nifti, patients, write  # noqa: F401
+from helpers.served import rule_models, running, server, url  # noqa: F401
 
-from gitseg_tf.errors import InputError
+from gitseg_tf.errors import GitsegError
+from gitseg_tf.labels import UWMGI
 
-ORGANS = ("large_bowel", "small_bowel", "stomach")
+LABELS = UWMGI.names
 WIDE, TALL = (40, 64), (48, 40)
 SPACINGS = {WIDE: (3.0, 1.5, 1.25), TALL: (3.0, 1.63, 1.63)}
 BRIGHT, MARK_FROM, MARK_STEP = 4000, 1000, 20
@@ -30,8 +34,8 @@ SCANS = (
 
 
 @dataclass
-class DrawnScan:
-    """What is known of a scan before it is written: numbers, image [D, H, W], masks [3, D, H, W], spacing in mm."""
+class SyntheticScan:
+    """A scan before it is written: slice numbers, image [D, H, W], masks [3, D, H, W], spacing in mm."""
 
     id: str
     numbers: list[int]
@@ -50,11 +54,11 @@ class DrawnScan:
 
 
 @dataclass
-class DrawnCohort:
-    """A written cohort and the truth about it. The grey in the middle of a slice is a number of its own, its mark."""
+class SyntheticCohort:
+    """A written cohort and its ground truth. The gray value in the middle of a slice is unique, its mark."""
 
     root: Path
-    scans: list[DrawnScan] = field(default_factory=list)
+    scans: list[SyntheticScan] = field(default_factory=list)
 
     def __getitem__(self, scan_id):
         return next(scan for scan in self.scans if scan.id == scan_id)
@@ -63,24 +67,24 @@ class DrawnCohort:
         return next(scan for scan in self.scans if mark in scan.marks)
 
     def filled_marks(self, cases):
-        """The marks of the slices of some patients that show an organ."""
-        return {mark for mark in self.all_marks(cases) if self._shown(mark)}
+        """The marks of the slices of these patients that show a label."""
+        return {mark for mark in self.all_marks(cases) if self._shows_label(mark)}
 
     def all_marks(self, cases):
         return {mark for scan in self.scans if scan.case in cases for mark in scan.marks}
 
-    def _shown(self, mark):
+    def _shows_label(self, mark):
         scan = self.scan_of(mark)
         return scan.masks[:, mark - scan.first_mark].any()
 
     @staticmethod
     def marks_in(windows):
-        """Which slices are in windows [..., H, W, K] of normalised images: int [..., K]."""
+        """The marks of the slices in windows [..., H, W, K] of normalized images: int [..., K]."""
         middle = np.asarray(windows)[..., windows.shape[-3] // 2, windows.shape[-2] // 2, :].astype(float)
         return np.rint((middle * BRIGHT - MARK_FROM) / MARK_STEP).astype(int)
 
 
-def draw_scan(scan_id, shape, numbers, first_mark):
+def make_scan(scan_id, shape, numbers, first_mark):
     numbers, (height, width) = list(numbers), shape
     depth = len(numbers)
     image = np.zeros((depth, height, width), np.uint16)
@@ -96,11 +100,11 @@ def draw_scan(scan_id, shape, numbers, first_mark):
             masks[2, z, 10:30, 12:34] = 1
     if scan_id == "case4_day0":
         masks[2, 1, 20, 30] = 1
-    return DrawnScan(scan_id, numbers, image, masks.astype(bool), SPACINGS[shape], first_mark)
+    return SyntheticScan(scan_id, numbers, image, masks.astype(bool), SPACINGS[shape], first_mark)
 
 
 def run_lengths(mask):
-    """The competition's encoding by counting pixels one after the other."""
+    """The run-length encoding of the competition, by counting pixel by pixel."""
     text, at = [], 1
     for inside, run in groupby(np.ravel(mask).tolist()):
         length = len(list(run))
@@ -111,19 +115,19 @@ def run_lengths(mask):
 
 def write_scan(root, scan, folder="train", bits=16):
     height, width = scan.image.shape[1:]
-    place = root / folder / scan.case / scan.id / "scans"
-    place.mkdir(parents=True)
+    scan_folder = root / folder / scan.case / scan.id / "scans"
+    scan_folder.mkdir(parents=True)
     for number, plane in zip(scan.numbers, scan.image, strict=True):
         name = f"slice_{number:04d}_{width}_{height}_{scan.spacing[2]:.2f}_{scan.spacing[1]:.2f}.png"
-        assert cv2.imwrite(str(place / name), plane.astype(np.uint16 if bits == 16 else np.uint8))
+        assert cv2.imwrite(str(scan_folder / name), plane.astype(np.uint16 if bits == 16 else np.uint8))
 
 
 def table_rows(scans):
     return [
-        (f"{scan.id}_slice_{number:04d}", organ, run_lengths(scan.masks[k, z]))
+        (f"{scan.id}_slice_{number:04d}", label, run_lengths(scan.masks[k, z]))
         for scan in scans
         for z, number in enumerate(scan.numbers)
-        for k, organ in enumerate(ORGANS)
+        for k, label in enumerate(LABELS)
     ]
 
 
@@ -132,42 +136,60 @@ def write_table(root, rows):
         csv.writer(file).writerows([("id", "class", "segmentation"), *rows])
 
 
-def draw_cohort(root, scans=SCANS, labelled=True, folder="train"):
-    """Draw and write the scans (id, (height, width), slice numbers)."""
-    cohort, mark = DrawnCohort(Path(root)), 0
+def write_cohort(root, scans=SCANS, labeled=True, folder="train"):
+    """Generate and write the scans (id, (height, width), slice numbers)."""
+    cohort, mark = SyntheticCohort(Path(root)), 0
     for scan_id, shape, numbers in scans:
-        cohort.scans.append(draw_scan(scan_id, shape, numbers, mark))
+        cohort.scans.append(make_scan(scan_id, shape, numbers, mark))
         mark += len(cohort.scans[-1].numbers)
         write_scan(cohort.root, cohort.scans[-1], folder)
-    if labelled:
+    if labeled:
         write_table(cohort.root, table_rows(cohort.scans))
     return cohort
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--whole-table", action="store_true", help="compile each architecture with each backbone, about an hour"
+        "--whole-table",
+        action="store_true",
+        help="with -m slow or xla: build every architecture with every backbone",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests with whole_table as slow, before tests are selected by marker."""
+    for item in items:
+        if "whole_table" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
 def whole_table(request):
-    """Skips a test of large networks unless they were asked for."""
+    """Skips a test of large networks unless --whole-table is given."""
     if not request.config.getoption("--whole-table"):
-        pytest.skip("takes long to trace and compile: --whole-table")
+        pytest.skip("takes long to trace and compile; run with --whole-table")
 
 
 @pytest.fixture(autouse=True)
-def no_cluster_is_left():
-    """SLURM's variables become TF_CONFIG in the process, which the tests that follow must not see."""
+def tf_config_is_removed():
+    """Code under test turns SLURM variables into TF_CONFIG, which later tests must not see."""
     yield
     os.environ.pop("TF_CONFIG", None)
 
 
+@pytest.fixture(autouse=True)
+def package_log_level_is_reset():
+    """The level of the package logger set in one test must not affect what the next test records."""
+    logging.getLogger("gitseg_tf").setLevel(logging.NOTSET)
+    yield
+    logging.getLogger("gitseg_tf").setLevel(logging.NOTSET)
+
+
 @pytest.fixture(scope="session")
-def draw():
-    """draw(root, scans=..., labelled=..., folder=...) writes a drawn cohort."""
-    return draw_cohort
+def make_cohort():
+    """make_cohort(root, scans=..., labeled=..., folder=...) writes a synthetic cohort."""
+    return write_cohort
 
 
 @pytest.fixture(scope="session")
@@ -181,25 +203,25 @@ def save_table():
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """The drawn cohort: six patients, nine scans, two geometries. Read it, leave it as it is."""
-    return draw_cohort(tmp_path_factory.mktemp("drawn") / "cohort")
+def tiny_cohort(tmp_path_factory):
+    """The synthetic cohort: six patients, nine scans, two geometries. Read-only."""
+    return write_cohort(tmp_path_factory.mktemp("tiny") / "cohort")
 
 
 @pytest.fixture(scope="session")
-def drawn_dataset(drawn, tmp_path_factory):
-    """The drawn cohort as TFRecords in three folds. Read it, leave it as it is."""
-    from gitseg_tf.data.convert import convert
+def tiny_dataset(tiny_cohort, tmp_path_factory):
+    """The synthetic cohort as TFRecords in three folds. Read-only."""
+    from gitseg_tf.data.tfrecords.convert import convert
 
-    return convert(drawn.root, tmp_path_factory.mktemp("converted") / "dataset", folds=3, seed=0, workers=1)
+    return convert(tiny_cohort.root, tmp_path_factory.mktemp("converted") / "dataset", folds=3, seed=0, workers=1)
 
 
 @pytest.fixture(scope="session")
 def refusal():
-    """refusal(call, ...) is the one line with which the call refuses its input."""
+    """refusal(call, ...) is the one-line message of the GitsegError that the call raises."""
 
     def refuse(call, *args, **kwargs):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(GitsegError) as caught:
             call(*args, **kwargs)
         text = str(caught.value)
         assert "\n" not in text

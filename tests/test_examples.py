@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gitseg_tf.cli import _parser
+from gitseg_tf.cli.main import build_parser
 from gitseg_tf.config import load_config, parse_assignment
-from gitseg_tf.training.cluster import cluster_from_environment
+from gitseg_tf.training.distribute.cluster import cluster_from_environment
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Stand-ins for gitseg and srun that write down what they are called with; srun can fail first."""
+    """Stand-ins for gitseg and srun that record their arguments; srun can fail a number of times first."""
     for name, body in {
         "gitseg": 'echo "$TF_CONFIG" > "$SEEN.cluster"; printf "%s\\n" "$@" > "$SEEN"',
         "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"; echo x >> "$SEEN.calls"; '
@@ -31,29 +31,29 @@ def commands(tmp_path, monkeypatch):
 
 
 def experiment(arguments):
-    """The options that a call of gitseg has, checked as gitseg does."""
-    options = _parser().parse_args(arguments)
+    """The parsed and validated options of a gitseg command."""
+    options = build_parser().parse_args(arguments)
     load_config(None, dict(map(parse_assignment, options.set)) | {"training.strategy": options.strategy or "auto"})
     return options
 
 
-def test_the_slurm_script_starts_a_training_that_goes_on_after_a_failure(commands, monkeypatch):
+def test_the_slurm_script_resumes_training_after_a_failure(commands, monkeypatch):
     monkeypatch.setenv("SUCCEEDS", "2")
     script = ["bash", str(EXAMPLES / "slurm.sbatch"), "a config.yaml", "data", "out"]
-    done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 0 and "attempt 1 ended" in done.stderr and "attempt 2" not in done.stderr
+    completed = subprocess.run(script, capture_output=True, text=True)
+    assert completed.returncode == 0 and "attempt 1 ended" in completed.stderr and "attempt 2" not in completed.stderr
     options = experiment(commands.read_text().splitlines())
     assert (options.config, options.data, options.out) == ("a config.yaml", "data", "out")
     assert options.resume and options.strategy == "multiworker"
 
 
-def test_the_slurm_script_gives_up_in_the_end(commands, monkeypatch):
+def test_the_slurm_script_gives_up_after_three_attempts(commands, monkeypatch):
     monkeypatch.setenv("SUCCEEDS", "9")
-    done = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), "c", "d", "o"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("ended") == 3
+    completed = subprocess.run(["bash", str(EXAMPLES / "slurm.sbatch"), "c", "d", "o"], capture_output=True, text=True)
+    assert completed.returncode == 1 and completed.stderr.count("ended") == 3
 
 
-def test_the_kubernetes_job_gives_each_pod_its_place_among_the_workers(commands, monkeypatch):
+def test_the_kubernetes_job_gives_each_pod_its_worker_index(commands, monkeypatch):
     service, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -76,17 +76,17 @@ def test_the_kubernetes_job_gives_each_pod_its_place_among_the_workers(commands,
     assert all(path.startswith(mount["mountPath"]) for path in (options.data, options.out, options.config))
 
 
-def test_the_commands_in_the_page_on_several_machines_are_commands():
-    page = (EXAMPLES.parent / "distributed.md").read_text()
+def test_the_commands_on_the_distributed_page_are_valid():
+    page = (EXAMPLES.parent / "how-to" / "distributed.md").read_text()
     trainings = re.findall(r"^gitseg (train .*?)(?: #.*)?$", page, re.MULTILINE)
-    assert len(trainings) == 6
+    assert len(trainings) == 7
     for command in trainings:
         experiment(command.split())
 
 
-def test_the_clusters_in_the_page_on_several_machines_are_clusters(monkeypatch):
-    page = (EXAMPLES.parent / "distributed.md").read_text()
-    clusters = re.findall(r"^TF_CONFIG='(.*)'", page, re.MULTILINE)
+def test_the_clusters_on_the_distributed_page_are_valid(monkeypatch):
+    page = (EXAMPLES.parent / "how-to" / "distributed.md").read_text()
+    clusters = re.findall(r"^export TF_CONFIG='(.*)'", page, re.MULTILINE)
     assert len(clusters) == 2
     for cluster in clusters:
         monkeypatch.setenv("TF_CONFIG", cluster)

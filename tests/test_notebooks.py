@@ -10,15 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = {name: Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb" for name in ("kaggle", "colab")}
 TINY = (
-    "--set data.size=[32,32] --set data.slices=1 --set data.batch_size=8 --set model.filters=4 --set training.epochs=1 "
-    "--set evaluation.threshold=0.05 --strategy one_device --precision float32"
+    "--set data.input_size=[32,32] --set data.window_slices=1 --set data.batch_size=8 --set model.filters=4 "
+    "--set training.epochs=1 --set evaluation.threshold=0.05 --strategy one_device --precision float32"
 )
 
 
 def cells_of(name, *tags):
-    """Code of the cells with one of the tags; of those without any if none is given."""
+    """The code of the cells with one of the tags, or of those without tags if none is given."""
     cells = json.loads(NOTEBOOKS[name].read_text())["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     return [
@@ -29,7 +31,7 @@ def cells_of(name, *tags):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_is_of_the_format_without_outputs_and_names_its_parameters(name):
+def test_a_notebook_is_valid_without_outputs_and_names_its_parameters(name):
     notebook = json.loads(NOTEBOOKS[name].read_text())
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
     assert all(not cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
@@ -39,14 +41,14 @@ def test_a_notebook_is_of_the_format_without_outputs_and_names_its_parameters(na
     assert names == ["CODE", "DATA", "TEST", "WORK", "PHANTOM", "FOLDS", "TRAINING"]
 
 
-def test_the_notebooks_differ_in_their_parameters_and_their_installation_alone():
+def test_the_notebooks_differ_only_in_parameters_and_installation():
     assert cells_of("kaggle") == cells_of("colab")
     assert cells_of("kaggle", "install") == cells_of("colab", "install")[1:]
 
 
 @pytest.fixture
 def pips(monkeypatch):
-    """What the installation cell gives to pip, line by line, on a machine with these variables and distributions."""
+    """The pip calls of the installation cell on a machine with these environment variables and distributions."""
 
     def install(variables=None, **versions):
         for name in ("TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE"):
@@ -60,16 +62,16 @@ def pips(monkeypatch):
             except KeyError:
                 raise importlib.metadata.PackageNotFoundError(name) from None
 
-        said = []
+        calls = []
         monkeypatch.setattr(importlib.metadata, "version", version)
-        monkeypatch.setattr(subprocess, "run", lambda command, check: said.append(command[5:]))
+        monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command[5:]))
         exec(cells_of("kaggle", "install")[-1], {"CODE": "REPO"})
-        return said
+        return calls
 
     return install
 
 
-def test_a_gpu_machine_installs_all_that_the_package_asks_for(pips):
+def test_a_gpu_machine_installs_all_requirements(pips):
     assert pips({"TPU_WORKER_ID": "", "TPU_ACCELERATOR_TYPE": ""}) == [["REPO"]]
 
 
@@ -80,7 +82,7 @@ def test_a_tpu_machine_keeps_its_tensorflow(pips):
     assert re.fullmatch(r"tensorflow-tpu==2\.\d+\.\d+", first[0]) and len(rest) == 2
 
 
-def test_the_cells_train_score_and_write_a_submission_for_the_phantom(tmp_path):
+def test_the_notebook_trains_scores_and_writes_a_submission_for_the_phantom(tmp_path):
     parameters = {
         "CODE": "nowhere",
         "DATA": "nowhere",
@@ -93,9 +95,9 @@ def test_the_cells_train_score_and_write_a_submission_for_the_phantom(tmp_path):
     script = "\n".join([*(f"{name} = {value!r}" for name, value in parameters.items()), *cells_of("kaggle")])
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path, env=environment)
+    assert completed.returncode == 0, completed.stderr[-3000:]
     submission = pd.read_csv(tmp_path / "submission.csv", keep_default_na=False)
     assert list(submission.columns) == ["id", "class", "predicted"]
-    assert len(submission) == 2 * 24 * 3 and f"{len(submission)} rows" in done.stdout
-    assert "score" in done.stdout and (tmp_path / "run" / "report.html").is_file()
+    assert len(submission) == 2 * 24 * 3 and f"{len(submission)} rows" in completed.stdout
+    assert "score" in completed.stdout and (tmp_path / "run" / "report.html").is_file()

@@ -1,9 +1,9 @@
-"""What people train today: segmentation-models-pytorch on windows of 5 slices, for a fixed time on the processor.
+"""A common baseline: segmentation-models-pytorch on windows of 5 slices, trained for a fixed time on the CPU.
 
     accuracy_torch.py COHORT OUT.csv --train case1,case2 --test case3 [--minutes 20] [--seed 0] [--encoder resnet34]
 
-U-Net without pretrained weights, 256 x 256, batches of 8, AdamW under one cosine over the minutes, BCE and Dice, the
-changes of loader_torch.py, a quarter of the slices that show no organ. Writes a row for each slice and organ of --test.
+U-Net without pretrained weights, 256 x 256, batches of 8, AdamW with one cosine cycle, BCE and Dice, the augmentation
+of loader_torch.py, a quarter of the slices without labels. Writes one row per slice and label of --test.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
-from loader_torch import ORGANS, Windows
+from loader_torch import LABELS, Windows
 
 BATCH, PEAK, WARM_UP = 8, 1e-3, 50
 
@@ -44,12 +44,12 @@ def main():
 
 
 def chosen(windows, cases, every=False):
-    """Numbers of the slices of some patients; of those that show no organ a quarter."""
+    """List the indices of the slices of some patients, with a quarter of the slices without labels."""
     kept = []
     for i, path in enumerate(windows.files):
         if path.parts[-4] in cases.split(","):
             name = f"{path.parts[-3]}_slice_{path.name.split('_')[1]}"
-            if every or any(windows.runs.get((name, organ)) for organ in ORGANS) or np.random.rand() < 0.25:
+            if every or any(windows.runs.get((name, label)) for label in LABELS) or np.random.rand() < 0.25:
                 kept.append(i)
     return kept
 
@@ -89,8 +89,8 @@ def predictions(model, windows, numbers):
             height, width = windows.read(path).shape
             name = f"{path.parts[-3]}_slice_{path.name.split('_')[1]}"
             rows += [
-                (name, organ, run_lengths(cv2.resize(plane, (width, height)) > 0.5))
-                for organ, plane in zip(ORGANS, planes, strict=True)
+                (name, label, run_lengths(cv2.resize(plane, (width, height)) > 0.5))
+                for label, plane in zip(LABELS, planes, strict=True)
             ]
     return pd.DataFrame(rows, columns=["id", "class", "segmentation"])
 

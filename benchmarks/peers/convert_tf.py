@@ -1,4 +1,4 @@
-"""A converter as one writes it in an afternoon: one process, tf.io and numpy, an Example a scan."""
+"""A simple converter: one process, tf.io and NumPy, one Example per scan."""
 
 import sys
 import zlib
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-ORGANS = ("large_bowel", "small_bowel", "stomach")
+LABELS = ("large_bowel", "small_bowel", "stomach")
 
 
 def mask_of(rle, height, width):
@@ -29,8 +29,8 @@ def example(folder, rles):
     bits = np.zeros(image.shape, np.uint8)
     for plane, path in zip(bits, paths, strict=True):
         slice_id = f"{folder.name}_slice_{path.name.split('_')[1]}"
-        for k, organ in enumerate(ORGANS):
-            rle = rles.get((slice_id, organ), "")
+        for k, label in enumerate(LABELS):
+            rle = rles.get((slice_id, label), "")
             plane |= mask_of(rle, *plane.shape).astype(np.uint8) << k
     features = {
         "id": of_bytes(folder.name.encode()),

@@ -1,4 +1,4 @@
-"""The floor under every conversion: two processes decode a cohort's PNGs with OpenCV and write nothing."""
+"""A lower bound for every conversion: two processes decode a cohort's PNGs with OpenCV and write nothing."""
 
 import multiprocessing
 import sys

@@ -1,11 +1,11 @@
-"""The peer's networks as it deploys them: TorchScript and torch.compile, on the processor, without pretrained weights.
+"""The peer's networks in deployment: TorchScript and torch.compile, on the CPU, without pretrained weights.
 
     export_torch.py ARCHITECTURE ENCODER FOLDER BATCH...
 
 Prints a line of JSON with `mib`, the size of the TorchScript file by precision; then, for each line
-`WAY PRECISION BATCH STEPS` on its standard input, one with the `images` a second and the `processor` seconds of an
-image. WAY is torchscript (traced, frozen, optimised for inference) or compile (inductor, weights frozen); PRECISION is
-float32 or bfloat16, which both the weights and the activations are in. Windows of 5 x 256 x 256, channels last, two
+`WAY PRECISION BATCH STEPS` on standard input, one with the `images` per second and the `processor` (CPU) seconds per
+image. WAY is torchscript (traced, frozen, optimized for inference) or compile (inductor, frozen weights); PRECISION is
+float32 or bfloat16, for both weights and activations. Windows of 5 x 256 x 256, channels last, two
 threads, input and output in float32.
 """
 

@@ -1,10 +1,10 @@
-"""What people use today: a PyTorch DataLoader with OpenCV and albumentations over a cohort in the competition's layout.
+"""A common baseline: a PyTorch DataLoader with OpenCV and albumentations on a cohort in the competition's layout.
 
-    loader_torch.py DATA png|npy [SLICES] [SECONDS]     npy: every slice is decoded once and held in memory
+    loader_torch.py DATA png|npy [SLICES] [SECONDS]     npy: slices are decoded once and kept in memory
 
-Windows of SLICES slices two apart, run-length masks, 256 x 256, batches of 32, two workers, and the changes of the
-published solutions: flip, shift-scale-rotate, grid or elastic distortion, coarse dropout. SLICES 3d gives crops of
-32 x 128 x 128 instead. Prints samples/s after a third of SECONDS to warm up.
+Windows of SLICES slices with stride 2, run-length masks, 256 x 256, batches of 32, two workers, and the augmentation
+of published solutions: flip, shift-scale-rotate, grid or elastic distortion, coarse dropout. SLICES 3d gives crops of
+32 x 128 x 128 instead. Prints samples/s, after a warm-up of a third of SECONDS.
 """
 
 import itertools
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 cv2.setNumThreads(0)
-ORGANS = ("large_bowel", "small_bowel", "stomach")
+LABELS = ("large_bowel", "small_bowel", "stomach")
 BATCH = 32
 
 
@@ -53,9 +53,9 @@ class Windows(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, i):
-        place = self.files[i].parent
+        folder = self.files[i].parent
         near = [self.files[min(max(i + k, 0), len(self.files) - 1)] for k in self.offsets]
-        near = [path if path.parent == place else self.files[i] for path in near]
+        near = [path if path.parent == folder else self.files[i] for path in near]
         image = np.stack([self.read(path) for path in near], -1).astype(np.float32)
         image /= image.max() + 1e-6
         shape = image.shape[:2]
@@ -73,8 +73,8 @@ class Windows(torch.utils.data.Dataset):
     def mask(self, path, shape):
         slice_id = f"{path.parent.parent.name}_slice_{path.name.split('_')[1]}"
         planes = np.zeros((3, shape[0] * shape[1]), np.uint8)
-        for plane, organ in zip(planes, ORGANS, strict=True):
-            numbers = np.array(self.runs.get((slice_id, organ), "").split(), int)
+        for plane, label in zip(planes, LABELS, strict=True):
+            numbers = np.array(self.runs.get((slice_id, label), "").split(), int)
             for start, length in zip(numbers[::2] - 1, numbers[1::2], strict=True):
                 plane[start : start + length] = 1
         return planes.reshape(3, *shape).transpose(1, 2, 0)

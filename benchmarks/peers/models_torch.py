@@ -1,10 +1,10 @@
-"""The peer's networks: segmentation-models-pytorch on the processor, without pretrained weights.
+"""The peer's networks: segmentation-models-pytorch on the CPU, without pretrained weights.
 
     models_torch.py ARCHITECTURE ENCODER
 
-Prints a line of JSON with `parameters` and `gflops` of one window, two for each multiplication with addition; then, for
-each line `train STEPS` or `infer STEPS` on its standard input, one with the `images` and `processor` seconds of an
-image: 8 windows of 5 x 256 x 256 in float32, channels last, two threads, AdamW and binary cross-entropy.
+Prints a line of JSON with `parameters` and `gflops` for one window, where a multiply-add counts as two; then, for each
+line `train STEPS` or `infer STEPS` on standard input, one with the `images` per second and `processor` (CPU) seconds
+per image: 8 windows of 5 x 256 x 256 in float32, channels last, two threads, AdamW and binary cross-entropy.
 """
 
 import json
@@ -21,7 +21,7 @@ def import_smp():
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        # A torchvision built for another torch registers none of its operators, of which the networks need none.
+        # A torchvision built for another torch registers none of its operators, but the networks do not need them.
         operators = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -34,7 +34,7 @@ def import_smp():
 
 
 def settle_normalization(network):
-    """Statistics as of a trained network."""
+    """Set statistics as in a trained network."""
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean, std=0.1)

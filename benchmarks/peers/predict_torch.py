@@ -2,10 +2,10 @@
 
     predict_torch.py COHORT INSIDE
 
-U-Net ResNet-34 of random weights, windows of 5 slices, 256 x 256, batches of 8, float32, channels last, two threads; a
-DataLoader's worker reads, normalises and resizes the next scan. The threshold is such that a share of INSIDE of the
-first scan's voxels is inside. Prints a line of JSON when it is ready, then, for each line `bare BATCHES` or `files N`
-on its standard input, one with `images` a second; of files also the `runs` of an image.
+U-Net ResNet-34 with random weights, windows of 5 x 256 x 256, batches of 8, float32, channels last, two threads; a
+DataLoader worker reads, normalizes and resizes the next scan. The threshold is chosen so that a fraction INSIDE of the
+first scan's voxels is inside. Prints a line of JSON when ready; then, for each line `bare BATCHES` or `files N` on
+standard input, one with `images` per second and, for files, the `runs` per image.
 """
 
 import json
@@ -20,7 +20,7 @@ import torch
 from models_torch import import_smp
 
 BATCH, SLICES, SIZE = 8, 5, 256
-ORGANS = ("large_bowel", "small_bowel", "stomach")
+LABELS = ("large_bowel", "small_bowel", "stomach")
 
 
 class Scans(torch.utils.data.Dataset):
@@ -55,11 +55,11 @@ def main(cohort, inside):
     network = network.to(memory_format=torch.channels_last).eval()
     batch = torch.rand(BATCH, SLICES, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        # Random weights make logits of any size; of about 1, no probability is 0 or 1.
+        # Logits of random weights can have any scale; with a scale of about 1, no probability saturates at 0 or 1.
         network.segmentation_head[0].weight /= network(batch).std()
-        names, model, shape, place = Scans(cohort)[0]
+        names, model, shape, placement = Scans(cohort)[0]
         middle = range(len(names) // 2, min(len(names) // 2 + BATCH, len(names)))
-        threshold = float(np.quantile(probabilities(network, model, middle, shape, place).numpy(), 1 - inside))
+        threshold = float(np.quantile(probabilities(network, model, middle, shape, placement).numpy(), 1 - inside))
         files(network, cohort, threshold)
         say({"ready": True})
         for line in sys.stdin:
@@ -79,27 +79,27 @@ def bare(network, batch, count):
 def files(network, cohort, threshold):
     rows = []
     loader = torch.utils.data.DataLoader(Scans(cohort), batch_size=None, num_workers=1)
-    for names, model, shape, place in loader:
+    for names, model, shape, placement in loader:
         for start in range(0, len(names), BATCH):
             middle = range(start, min(start + BATCH, len(names)))
-            masks = (probabilities(network, model, middle, shape, place) > threshold).numpy()
+            masks = (probabilities(network, model, middle, shape, placement) > threshold).numpy()
             for z, planes in zip(middle, masks, strict=True):
-                rows += [(names[z], organ, run_lengths(plane)) for organ, plane in zip(ORGANS, planes, strict=True)]
+                rows += [(names[z], label, run_lengths(plane)) for label, plane in zip(LABELS, planes, strict=True)]
     with tempfile.NamedTemporaryFile("w") as out:
         out.write("id,class,predicted\n")
-        out.writelines(f"{name},{organ},{runs}\n" for name, organ, runs in rows)
-    images = len(rows) // len(ORGANS)
+        out.writelines(f"{name},{label},{runs}\n" for name, label, runs in rows)
+    images = len(rows) // len(LABELS)
     return {"images": images, "runs": sum(runs.count(" ") + bool(runs) for *_, runs in rows) / 2 / images}
 
 
-def probabilities(network, model, middle, shape, place):
-    """float32 [N, 3, H, W] at the scan's size."""
+def probabilities(network, model, middle, shape, placement):
+    """Compute probabilities, float32 [N, 3, H, W], at the scan's size."""
     reach = SLICES // 2
     windows = torch.stack([model[np.clip(np.arange(z - reach, z + reach + 1), 0, len(model) - 1)] for z in middle])
-    found = torch.sigmoid(network(windows.contiguous(memory_format=torch.channels_last)))
-    top, left, height, width = place
-    found = found[:, :, top : top + height, left : left + width]
-    return torch.nn.functional.interpolate(found, tuple(map(int, shape)), mode="bilinear")
+    output = torch.sigmoid(network(windows.contiguous(memory_format=torch.channels_last)))
+    top, left, height, width = placement
+    output = output[:, :, top : top + height, left : left + width]
+    return torch.nn.functional.interpolate(output, tuple(map(int, shape)), mode="bilinear")
 
 
 def run_lengths(mask):

@@ -1,9 +1,9 @@
-"""The scores of pairs of masks by surface-distance or MONAI, each as its documentation calls it.
+"""Scores of pairs of masks from surface-distance or MONAI, called as documented.
 
     scores_torch.py FOLDER TOLERANCE_MM surface-distance|MONAI
 
-FOLDER holds the files that ../scores.py writes. The last line is JSON: seconds and processor seconds by file, peak MiB,
-scores by file and organ.
+FOLDER contains the files written by ../scores.py. The last line is JSON: seconds and CPU seconds by file, peak MiB, and
+scores by file and label.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-# surface-distance 0.1 gives them for empty masks; NumPy 2 has them under these names no more.
+# surface-distance 0.1 uses these names, which NumPy 2 removed.
 np.Inf, np.NaN = np.inf, np.nan
 warnings.simplefilter("ignore")
 
@@ -24,7 +24,7 @@ def main(folder, tolerance, peer):
     measure, add = {"surface-distance": with_surface_distance, "MONAI": with_monai}[peer](float(tolerance))
     files = sorted(Path(folder).glob("*.npz"))
     seconds, processor_seconds, figures = {}, {}, {}
-    for file in [files[0], *files]:  # the first one twice, to warm up
+    for file in [files[0], *files]:  # the first file is scored twice, as warm-up
         pair = load(file)
         start, start_of_threads = time.perf_counter(), time.process_time()
         figures[file.stem] = measure(*pair)
@@ -50,7 +50,7 @@ def load(file):
 def with_surface_distance(tolerance):
     import surface_distance
 
-    def organ(truth, prediction, spacing):
+    def score_label(truth, prediction, spacing):
         distances = surface_distance.compute_surface_distances(truth, prediction, spacing)
         from_truth, from_prediction = surface_distance.compute_average_surface_distance(distances)
         scores = {
@@ -64,7 +64,7 @@ def with_surface_distance(tolerance):
         return {name: float(score) for name, score in scores.items()}
 
     def scan(truth, prediction, spacing):
-        return [organ(t, p, spacing) for t, p in zip(truth, prediction, strict=True)]
+        return [score_label(t, p, spacing) for t, p in zip(truth, prediction, strict=True)]
 
     return scan, lambda *_: None
 
@@ -88,19 +88,19 @@ def with_monai(tolerance):
             "iou": metrics.compute_iou(y_pred, y, **whole),
         }
         values = [score[0].tolist() for score in scores.values()]
-        return [dict(zip(scores, organ, strict=True)) for organ in zip(*values, strict=True)]
+        return [dict(zip(scores, row, strict=True)) for row in zip(*values, strict=True)]
 
-    def add_exact_percentile(organs, truth, prediction, spacing):
-        """HD95 is a percentile in float32, whose rank among 40,000 distances is right to 1/500 of a place only.
+    def add_exact_percentile(rows, truth, prediction, spacing):
+        """Replace HD95, a percentile in float32, by the same percentile of MONAI's distances in float64.
 
-        The same percentile of MONAI's distances in float64 takes its place, beside it.
+        In float32, the rank of the percentile among 40,000 distances is only accurate to 1/500.
         """
-        for organ, t, p in zip(organs, truth, prediction, strict=True):
-            organ["hd95_mm_float32"] = organ["hd95_mm"]
+        for row, t, p in zip(rows, truth, prediction, strict=True):
+            row["hd95_mm_float32"] = row["hd95_mm"]
             if t.any() and p.any():
                 masks = torch.from_numpy(p.astype(np.float32)), torch.from_numpy(t.astype(np.float32))
                 _, distances, _ = get_edge_surface_distance(*masks, spacing=spacing, symmetric=True)
-                organ["hd95_mm"] = max(torch.quantile(d.double(), 0.95).item() for d in distances)
+                row["hd95_mm"] = max(torch.quantile(d.double(), 0.95).item() for d in distances)
 
     return scan, add_exact_percentile
 

@@ -1,1 +1,1 @@
-"""From files to batches: reading scans, TFRecords, the tf.data pipeline."""
+"""From files to batches: readers, TFRecords, and the tf.data pipeline."""

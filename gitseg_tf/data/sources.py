@@ -1,54 +1,86 @@
-"""Whatever --data names, as a dataset: TFRecords, a cohort that is converted on the way, or the phantom."""
+"""Open a dataset from a path: TFRecords, or a cohort that is converted first."""
 
-from collections.abc import Callable
+import hashlib
+import json
+import logging
 from pathlib import Path
 
-from gitseg_tf.data.convert import convert
-from gitseg_tf.data.dataset import Dataset, is_dataset, load_dataset
-from gitseg_tf.data.phantom import make_phantom
-from gitseg_tf.data.scans import EXPECTED, is_cohort, read_cohort
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath, as_path
+from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.text import plural
+from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_cohort
+from gitseg_tf.data.tfrecords.convert import convert
+from gitseg_tf.data.tfrecords.dataset import Dataset, is_dataset, load_dataset
+from gitseg_tf.errors import DataError
+from gitseg_tf.labels import LabelSet
+
+logger = logging.getLogger(__name__)
 
 DATASETS = Path("tfrecords")
 
 
-def open_dataset(path: str | AnyPath | None, folds: int = 5, say: Callable[[str], None] = print) -> Dataset:
-    """Find or make the TFRecords to work on.
+def open_dataset(
+    path: str | AnyPath, folds: int = 5, *, labels: LabelSet | None = None, missing: str = "unannotated"
+) -> Dataset:
+    """Open TFRecords, or convert a cohort to TFRecords first.
 
     Args:
-        path: a dataset of `gitseg convert`; or a cohort of any layout, which is converted once to
-            tfrecords/NAME-FINGERPRINT; or None for the phantom, which is made once in tfrecords/phantom.
-        folds: folds by patient for what is converted here.
-        say: takes lines for the user.
+        path: a dataset written by `convert`; or a cohort of any layout, which is converted once, to
+            tfrecords/NAME-FINGERPRINT.
+        folds: folds by patient, for a cohort; fewer are made if it has fewer patients, and a warning says so.
+        labels, missing: how to read a cohort, see `read_cohort`.
 
     Returns:
         The dataset.
 
     Raises:
-        InputError: nothing usable at the path, or the conversion fails.
+        DataError: nothing usable at the path, or the conversion fails.
+
+    Example:
+        >>> import gitseg_tf
+        >>> dataset = gitseg_tf.open_dataset("cohort", folds=1)
+        >>> dataset.folds, dataset.labels.names
+        (1, ('large_bowel', 'small_bowel', 'stomach'))
     """
-    if path is None:
-        return _phantom(folds, say)
     path = as_path(path)
     if is_dataset(path):
+        if labels is not None:
+            logger.warning("%s is already converted, so the given labels are ignored", path)
         return load_dataset(path)
     if not is_cohort(path):
-        raise InputError(f"{path}: holds no data; give TFRecords made by gitseg convert, or a folder with {EXPECTED}")
-    records = DATASETS / f"{path.resolve().name}-{folds}folds-{read_cohort(path).fingerprint[:8]}"
-    return _converted(path, records, folds, say)
+        expected = expected_layouts()
+        raise DataError(f"{path}: contains no data; give TFRecords made by gitseg convert, or a folder with {expected}")
+    cohort = read_cohort(path, labels=labels, missing=missing)
+    patients = len({scan.case for scan in cohort.scans if scan.labeled})
+    if 0 < patients < folds:
+        split = f"has {plural(patients, 'patient')}, so it is split into {plural(patients, 'fold')}, not {folds}"
+        logger.warning("%s %s", path, split)
+        folds = patients
+    fingerprint = cohort.fingerprint
+    if labels is not None or missing != "unannotated":
+        tree = [fingerprint, labels and labels.to_tree(), missing]
+        fingerprint = hashlib.sha256(json.dumps(tree).encode()).hexdigest()
+    records = DATASETS / f"{path.resolve().name}-{folds}folds-{fingerprint[:8]}"
+    return convert_once(path, records, folds, labels=labels, missing=missing)
 
 
-def _phantom(folds: int, say: Callable[[str], None]) -> Dataset:
-    cohort = DATASETS / "phantom" / "phantom-cohort"
-    if not cohort.is_dir():
-        say(f"phantom    {cohort}, made once")
-        make_phantom(cohort)
-    return _converted(cohort, DATASETS / "phantom" / f"records-{folds}folds", folds, say)
+def convert_once(
+    cohort: AnyPath, records: Path, folds: int, *, labels: LabelSet | None = None, missing: str = "unannotated"
+) -> Dataset:
+    """Convert a cohort unless it is already converted; an interrupted conversion is resumed.
 
+    Args:
+        cohort: the cohort's folder.
+        records: the dataset's folder.
+        folds: folds by patient.
+        labels, missing: how to read the cohort, see `read_cohort`.
 
-def _converted(cohort: AnyPath, records: Path, folds: int, say: Callable[[str], None]) -> Dataset:
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: the cohort cannot be converted.
+    """
     if is_dataset(records):
         return load_dataset(records)
-    say(f"converting {cohort} to {records}, once")
-    return convert(cohort, records, folds=folds, resume=True)
+    logger.info("converting %s to %s (once)", cohort, records)
+    return convert(cohort, records, folds=folds, resume=True, labels=labels, missing=missing)

@@ -1,35 +1,41 @@
-"""Scoring a run on the patients it did not train on."""
+"""Score a run on patients that it was not trained on."""
 
 import io
 import json
+import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config
-from gitseg_tf.data.dataset import Dataset, ScanEntry, read_scans
-from gitseg_tf.data.records import unpack_masks
-from gitseg_tf.data.verify import naming_damaged_shards
-from gitseg_tf.errors import InputError
-from gitseg_tf.evaluation.chosen import Chosen, PictureShelf
-from gitseg_tf.evaluation.intervals import RESAMPLES, mean_intervals
-from gitseg_tf.evaluation.reliability import Reliability, make_level_predictor
-from gitseg_tf.evaluation.report import write_report
-from gitseg_tf.evaluation.scores import score_scan, summarise
-from gitseg_tf.evaluation.scroller import picture_scan
-from gitseg_tf.files import AnyPath, write_atomically
+from gitseg_tf.core.paths import AnyPath, write_atomically
+from gitseg_tf.core.progress import progress
+from gitseg_tf.core.text import plural
+from gitseg_tf.data.selection import select_labels
+from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry, read_scans
+from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
+from gitseg_tf.data.volume import LoadedScan
+from gitseg_tf.errors import RunError
+from gitseg_tf.evaluation.calibration import Reliability
+from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
+from gitseg_tf.evaluation.report.report import write_report
+from gitseg_tf.evaluation.report.selection import Chosen, PictureShelf, worst_labels
+from gitseg_tf.evaluation.report.slices import picture_scan
+from gitseg_tf.evaluation.statistics.intervals import RESAMPLES, mean_intervals
 from gitseg_tf.inference.ensemble import tta_words
-from gitseg_tf.inference.predictor import run_probabilities
-from gitseg_tf.progress import progress
-from gitseg_tf.sections.postprocess import PostprocessConfig
-from gitseg_tf.training.callbacks import read_history
-from gitseg_tf.training.run_folder import TUNED
-from gitseg_tf.training.trainer import Run
+from gitseg_tf.inference.predictor import Predictor, run_probabilities
+from gitseg_tf.labels import LabelSet
+from gitseg_tf.runs.folder import TUNED, read_history
+from gitseg_tf.runs.matching import check_matches
+from gitseg_tf.runs.run import Run
 
-# Of the printed table: the title at its width, the key in the summary, the format.
+logger = logging.getLogger(__name__)
+# Columns of the table of scores: the title at its width, the key in the summary, the format.
 _COLUMNS = (
     ("   score", "score", ".3f"),
     ("    Dice", "dice", ".3f"),
@@ -40,6 +46,7 @@ _COLUMNS = (
     ("  surface Dice", "surface_dice", ".3f"),
     ("  volume error", "volume_error_relative", ".1%"),
 )
+MOST_LABELS = 40
 _WITH_INTERVAL, _INTERVAL_WIDTH = ("score", "dice"), len(" (0.00-1.00)")
 
 
@@ -47,34 +54,38 @@ def evaluate(
     run: Run,
     dataset: Dataset,
     fold: int | None = None,
-    say: Callable[[str], None] = print,
+    *,
     network: Callable | None = None,
 ) -> dict:
     """Predict the scans of a fold, score them and write evaluation.json, evaluation.csv and report.html into the run.
 
+    Logs a warning if the run was trained, or its post-processing tuned, on patients of the fold.
+
     Args:
         run: a trained run.
-        dataset: with contours.
+        dataset: a dataset with annotations.
         fold: the fold to score; None is the one that the run held out.
-        say: takes lines for the user; one is a warning where the run was trained on patients of the fold.
-        network: of `run_probabilities`, where it is there already.
+        network: from `run_probabilities`, if it is already loaded.
 
     Returns:
-        What evaluation.json holds.
+        The content of evaluation.json.
 
     Raises:
-        InputError: no such fold, no contours, or a damaged shard.
+        RunError: a dataset without the run's labels or with other channels, no fold was held out and none is given, or
+            a damaged shard.
+        DataError: no such fold.
     """
+    check_matches(run.config, dataset)
     fold, scans = scans_of_fold(run, dataset, fold)
     history = read_history(run.path)
     cases = sorted({scan.case for scan in scans})
     seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
     if seen:
-        say(f"warning    the run was trained on {', '.join(seen)}: these scores say nothing about new patients")
-    tuned_on = tuned_on_cases(run, cases, say)
+        logger.warning("the run was trained on %s: these scores say nothing about new patients", ", ".join(seen))
+    tuned_on = tuned_on_cases(run, cases)
     with PictureShelf(len(scans)) as shelf:
-        reliability = Reliability()
-        rows = score_fold(run, dataset, fold, len(scans), shelf, reliability, network)
+        reliability = Reliability(run.config.label_set)
+        rows = score_fold(run, dataset, fold, shelf=shelf, reliability=reliability, count=len(scans), network=network)
         chosen = shelf.chosen()
     facts = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on}
     details = {
@@ -85,9 +96,12 @@ def evaluate(
         "Test-time augmentation": tta_words(run.config),
         "Post-processing": postprocess_details(run.config, tuned_on),
     }
-    summary = summary_of(rows, reliability, dataset, run.config, facts)
+    summary = summary_of(rows, reliability=reliability, dataset=dataset, config=run.config, facts=facts)
     curves = pd.DataFrame(history) if history else None
-    write_evaluation(run.path, summary, rows, chosen, curves, f"Run {run.path.name}", details)
+    write_evaluation(
+        run.path, summary, rows, labels=run.config.label_set, chosen=chosen, curves=curves,
+        title=f"Run {run.path.name}", details=details,
+    )  # fmt: skip
     return summary
 
 
@@ -95,6 +109,7 @@ def score_fold(
     run: Run,
     dataset: Dataset,
     fold: int,
+    *,
     count: int,
     shelf: PictureShelf,
     reliability: Reliability,
@@ -104,59 +119,62 @@ def score_fold(
 
     Args:
         run: a trained run.
-        dataset: with contours.
-        fold: one of the dataset's.
-        count: of its scans, for the progress bar.
-        shelf: takes the scans' pictures.
-        reliability: takes their probabilities.
-        network: of `run_probabilities`, where it is there already.
+        dataset: a dataset with annotations.
+        fold: a fold of the dataset.
+        count: the number of its scans, for the progress bar.
+        shelf: receives the images of the scans.
+        reliability: receives their probabilities.
+        network: from `run_probabilities`, if it is already loaded.
 
     Returns:
         The rows of `score_scan`, in the order of the records.
 
     Raises:
-        InputError: a damaged shard.
+        RunError: a damaged shard.
     """
-    predict = make_level_predictor(network or run_probabilities(run), run.config)
-    tolerance = run.config.evaluation.tolerance_mm
-    scored = []
+    predictor = Predictor.of_run(run, network or run_probabilities(run))
+    labels, tolerance = run.config.label_set, run.config.evaluation.tolerance_mm
+    scored: list[Future[list[dict]]] = []
 
-    def score(scan: dict, truth: np.ndarray, prediction: np.ndarray, levels: np.ndarray) -> list[dict]:
-        spacing = tuple(map(float, scan["spacing"]))
-        rows = score_scan(scan["id"], scan["case"], truth, prediction, spacing, tolerance)
-        reliability.add(levels, truth)
-        shelf.add(scan["id"], rows, lambda: picture_scan(scan, truth, prediction))
+    def score(scan: LoadedScan, prediction: np.ndarray, levels: Any) -> list[dict]:
+        annotation = select_labels(scan.reference, dataset.labels, labels)
+        scan = replace(scan, annotation=annotation)
+        rows = score_scan(
+            scan.id, scan.case, annotation, prediction,
+            labels=labels, spacing=scan.volume.spacing, tolerance_mm=tolerance,
+        )  # fmt: skip
+        reliability.add(levels, annotation)
+        shelf.add(scan.id, rows, lambda: picture_scan(scan, prediction, labels))
         return rows
 
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
-        for scan in progress(scans, "evaluate", count, "scan"):
-            truth = unpack_masks(scan["bits"])
-            prediction, levels = predict(scan["image"], scan["numbers"], scan["percentiles"], scan["spacing"])
+        for scan in progress(scans, "evaluate", total=count, unit="scan"):
+            predicted = predictor.predict_levels(scan.volume)
             if scored:
-                scored[-1].result()  # so that no more than one scan waits
-            scored.append(scoring.submit(score, scan, truth, prediction, levels))
+                scored[-1].result()  # ensures that at most one scan is waiting
+            scored.append(scoring.submit(score, scan, predicted.masks, predicted.levels))
     return pd.DataFrame([row for scores in scored for row in scores.result()])
 
 
-def summary_of(rows: pd.DataFrame, reliability: Reliability, dataset: Dataset, config: Config, facts: dict) -> dict:
-    """What evaluation.json holds.
+def summary_of(rows: pd.DataFrame, *, reliability: Reliability, dataset: Dataset, config: Config, facts: dict) -> dict:
+    """Build the content of evaluation.json.
 
     Args:
-        rows: of all scans.
-        reliability: of their voxels.
-        dataset: that they are of.
-        config: that they were scored by.
+        rows: rows of `score_scan` of all scans.
+        reliability: calibration of their voxels.
+        dataset: the dataset of the scans.
+        config: the config with which they were scored.
         facts: fold, trained_on and tuned_on.
 
     Returns:
-        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarise`, their
+        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarize`, their
         intervals, and the calibration.
     """
     evaluation = config.evaluation
     facts = facts | {"dataset": dataset.source["fingerprint"], "tolerance_mm": evaluation.tolerance_mm}
     facts["tta"] = evaluation.tta.model_dump(mode="json")
-    means = summarise(rows) | {"intervals": mean_intervals(rows), "calibration": reliability.summary()}
+    means = summarize(rows) | {"intervals": mean_intervals(rows), "calibration": reliability.summary()}
     return facts | {"gitseg_tf": __version__} | means
 
 
@@ -164,6 +182,8 @@ def write_evaluation(
     folder: AnyPath,
     summary: dict,
     rows: pd.DataFrame,
+    *,
+    labels: LabelSet,
     chosen: list[Chosen],
     curves: pd.DataFrame | None,
     title: str,
@@ -172,9 +192,10 @@ def write_evaluation(
     """Write evaluation.json, evaluation.csv and report.html.
 
     Args:
-        folder: of a run or of a cross-validation.
+        folder: folder of a run or a cross-validation.
         summary: from `summary_of`.
-        rows: that it summarises.
+        rows: the rows that it summarizes.
+        labels: labels of the rows.
         chosen: scans to show.
         curves, title, details: for `write_report`.
     """
@@ -182,93 +203,110 @@ def write_evaluation(
     text = io.StringIO()
     rows.to_csv(text, index=False)
     write_atomically(folder / "evaluation.csv", text.getvalue().encode())
-    write_report(folder / "report.html", summary, rows, chosen, curves, title, details)
+    write_report(
+        folder / "report.html", summary, rows,
+        labels=labels, chosen=chosen, history=curves, title=title, details=details,
+    )  # fmt: skip
 
 
 def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
-    """Which scans of a dataset a run is judged by.
+    """Choose the scans of a dataset on which a run is scored.
 
     Args:
         run: a trained run.
-        dataset: with contours.
+        dataset: a dataset with annotations.
         fold: the fold; None is the one that the run held out.
 
     Returns:
-        The fold, and its scans without those of data.exclude_scans.
+        The fold, and its scans without those in data.exclude_scans.
 
     Raises:
-        InputError: no such fold, or no scan is left of it.
+        RunError: no fold was held out and none is given, or data.exclude_scans leaves no scan of it.
+        DataError: no such fold.
     """
     fold = run.config.data.fold if fold is None else fold
     if fold is None:
-        raise InputError(f"{run.path}: no fold was held out; choose one with --fold")
+        raise RunError(f"{run.path}: no fold was held out; choose the fold to score")
     dataset.check_fold(fold)
     scans = dataset.scans_of([fold], run.config.data.exclude_scans)
     if not scans:
-        raise InputError(f"{run.path}: its data.exclude_scans names all scans of fold {fold}; choose another --fold")
+        raise RunError(f"{run.path}: data.exclude_scans excludes all scans of fold {fold}; choose another fold")
     return fold, scans
 
 
-def tuned_on_cases(run: Run, cases: list[str], say: Callable[[str], None]) -> list[str]:
-    """Those of some patients that a run's post-processing was tuned on.
+def tuned_on_cases(run: Run, cases: list[str]) -> list[str]:
+    """Find the patients to score on which a run's post-processing was tuned, and log a warning.
 
     Args:
         run: a trained run.
-        cases: that are scored.
-        say: takes a line where the run was tuned, and a warning where that was on one of the patients.
+        cases: the patients to score.
+
+    Returns:
+        The patients on which it was tuned, sorted.
     """
     tuned = run.config.provenance.get("tuned")
     if tuned is None:
         return []
-    say(f"tuned      by {run.path / TUNED}, on fold {tuned['fold']} ({len(tuned['scans'])} scans)")
+    logger.info("tuned      by %s, on fold %s (%d scans)", run.path / TUNED, tuned["fold"], len(tuned["scans"]))
     both = sorted(set(cases) & set(tuned["cases"]))
     if both:
-        say(f"warning    post-processing was tuned on {', '.join(both)}: these scores are optimistic for new patients")
+        logger.warning("post-processing was tuned on %s: these scores are optimistic for new patients", ", ".join(both))
     return both
 
 
 def postprocess_details(config: Config, tuned_on: list[str]) -> str:
-    """Where a run's post-processing comes from, for the report; `tuned_on` is from `tuned_on_cases`."""
+    """Describe the origin of a run's post-processing for the report; `tuned_on` is from `tuned_on_cases`."""
     if "tuned" in config.provenance:
         on = f"fold {config.provenance['tuned']['fold']}"
         return f"tuned on {on}" + (", which is scored here: the scores are optimistic" if tuned_on else "")
-    return "none" if config.postprocess == PostprocessConfig() else "as the run's config.yaml has it"
+    return "none" if config.postprocess.is_off else "as set in the run's config.yaml"
 
 
 def network_details(config: Config) -> dict[str, str]:
-    """Network and input of a config in words, for the report."""
-    network, (height, width), patch = config.model.architecture, config.data.size, config.data.patch
+    """Describe the network and its input for the report."""
+    network, (height, width), patch = config.model.architecture, config.data.input_size, config.data.patch
     if patch is not None:
         shape = " x ".join(map(str, patch))
-        return {"Network": network, "Input": f"patches of {shape} voxels, of slices of {height} x {width}"}
+        return {"Network": network, "Input": f"patches of {shape} voxels from slices of {height} x {width}"}
     return {
         "Network": f"{network}, {config.model.backbone} encoder",
-        "Input": f"{config.data.slices} slices of {height} x {width}",
+        "Input": f"{config.data.window_slices} slices of {height} x {width}",
     }
 
 
-def summary_lines(summary: dict, say: Callable[[str], None] = print) -> None:
-    """Print the scores as a small table, with the intervals of score and Dice, and how these were found.
+def summary_lines(summary: dict) -> list[str]:
+    """Format the scores as a table, with intervals of score and Dice and their method.
 
     Args:
-        summary: from `evaluate`, or with `folds`, {fold: means}, which get a row each.
-        say: takes lines.
+        summary: from `evaluate`; with `folds`, {fold: means}, each fold gets a row.
+
+    Returns:
+        Lines: headings, one row per label (at most the `MOST_LABELS` worst), per fold and for the mean, and notes.
     """
     intervals = summary["intervals"]
-    folds = {f"fold {fold}": (means, {}) for fold, means in summary.get("folds", {}).items()}
-    organs = {organ: (means, intervals["organs"][organ]) for organ, means in summary["organs"].items()}
+    folds: dict[str, tuple[dict, dict]] = {
+        f"fold {fold}": (means, {}) for fold, means in summary.get("folds", {}).items()
+    }
+    shown = worst_labels({name: means["dice"] for name, means in summary["labels"].items()}, MOST_LABELS)
+    labels = {name: (summary["labels"][name], intervals["labels"].get(name, {})) for name in shown}
+    width = max(13, *(len(name) for name in labels)) + 1
     gaps = {key: " " * _INTERVAL_WIDTH for key in _WITH_INTERVAL}
-    say(f"{'':<14}" + "".join(title + gaps.get(key, "") for title, key, _ in _COLUMNS))
-    for name, (means, own) in {**organs, **folds, "mean": (summary, intervals)}.items():
+    lines = [f"{'':<{width}}" + "".join(title + gaps.get(key, "") for title, key, _ in _COLUMNS)]
+    for name, (means, ends) in {**labels, **folds, "mean": (summary, intervals)}.items():
         cells = (_cell(means[key], title, form) for title, key, form in _COLUMNS)
-        between = (_interval(own.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
-        say(f"{name:<14}" + "".join(map("".join, zip(cells, between, strict=True))))
+        between = (_interval(ends.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
+        lines.append(f"{name:<{width}}" + "".join(map("".join, zip(cells, between, strict=True))))
+    if more := len(summary["labels"]) - len(shown):
+        lines.append(f"labels     the {len(shown)} with the lowest Dice; {more} more are in evaluation.csv")
+    for name, scans in summary.get("unannotated", {}).items():
+        lines.append(f"labels     {name} is unannotated in {scans} of {summary['scans']} scans, which are left out")
     cases, level = summary["cases"], intervals["level"]
     if cases < 2:
-        say("intervals  none, for these are scans of one patient, and how patients differ takes two or more")
+        lines.append("intervals  none: at least two patients are needed to estimate the variation between patients")
     else:
-        few = "; with fewer than 20 they are too narrow, see docs/evaluation.md" if cases < 20 else ""
-        say(f"intervals  {level:.0%}, from {RESAMPLES:,} draws of the {cases} patients{few}")
+        few = "; with fewer than 20 they are too narrow, see docs/how-to/evaluate.md" if cases < 20 else ""
+        lines.append(f"intervals  {level:.0%}, from {RESAMPLES:,} resamples of {plural(cases, 'patient')}{few}")
+    return lines
 
 
 def _cell(value: float | None, title: str, form: str) -> str:

@@ -1,1 +1,1 @@
-"""From a trained model to masks and files."""
+"""Apply trained models to scans, and write the masks to files."""

@@ -1,21 +1,27 @@
-"""What `gitseg export` wrote: SavedModels as folders, and files of other formats. It needs no TensorFlow."""
+"""Find the results of `gitseg export`: SavedModel folders, and files of other formats. Does not import TensorFlow."""
 
 from gitseg_tf.config import Config, load_config
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.core.registry import Registry
+from gitseg_tf.errors import RunError
 
 ONNX_FILE, TFLITE_FILE = "model.onnx", "model.tflite"
+# Runtimes of network files by extension: functions from a file to (function from float32 windows to float32
+# probabilities, description of inputs and outputs). The fact `file` is the file name used by gitseg export.
+RUNTIMES = Registry("network file extension")
+RUNTIMES.register(".onnx", "gitseg_tf.inference.runtimes:open_onnx", file=ONNX_FILE)
+RUNTIMES.register(".tflite", "gitseg_tf.inference.runtimes:open_tflite", file=TFLITE_FILE)
 
 
 def exported_version(path: AnyPath) -> AnyPath | None:
-    """The SavedModel that a folder stands for.
+    """Find the SavedModel in a folder.
 
     Args:
         path: any path.
 
     Returns:
-        The folder itself where it is a SavedModel; of one with a folder a version (1/, 2/, ...) the highest, as
-        TensorFlow Serving takes it; None where there is neither.
+        The folder itself if it is a SavedModel; otherwise the highest of its versions (1/, 2/, ...), like TensorFlow
+        Serving; None if there is neither.
     """
     if _is_saved_model(path):
         return path
@@ -24,41 +30,45 @@ def exported_version(path: AnyPath) -> AnyPath | None:
 
 
 def exported_file(path: AnyPath) -> AnyPath | None:
-    """The ONNX or TFLite file that a path stands for.
+    """Find the network file, such as ONNX or TFLite, at a path.
 
     Args:
         path: any path.
 
     Returns:
-        The path itself where it has the ending of such a file, which need not be there; of a folder with one the file;
-        None of anything else.
+        The network file in a folder; the path itself if it has the extension of a network file, whether or not it
+        exists; otherwise None.
     """
     if path.is_dir():
-        return next((path / name for name in (ONNX_FILE, TFLITE_FILE) if (path / name).is_file()), None)
-    return path if path.suffix in (".onnx", ".tflite") else None
+        names = (RUNTIMES.facts(extension)["file"] for extension in RUNTIMES)
+        return next((path / name for name in names if (path / name).is_file()), None)
+    return path if path.suffix in RUNTIMES else None
 
 
 def exported_formats(path: AnyPath) -> list[AnyPath]:
-    """The folders with an ONNX or TFLite file that lie in a folder, by name; none of anything else."""
+    """List the subfolders with an ONNX or TFLite file, sorted by name."""
     inside = path.iterdir() if path.is_dir() else ()
-    # One that is being written has a name with a dot.
+    # Skip folders that are still being written; their names begin with a dot.
     return sorted(p for p in inside if p.is_dir() and exported_file(p) and not p.name.startswith("."))
 
 
 def exported_config(exported: AnyPath) -> Config:
-    """The config of the run that a SavedModel, or a file of another format, was exported from.
+    """Read the config of the run from which a SavedModel, or a file of another format, was exported.
 
     Raises:
-        InputError: no such file, it was not made by gitseg export, or its config is damaged.
+        RunError: no such file, or it was not written by gitseg export.
+        ConfigError: its config is damaged.
     """
     if exported_file(exported) is not None:
         folder, path = exported.parent, exported.parent / "config.yaml"
         if not exported.is_file():
-            raise InputError(f"{exported}: there is no such file; gitseg export --format writes it")
+            raise RunError(f"{exported}: no such file; run gitseg export to write it")
     else:
         folder, path = exported, exported / "assets.extra" / "config.yaml"
     if not path.is_file():
-        raise InputError(f"{exported}: was not made by gitseg export ({path.relative_to(folder)} is missing)")
+        raise RunError(
+            f"{exported}: was not made by gitseg export ({path.relative_to(folder)} is missing); export the run again"
+        )
     return load_config(path)
 
 

@@ -1,96 +1,115 @@
-"""Segmenting the scans of a folder, or of a file."""
+"""Segment the scans of a folder, or a single file."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-from gitseg_tf.data.records import intensity_percentiles
-from gitseg_tf.data.scans import Cohort, Scan, read_cohort, read_file, read_image
-from gitseg_tf.errors import InputError, ScanError
-from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.inference.outputs import OUTPUTS, SUBMISSION, WriteScan, predicted_files, predicted_scans
+from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.progress import progress
+from gitseg_tf.data.readers.base import Cohort, Scan
+from gitseg_tf.data.readers.registry import read_cohort, read_file
+from gitseg_tf.data.volume import Volume
+from gitseg_tf.errors import DataError, GitsegError, ScanError
+from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.predictor import load_predictor
-from gitseg_tf.progress import progress, say_above
+from gitseg_tf.inference.writers.registry import WRITERS, open_writer, predicted_files, predicted_scans
+from gitseg_tf.labels import UWMGI, LabelSet
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_OUTPUTS = ("submission", "nifti")
 
 
 def predict_cohort(
     models: str | AnyPath | Sequence[str | AnyPath],
     source: str | AnyPath,
     out: str | AnyPath,
-    output: str = "submission",
-    say: Callable[[str], None] = say_above,
-    load: Callable | None = None,
+    *,
+    output: str | None = None,
+    load: Callable[[Any], BasePredictor] | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
-    What an earlier call predicted of a scan that fails is removed, for nobody could tell it from what is made now.
+    Earlier predictions of a scan that fails are removed, so that they are not mistaken for new ones.
 
     Args:
-        models: runs, exported SavedModels or cross-validations, see `load_predictor`; of several the mean.
-        source: a folder of any layout that `read_cohort` knows; contours are not read. Of train/ and test/ it is test/.
-            Or a file that `read_file` knows.
+        models: runs, exported SavedModels or cross-validations, see `load_predictor`; several are averaged.
+        source: a folder of any layout that `read_cohort` supports, whose annotations are not read (test/ is preferred
+            to train/); or a file that `read_file` supports.
         out: the folder for the predictions.
-        output: of OUTPUTS.
-        say: takes lines for the user.
-        load: gives the predictor of the models, called with them and `say`; None is `load_predictor`.
+        output: a format of WRITERS; None is "submission" if the competition has all labels of the models, otherwise
+            "nifti".
+        load: function that creates the predictor of the models; None is `load_predictor`.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no model, models that do not go together, no scans, or scans that cannot be written so; and, when
-            all others are written, that some have failed.
+        DataError: no scans, scans that cannot be written in this format, or, after all others are written, scans that
+            failed.
+        RunError, ServerError: no model, or models that are incompatible.
+        ConfigError: an unknown format, or labels that it does not support.
     """
-    out = as_path(out)
+    out, source = as_path(out), as_path(source)
+    if output is not None:
+        WRITERS.check(output)
     try:
-        cohort = _read_source(as_path(source))
-    except InputError as error:
-        raise InputError(f"{error}{_all_there(output, out, as_path(source))}") from error
-    remove_earlier = partial(_remove_earlier, output, out, as_path(source), say)
+        cohort = _read_source(source)
+    except GitsegError as error:
+        raise DataError(f"{error}{_describe_earlier(output, out, source)}") from error
     for note in cohort.notes:
-        say(note)
+        logger.info(note)
     failed = [name for name, _ in cohort.broken]
     total = len(cohort.scans) + len(failed)
-    with OUTPUTS[output](cohort, out, say) as write:
-        predict = (load or load_predictor)(models, say=say)
+    predictor = (load or load_predictor)(models)
+    output = output or _default_output(predictor.labels)
+    with open_writer(output, cohort, out, predictor.labels) as writer:
         out.mkdir(parents=True, exist_ok=True)
+
+        def fail(scan_id: str, reason: object) -> None:
+            logger.warning("%s failed: %s", scan_id, reason)
+            _remove_earlier(output, out, source, scan_id, predictor.labels)
+
         for name, reason in cohort.broken:
-            say(f"{name} failed: {reason}")
-            remove_earlier(name)
-        finished = predict_scans(cohort.scans, predict, write)
-        for scan, error in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
-            if error is not None:
-                say(f"{scan.id} failed: {error}")
-                remove_earlier(scan.id)
+            fail(name, reason)
+        finished = predict_scans(cohort.scans, predictor, writer.write, probabilities=_uses_probabilities(output))
+        for scan, fault in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
+            if fault is not None:
+                fail(scan.id, fault)
                 failed.append(scan.id)
         if len(failed) == total:
-            if output == "submission":
-                (out / SUBMISSION).unlink(missing_ok=True)  # of an earlier call
-            raise InputError(f"{source}: none of its {total} scans could be segmented, the reasons are above")
+            if table := WRITERS.facts(output).get("table"):
+                (out / table).unlink(missing_ok=True)  # left by an earlier call
+            raise DataError(f"{source}: none of its {total} scans could be segmented; see the reasons above")
     if failed:
-        raise InputError(
-            f"{source}: {len(failed)} of {total} scans failed for the reasons above ({', '.join(failed)}); "
-            f"the others are in {out}{_others_there(output, out, cohort)}"
+        raise DataError(
+            f"{source}: {len(failed)} of {total} scans failed ({', '.join(failed)}), see the reasons above; "
+            f"the others are in {out}{_describe_other_earlier(output, out, cohort)}"
         )
     return out
 
 
 def predict_scans(
-    scans: Iterable[Scan], predict: Callable, write: WriteScan
-) -> Iterator[tuple[Scan, InputError | None]]:
-    """Read the next scan and write the last one while one is being segmented.
+    scans: Iterable[Scan],
+    predictor: BasePredictor,
+    write: Callable[[Scan, Volume, Prediction], None],
+    *,
+    probabilities: bool = False,
+) -> Iterator[tuple[Scan, GitsegError | None]]:
+    """Segment scans, reading the next one and writing the previous one at the same time.
 
-    No more than four scans are in memory, however many there are.
+    At most four scans are in memory at a time.
 
     Args:
-        scans: to be read by `read_image`.
-        predict: from `make_predictor`; called in this thread. A ScanError of its own is one scan's.
-        write: takes (scan, image, masks) in their order, in another thread.
+        scans: the scans to segment.
+        predictor: called in this thread; its ScanError or DataError concerns one scan only.
+        write: called for the scans in order, in another thread.
+        probabilities: also predict probabilities.
 
     Returns:
-        (scan, None), or what is wrong with it, in the order of the scans.
+        Iterator over (scan, None or its error), in the order of the scans.
 
     Raises:
         OSError: a file cannot be written.
@@ -98,21 +117,21 @@ def predict_scans(
 
     def segmented():
         for reading in _ahead(_read, scans):
-            scan, image, percentiles, error = reading.result()
-            masks = None
+            scan, volume, error = reading.result()
+            prediction = None
             if error is None:
                 try:
-                    masks = predict(image, scan.numbers, percentiles, scan.spacing)
-                except ScanError as refused:
+                    prediction = predictor.predict(volume, probabilities=probabilities)
+                except (ScanError, DataError) as refused:
                     error = refused
-            yield scan, image, masks, error
+            yield scan, volume, prediction, error
 
     def finish(item):
-        scan, image, masks, error = item
+        scan, volume, prediction, error = item
         if error is None:
             try:
-                write(scan, image, masks)
-            except InputError as refused:
+                write(scan, volume, prediction)
+            except GitsegError as refused:
                 error = refused
         return scan, error
 
@@ -120,29 +139,46 @@ def predict_scans(
         yield writing.result()
 
 
-def _remove_earlier(output: str, out: AnyPath, source: AnyPath, say: Callable[[str], None], scan_id: str) -> None:
-    earlier = predicted_files(output, out, scan_id)
+def _default_output(labels: LabelSet) -> str:
+    """Choose the output format for these labels."""
+    competition = set(labels.names) <= set(UWMGI.names)
+    output = _DEFAULT_OUTPUTS[0 if competition else 1]
+    owner = "are the competition's" if competition else "are not the competition's"
+    logger.info("format     %s, because the labels %s and no format was chosen", output, owner)
+    return output
+
+
+def _uses_probabilities(output: str) -> bool:
+    return bool(WRITERS.facts(output).get("probabilities"))
+
+
+def _remove_earlier(output: str, out: AnyPath, source: AnyPath, scan_id: str, labels: LabelSet) -> None:
+    earlier = predicted_files(output, out, scan_id, labels)
     if not earlier:
         return
-    if out.resolve() == source.resolve():  # they may be the contours that the scan came with
-        say(f"{scan_id}: {_first_of(earlier)} stays, and is not of this prediction")
+    if out.resolve() == source.resolve():  # these files may be the annotation of the scan
+        logger.warning("%s: kept %s, which is not from this prediction", scan_id, _first_of(earlier))
         return
     for path in earlier:
         path.unlink()
-    say(f"{scan_id}: its earlier prediction is removed ({_first_of(earlier)})")
+    logger.warning("%s: removed its earlier prediction (%s)", scan_id, _first_of(earlier))
 
 
-def _all_there(output: str, out: AnyPath, source: AnyPath) -> str:
-    there = [SUBMISSION] if output == "submission" and (out / SUBMISSION).is_file() else predicted_scans(output, out)
-    if not there or out.resolve() == source.resolve():
+def _describe_earlier(output: str | None, out: AnyPath, source: AnyPath) -> str:
+    """Describe the earlier predictions in the folder, as a clause for a message."""
+    earlier: list[str] = []
+    for name in (output,) if output else _DEFAULT_OUTPUTS:
+        table = WRITERS.facts(name).get("table")
+        earlier += [table] if table and (out / table).is_file() else predicted_scans(name, out)
+    if not earlier or out.resolve() == source.resolve():
         return ""
-    return f"; {out} holds what earlier calls predicted ({_first_of(there)})"
+    return f"; {out} still contains earlier predictions ({_first_of(earlier)})"
 
 
-def _others_there(output: str, out: AnyPath, cohort: Cohort) -> str:
-    """What is there of scans that were not read: one of which not even the name could be read may be among them."""
+def _describe_other_earlier(output: str, out: AnyPath, cohort: Cohort) -> str:
+    """Describe earlier predictions of scans that were not read, which may be unreadable ones, as a clause."""
     others = sorted(set(predicted_scans(output, out)) - {scan.id for scan in cohort.scans}) if cohort.broken else []
-    return f", beside what earlier calls predicted of {_first_of(others)}" if others else ""
+    return f", together with earlier predictions of {_first_of(others)}" if others else ""
 
 
 def _first_of(names: list) -> str:
@@ -153,18 +189,19 @@ def _read_source(source: AnyPath) -> Cohort:
     return read_file(source) if source.is_file() else read_cohort(source, table=False, list_broken=True)
 
 
-def _read(scan: Scan):
+def _read(scan: Scan) -> tuple[Scan, Volume | None, GitsegError | None]:
     try:
-        image = read_image(scan)
-        return scan, image, intensity_percentiles(image), None
-    except InputError as error:
-        return scan, None, None, error
+        volume = scan.read_volume()
+        _ = volume.percentiles  # computed here, in the reading thread
+        return scan, volume, None
+    except GitsegError as error:
+        return scan, None, error
     except OSError as error:
-        return scan, None, None, InputError(f"{error.filename}: {error.strerror}")
+        return scan, None, DataError(f"{error.filename}: {error.strerror}")
 
 
 def _ahead(function: Callable[[Any], Any], items: Iterable) -> Iterator[Future]:
-    """Call a function of each item in a thread; when the first result is handed out, the second is being made."""
+    """Call a function on each item in a thread, one item ahead of the result that is yielded."""
     with ThreadPoolExecutor(1) as pool:
         begun: deque[Future] = deque()
         for item in items:

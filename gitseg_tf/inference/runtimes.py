@@ -1,4 +1,4 @@
-"""Networks in ONNX and TFLite files, run by onnxruntime and LiteRT. These are imported when a file is opened."""
+"""Run networks in ONNX and TFLite files with onnxruntime and LiteRT, which are imported when a file is opened."""
 
 import importlib
 import os
@@ -8,66 +8,69 @@ from types import ModuleType
 import numpy as np
 import tensorflow as tf
 
-from gitseg_tf.data.scans import ORGANS
-from gitseg_tf.errors import InputError, first_line
-from gitseg_tf.files import AnyPath
-from gitseg_tf.quiet import held_back
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.core.tensorflow_import import held_back
+from gitseg_tf.errors import DependencyError, RunError, first_line
+from gitseg_tf.inference.exported import RUNTIMES
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-_ERRORS_ALONE = 3
+_ERRORS_ONLY = 3
 
 
-def open_network(file: AnyPath, window: tuple[int, ...]) -> Callable:
-    """The network of an exported file.
+def open_network(file: AnyPath, window: tuple[int, ...], labels: int) -> Callable:
+    """Open the network of an exported file.
 
     Args:
         file: an ONNX or TFLite file of `gitseg export`.
-        window: shape of a window, (height, width, slices), or of a patch, (D, H, W, 1).
+        window: shape of a window, (height, width, slices * channels), or of a patch, (D, H, W, channels).
+        labels: number of labels, L.
 
     Returns:
-        Function from float32 windows [N, *window] to float32 probabilities [N, ..., 3], on onnxruntime's CUDA or CPU
-        provider, or on all cores with LiteRT, which takes the windows one after the other.
+        Function from float32 windows [N, *window] to float32 probabilities [N, ..., L]. It runs on onnxruntime's CUDA
+        or CPU provider, or on all cores with LiteRT, which processes the windows one by one.
 
     Raises:
-        InputError: the runtime is not installed, no such file, a damaged one, or a network of other inputs or outputs.
+        DependencyError: the runtime is not installed.
+        RunError: the file is missing or damaged, or its inputs or outputs do not match its config.
     """
     if not file.is_file():
-        raise InputError(f"{file}: there is no such file; gitseg export --format writes it")
-    run, contract = (_onnx if file.suffix == ".onnx" else _tflite)(file)
-    expected = _contract([("float32", window)], [("float32", (*window[:-1], len(ORGANS)))])
+        raise RunError(f"{file}: no such file; run gitseg export to write it")
+    run, contract = RUNTIMES.get(file.suffix)(file)
+    expected = contract_words([("float32", window)], [("float32", (*window[:-1], labels))])
     if contract != expected:
-        raise InputError(f"{file}: takes {contract}, by its config.yaml it is {expected}; export the run again")
+        raise RunError(f"{file}: takes {contract}, but its config.yaml says {expected}; export the run again")
     return lambda windows: tf.constant(run(np.asarray(windows, np.float32)))
 
 
 def import_extra(name: str) -> ModuleType:
-    """A module of the extra [export].
+    """Import a module of the extra [export].
 
     Raises:
-        InputError: it is not installed.
+        DependencyError: the module is not installed.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name or name} is missing; pip install 'gitseg-tf[export]'") from None
+        raise DependencyError(f"the package {error.name or name} is missing; pip install 'gitseg-tf[export]'") from None
 
 
-def _contract(inputs: Iterable[tuple[str, Sequence]], outputs: Iterable[tuple[str, Sequence]]) -> str:
-    """What a network makes of a window, in words, of the types and shapes of its inputs and outputs."""
-    given, found = (", ".join(f"{kind} {list(shape)}" for kind, shape in side) for side in (inputs, outputs))
-    return f"windows of {given} to {found}"
+def contract_words(inputs: Iterable[tuple[str, Sequence]], outputs: Iterable[tuple[str, Sequence]]) -> str:
+    """Describe the types and shapes of a network's inputs and outputs."""
+    given, result = (", ".join(f"{kind} {list(shape)}" for kind, shape in side) for side in (inputs, outputs))
+    return f"windows of {given} to {result}"
 
 
-def _onnx(file: AnyPath) -> tuple[Callable, str]:
+def open_onnx(file: AnyPath) -> tuple[Callable, str]:
+    """Open an ONNX file with onnxruntime; return a function from windows to probabilities, and its description."""
     onnxruntime, states = import_extra("onnxruntime"), import_extra("onnxruntime.capi.onnxruntime_pybind11_state")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ALONE
-    there = onnxruntime.get_available_providers()
+    options.log_severity_level = _ERRORS_ONLY
+    available = onnxruntime.get_available_providers()
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
     damaged = tuple(getattr(states, name) for name in names)
     try:
         session = onnxruntime.InferenceSession(
-            file.read_bytes(), options, providers=[name for name in _PROVIDERS if name in there]
+            file.read_bytes(), options, providers=[name for name in _PROVIDERS if name in available]
         )
     except damaged as error:
         raise _damaged(file, error) from None
@@ -79,10 +82,11 @@ def _onnx(file: AnyPath) -> tuple[Callable, str]:
     def described(tensors):
         return [("float32" if one.type == "tensor(float)" else one.type, one.shape[1:]) for one in tensors]
 
-    return run, _contract(described(inputs), described(outputs))
+    return run, contract_words(described(inputs), described(outputs))
 
 
-def _tflite(file: AnyPath) -> tuple[Callable, str]:
+def open_tflite(file: AnyPath) -> tuple[Callable, str]:
+    """Open a TFLite file with LiteRT; return a function from windows to probabilities, and its description."""
     litert = import_extra("ai_edge_litert.interpreter")
     try:
         with held_back((ValueError, RuntimeError)):
@@ -103,8 +107,8 @@ def _tflite(file: AnyPath) -> tuple[Callable, str]:
     def described(tensors):
         return [(np.dtype(one["dtype"]).name, one["shape"][1:].tolist()) for one in tensors]
 
-    return run, _contract(described(inputs), described(outputs))
+    return run, contract_words(described(inputs), described(outputs))
 
 
-def _damaged(file: AnyPath, error: Exception) -> InputError:
-    return InputError(f"{file}: is damaged ({first_line(error)}); export it again")
+def _damaged(file: AnyPath, error: Exception) -> RunError:
+    return RunError(f"{file}: is damaged ({first_line(error)}); export it again")

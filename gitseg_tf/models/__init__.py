@@ -1,1 +1,1 @@
-"""Networks and build_model."""
+"""The networks, and `build_model`."""

@@ -1,61 +1,65 @@
-"""From decoded features to logits."""
+"""Heads that convert features to logits."""
 
 import tf_keras as keras
 
-from gitseg_tf.data.scans import ORGANS
 from gitseg_tf.models.layers import ReplayedDropout, bilinear
 
-# Organs are rare: starting at a probability of 5% spares the first steps (Lin et al. 2017, arXiv:1708.02002).
+# Labeled voxels are rare: an initial probability of 5% saves the first steps (Lin et al. 2017, arXiv:1708.02002).
 INITIAL_LOGIT = -3.0
 
 
-def segmentation_logits(decoded, size: tuple[int, int], dropout: float, seed: int):
-    """Logits of each organ, float32 whatever the policy.
+def segmentation_logits(decoded, size: tuple[int, int], *, labels: int, dropout: float, seed: int):
+    """Compute the logits of each label, in float32 for any policy.
 
-    A decoder that stops below the input's resolution has its logits upsampled, not its many more channels: a 1x1
-    convolution and bilinear upsampling may change places.
+    If a decoder ends below the input's resolution, its logits are upsampled instead of its features, which have many
+    more channels; a 1x1 convolution and bilinear upsampling commute.
 
     Args:
-        decoded: Keras tensor [N, h, w, C], or a list of such for deep supervision.
-        size: height and width of the model's input, multiples of h and w of the first.
-        dropout: share of the decoded values that are dropped in training.
-        seed: of what is dropped.
+        decoded: Keras tensor [N, h, w, C], or a list of several for deep supervision.
+        size: height and width of the model's input, multiples of h and w of the first tensor.
+        labels: number of labels L.
+        dropout: fraction of the decoded values dropped in training.
+        seed: seed of the dropout.
 
     Returns:
-        Keras tensors by name: logits [N, H, W, 3], and deep1, deep2, ... [N, h, w, 3] of the others.
+        Keras tensors by name: logits [N, H, W, L], and deep1, deep2, ... [N, h, w, L] for the other tensors.
     """
     first, *others = decoded if isinstance(decoded, list) else [decoded]
-    low = organ_logits(first, dropout, seed, "logits")
+    low = label_logits(first, "logits", labels=labels, dropout=dropout, seed=seed)
     upsampled = {"logits": bilinear(low, size[0] // low.shape[1], "logits_up")}
-    return upsampled | {f"deep{k}": organ_logits(x, dropout, seed + k, f"deep{k}") for k, x in enumerate(others, 1)}
+    return upsampled | {
+        f"deep{k}": label_logits(x, f"deep{k}", labels=labels, dropout=dropout, seed=seed + k)
+        for k, x in enumerate(others, 1)
+    }
 
 
-def presence_logits(features: dict):
-    """Logits of whether each organ is in the window at all, from the deepest feature.
+def presence_logits(features: dict, labels: int):
+    """Compute logits for the presence of each label in the window, from the deepest feature.
 
     Args:
-        features: Keras tensors by their stride.
+        features: Keras tensors by stride.
+        labels: number of labels L.
 
     Returns:
-        Keras tensor float32 [N, 3].
+        Keras tensor float32 [N, L].
     """
     pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="presence_pool")(features[max(features)])
-    return keras.layers.Dense(len(ORGANS), dtype="float32", name="presence")(pooled)
+    return keras.layers.Dense(labels, dtype="float32", name="presence")(pooled)
 
 
-def organ_logits(x, dropout: float, seed: int, name: str):
-    """Logits of each organ at the decoded resolution, float32 whatever the policy.
+def label_logits(x, name: str, *, labels: int, dropout: float, seed: int):
+    """Compute the logits of each label at the decoded resolution, in float32 for any policy.
 
     Args:
         x: Keras tensor [N, h, w, C] or [N, d, h, w, C].
-        dropout, seed: as of `segmentation_logits`.
-        name: of the layer that gives them.
+        name: name of the layer.
+        labels, dropout, seed: see `segmentation_logits`.
 
     Returns:
-        Keras tensor of the same rank with 3 channels.
+        Keras tensor of the same rank with a channel per label.
     """
     if dropout:
         x = ReplayedDropout(dropout, seed, name=f"{name}_dropout")(x)
     rare = keras.initializers.Constant(INITIAL_LOGIT)
     convolution = keras.layers.Conv2D if len(x.shape) == 4 else keras.layers.Conv3D
-    return convolution(len(ORGANS), 1, bias_initializer=rare, dtype="float32", name=name)(x)
+    return convolution(labels, 1, bias_initializer=rare, dtype="float32", name=name)(x)

@@ -1,4 +1,4 @@
-"""Building blocks shared by the networks."""
+"""Layers and blocks shared by the networks."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,9 +7,9 @@ import tf_keras as keras
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class Upsample(keras.layers.Layer):
-    """Nearest-neighbour upsampling by 2, as concatenation and reshape.
+    """Nearest-neighbor upsampling by 2, implemented by concatenation and reshape.
 
-    UpSampling2D's gradient (ResizeNearestNeighborGrad) has no XLA kernel, so it cannot be trained on a TPU.
+    The gradient of UpSampling2D (ResizeNearestNeighborGrad) has no XLA kernel, so it cannot be trained on a TPU.
 
     Input [N, H, W, C], output [N, 2H, 2W, C], same dtype.
     """
@@ -19,30 +19,30 @@ class Upsample(keras.layers.Layer):
 
 
 def _interleave(pixels: list[list]):
-    """Tensors [N, H, W, C] of the pixels with even and odd row and column as one [N, 2H, 2W, C]."""
+    """Interleave tensors [N, H, W, C] of the pixels with even and odd row and column to one [N, 2H, 2W, C]."""
     _, height, width, channels = pixels[0][0].shape
     rows = [tf.reshape(tf.concat(row, -1), [-1, height, 2 * width * channels]) for row in pixels]
     return tf.reshape(tf.concat(rows, -1), [-1, 2 * height, 2 * width, channels])
 
 
-# The rows (or columns) of a 3x3 kernel, and the four pixels of the upsampled image in which each pixel below is seen.
+# [4, 3]: which rows (or columns) of a 3x3 kernel contribute to each row (or column) of the equivalent 4x4 kernel.
 _SEEN = [[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]]
-# [16, 9]: the same for both.
+# [16, 9]: the same for rows and columns together.
 _SPREAD = np.kron(_SEEN, _SEEN)
 
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class UpsampleConv(keras.layers.Layer):
-    """Nearest-neighbour upsampling by 2, concatenation with `skips` and a 3x3 convolution without bias, as one.
+    """Nearest-neighbor upsampling by 2, concatenation with `skips` and a 3x3 convolution without bias, fused.
 
-    Of the nine pixels that a 3x3 kernel sees of an upsampled image only four differ, and their weights can be added
-    beforehand. The upsampled part is therefore a transposed convolution, with a 4x4 kernel and a stride of 2: 4 / 9 of
-    the work.
+    Of the nine pixels of an upsampled image under a 3x3 kernel only four differ, so their weights can be summed
+    beforehand. The upsampled part therefore becomes a transposed convolution with a 4x4 kernel and a stride of 2, which
+    takes 4/9 of the work.
 
     Input: list of [N, H, W, C] and any number of [N, 2H, 2W, *]. Output [N, 2H, 2W, filters], same dtype.
 
     Args:
-        filters: channels of the output.
+        filters: number of channels of the output.
     """
 
     def __init__(self, filters: int, **kwargs):
@@ -57,12 +57,12 @@ class UpsampleConv(keras.layers.Layer):
     def call(self, inputs):
         x, *skips = inputs
         channels = x.shape[-1]
-        # By split: the gradient of a strided slice takes longer than that of the convolution.
+        # Use tf.split, because the gradient of a strided slice takes longer than that of the convolution.
         seen, joined = tf.split(self.kernel, [channels, self.kernel.shape[2] - channels], axis=2)
         if not skips:
             _, height, width, _ = x.shape
             return self._convolve_upsampled(x, seen, [tf.shape(x)[0], 2 * height, 2 * width])
-        # Of the skips' shape as TensorFlow sees it: then it joins sum and activation with the convolution below.
+        # With the dynamic shape of the skips, TensorFlow fuses the sum and the activation into the convolution below.
         upsampled = self._convolve_upsampled(x, seen, tf.shape(skips[0])[:3])
         return upsampled + tf.nn.conv2d(tf.concat(skips, -1) if len(skips) > 1 else skips[0], joined, 1, "SAME")
 
@@ -79,14 +79,15 @@ class UpsampleConv(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class BilinearUpsample(keras.layers.Layer):
-    """Bilinear upsampling by a whole factor, corners not aligned, as two matrix products.
+    """Bilinear upsampling by an integer factor with half-pixel centers, implemented by two matrix products.
 
-    The gradient of ResizeBilinear with half-pixel centres has no XLA kernel; that of a product has one everywhere.
+    The gradient of ResizeBilinear with half-pixel centers has no XLA kernel; that of a matrix product has one on every
+    device.
 
-    Input [N, H, W, C], output [N, factor * H, factor * W, C], same dtype and the values of tf.image.resize.
+    Input [N, H, W, C], output [N, factor * H, factor * W, C], same dtype and same values as tf.image.resize.
 
     Args:
-        factor: of height and width, or one of each.
+        factor: one factor for height and width, or (height, width).
     """
 
     def __init__(self, factor: int | tuple[int, int], **kwargs):
@@ -107,22 +108,22 @@ class BilinearUpsample(keras.layers.Layer):
 
 
 def _bilinear_weights(size: int, factor: int) -> np.ndarray:
-    """float64 [factor * size, size]: how much of each pixel is in each finer one."""
-    place = np.clip((np.arange(factor * size) + 0.5) / factor - 0.5, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(size)))
+    """Compute float64 [factor * size, size], the weight of each pixel in each upsampled pixel."""
+    position = np.clip((np.arange(factor * size) + 0.5) / factor - 0.5, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(size)))
 
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class AtrousSeparableConv(keras.layers.Layer):
-    """A 3x3 depthwise convolution with holes, then a 1x1 convolution, without biases (Chen et al. 2018).
+    """A 3x3 atrous depthwise convolution followed by a 1x1 convolution, without biases (Chen et al. 2018).
 
-    Where the rate reaches beyond the input, all taps but the central one see the padding alone: the depthwise part is
-    then a factor of each channel, which is multiplied into the 1x1 kernel instead of the input.
+    If the rate is at least as large as the input, all taps but the central one see only padding: the depthwise part is
+    then one factor per channel, which is multiplied into the 1x1 kernel instead of the input.
 
     Input [N, H, W, C], output [N, H, W, filters], same dtype.
 
     Args:
-        filters: channels of the output.
+        filters: number of channels of the output.
         rate: distance of the depthwise kernel's taps in pixels.
     """
 
@@ -132,7 +133,7 @@ class AtrousSeparableConv(keras.layers.Layer):
 
     def build(self, input_shape):
         channels = input_shape[-1]
-        # The variance stays: one output of the depthwise part is a sum of 9 taps.
+        # This preserves the variance, because an output of the depthwise part is a sum of 9 taps.
         taps = keras.initializers.RandomNormal(stddev=1 / 3)
         self.depthwise = self.add_weight("depthwise", [3, 3, channels, 1], initializer=taps)
         self.pointwise = self.add_weight("pointwise", [1, 1, channels, self.filters], initializer="he_normal")
@@ -152,13 +153,13 @@ class AtrousSeparableConv(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class ReplayedDropout(keras.layers.Layer):
-    """Dropout whose draws hang on the seed, the number of training steps before and the replica alone.
+    """Dropout whose random numbers depend only on the seed, the number of training steps so far and the replica.
 
-    keras's own draws from a state that no checkpoint holds: a resumed training would go on differently.
+    The random state of Keras's dropout is not saved in checkpoints, so resumed training would differ.
 
     Args:
-        rate: share of the values that become 0 in training; the others grow, so that the mean stays.
-        seed: of the draws.
+        rate: fraction of the values set to 0 in training; the others are scaled up to keep the mean.
+        seed: seed of the random numbers.
     """
 
     def __init__(self, rate: float, seed: int, **kwargs):
@@ -191,11 +192,11 @@ class ReplayedDropout(keras.layers.Layer):
 
 
 def conv_block(x, filters: int, name: str, kernel: int = 3):
-    """Convolution, batch normalisation, ReLU.
+    """Apply convolution, batch normalization and ReLU.
 
     Args:
         x: Keras tensor [N, H, W, C].
-        filters: channels of the output.
+        filters: number of channels of the output.
         name: prefix of the layers' names.
         kernel: height and width of the convolution's kernel.
 
@@ -209,16 +210,16 @@ def conv_block(x, filters: int, name: str, kernel: int = 3):
 
 
 def separable_block(x, filters: int, name: str, rate: int = 1):
-    """`AtrousSeparableConv`, batch normalisation, ReLU; arguments and result as of `conv_block`."""
+    """Apply `AtrousSeparableConv`, batch normalization and ReLU; arguments and result as for `conv_block`."""
     return normalized(AtrousSeparableConv(filters, rate, name=f"{name}_conv")(x), name)
 
 
 def normalized(x, name: str):
-    """Batch normalisation and ReLU; arguments and result as of `conv_block`."""
+    """Apply batch normalization and ReLU; arguments and result as for `conv_block`."""
     x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
 def bilinear(x, factor: int, name: str):
-    """x at `factor` times its resolution by `BilinearUpsample`; x itself where the factor is 1."""
+    """Upsample by `factor` with `BilinearUpsample`; a factor of 1 returns `x` itself."""
     return x if factor == 1 else BilinearUpsample(factor, name=name)(x)

@@ -1,101 +1,68 @@
-"""The folder of a run: which one it is, what may be there already, and how a run goes on in it."""
+"""The folder of a run during training: choose it, and check its existing content."""
 
 import platform
 from pathlib import Path
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
-from gitseg_tf.data.dataset import Dataset
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath, as_path
-from gitseg_tf.training.cluster import has_workers
+from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.errors import RunError
+from gitseg_tf.runs.folder import TUNED, has_begun, read_history
+from gitseg_tf.training.distribute.cluster import has_workers
 
-# What `gitseg tune` found for the weights of a run: a config file of the section postprocess, the evaluation.tta
-# under which it was found, and provenance.tuned.
-TUNED = "postprocess.yaml"
-# What a run that goes on may have otherwise than the one before, by section.
+# The keys that may change when a run is resumed, by section.
 MAY_CHANGE = {
     "data": {"path", "service"},
-    "training": {"epochs", "strategy", "early_stopping", "checkpoint_minutes", "wandb"},
+    "training": {"epochs", "strategy", "early_stopping_patience", "checkpoint_minutes", "wandb"},
 }
 
 
-def choose_run(out: str | AnyPath | None, name: str, resume: bool = False) -> AnyPath:
-    """Choose the folder of a run, and refuse one that is taken before anything is done for it.
+def choose_run(out: str | AnyPath | None, name: str, *, resume: bool = False) -> AnyPath:
+    """Choose the folder of a run, and check that it is available before any work is done.
 
     Args:
-        out: the folder; None is runs/NAME, with a number behind it where that is there: the next number for a new run,
-            the last one for a resumed run.
-        name: of the config.
-        resume: the run goes on.
+        out: the folder; None is runs/NAME, or if that exists runs/NAME-2, ...: the next number for a new run, the last
+            existing one for a resumed run.
+        name: name of the config.
+        resume: resume an existing run.
 
     Returns:
-        The folder; nothing is written yet.
+        The folder; nothing has been written yet.
 
     Raises:
-        InputError: a run is there already (without resume), or something else.
+        RunError: the folder contains a run (without resume), or something else.
     """
-    run = as_path(out) if out else numbered(name, resume)
-    # Of several workers the chief may have made the folder a moment ago: it checks by itself, in `open_run`.
+    run = as_path(out) if out else numbered(name, resume=resume)
+    # With several workers, the chief may just have created the folder; it checks the folder in `open_run`.
     if not has_workers():
-        check_run_folder(run, resume)
+        check_run_folder(run, resume=resume)
     return run
 
 
-def has_begun(run: AnyPath) -> bool:
-    """True for a folder with the config.yaml of a run."""
-    return (run / "config.yaml").is_file()
-
-
-def check_run_folder(run: AnyPath, resume: bool) -> None:
-    """Refuse a folder that holds something else than a run to resume.
+def check_run_folder(run: AnyPath, *, resume: bool) -> None:
+    """Check that a folder is empty or missing, or, with resume, a run.
 
     Raises:
-        InputError: a run is there already (without resume), or something else.
+        RunError: the folder contains a run (without resume), or something else.
     """
     if has_begun(run):
         if not resume:
-            raise InputError(f"{run}: a run is there already; go on with --resume or choose another --out")
+            raise RunError(f"{run}: already contains a run; resume it or choose another run folder")
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"{run}: is not empty and no run; choose another --out")
+        raise RunError(f"{run}: is not empty and is not a run; choose another run folder")
 
 
-def load_run_config(run: AnyPath) -> Config:
-    """The config of a run, with what `gitseg tune` found in place of its own: the post-processing, and the test-time
-    augmentation to which that belongs, if the file has it.
-
-    Raises:
-        InputError: config.yaml or postprocess.yaml is damaged.
-    """
-    config = load_config(run / "config.yaml")
-    if not (run / TUNED).is_file():
-        return config
-    tuned = load_config(run / TUNED)
-    evaluation = config.evaluation
-    if "tta" in tuned.evaluation.model_fields_set:
-        evaluation = evaluation.model_copy(update={"tta": tuned.evaluation.tta})
-    facts = tuned.provenance.get("tuned")
-    if not isinstance(facts, dict) or not {"fold", "cases", "scans"} <= set(facts):
-        raise InputError(f"{run / TUNED}: provenance.tuned lacks fold, cases or scans; remove it and run gitseg tune")
-    return config.model_copy(
-        update={
-            "evaluation": evaluation,
-            "postprocess": tuned.postprocess,
-            "provenance": config.provenance | tuned.provenance,
-        }
-    )
-
-
-def open_run(run: AnyPath, config: Config, dataset: Dataset, resume: bool) -> None:
-    """Make the run's folder, or check that the run there is of the same experiment; write its config.yaml.
+def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) -> None:
+    """Create the run's folder, or check that it contains a run of the same experiment; write its config.yaml.
 
     Raises:
-        InputError: see `check_run_folder`; the run is of another experiment or dataset.
+        RunError: see `check_run_folder`; or the run belongs to another experiment or dataset.
     """
     import tensorflow as tf
     import tf_keras as keras
 
-    check_run_folder(run, resume)
+    check_run_folder(run, resume=resume)
     if has_begun(run):
         check_same_experiment(run, load_config(run / "config.yaml"), config, dataset)
         _check_not_tuned(run, config)
@@ -118,40 +85,48 @@ def check_same_experiment(
     before: Config,
     config: Config,
     dataset: Dataset,
+    *,
     sections: tuple[str, ...] = ("data", "augment", "model", "training"),
 ) -> None:
-    """Refuse to go on with another experiment, but for what `MAY_CHANGE` lists.
+    """Check that a run is resumed with the same experiment, except for the keys in `MAY_CHANGE`.
 
     Args:
         run: the folder, for the message.
-        before: the config that it was begun with.
-        config, dataset: to go on with.
-        sections: of the config, which are compared.
+        before: the config with which the run was started.
+        config, dataset: the config and dataset with which it is resumed; the config was prepared for the dataset.
+        sections: config sections to compare.
 
     Raises:
-        InputError: dataset, seed or a key differs.
+        RunError: labels, channels, dataset, seed or a key differ.
     """
+    for what, was, now in (
+        ("segments", before.labels.names if before.labels is not None else None, config.label_set.names),
+        ("has the input channels", before.channels, config.channels),
+    ):
+        if was is not None and tuple(was) != tuple(now or ()):
+            has = f"the dataset {dataset.root} has {', '.join(now or ())}"
+            raise RunError(f"{run}: the run {what} {', '.join(was)}; {has}; choose another run folder")
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
-        raise InputError(f"{run}: was trained on another dataset than {dataset.root}; choose another --out")
+        raise RunError(f"{run}: was trained on a dataset other than {dataset.root}; choose another run folder")
     for section in sections:
         was, wanted = (getattr(c, section).model_dump(exclude=MAY_CHANGE.get(section)) for c in (before, config))
-        for key in was:
-            if was[key] != wanted[key]:
-                differs = f"{section}.{key} was {was[key]} and is now {wanted[key]}"
-                raise InputError(f"{run}: {differs}; resume with the same or choose another --out")
+        for key in was | wanted:  # either may lack a key: postprocess has a section only for labels that differ
+            if was.get(key) != wanted.get(key):
+                differs = f"{section}.{key} was {was.get(key)} and is now {wanted.get(key)}"
+                raise RunError(f"{run}: {differs}; resume with the same value or choose another run folder")
     if before.seed != config.seed:
-        raise InputError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same")
+        raise RunError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same seed")
 
 
 def _check_not_tuned(run: AnyPath, config: Config) -> None:
-    from gitseg_tf.training.callbacks import read_history
-
     if (run / TUNED).is_file() and len(read_history(run)) < config.training.epochs:
-        raise InputError(f"{run / TUNED}: was tuned for the weights as they are; remove it to train on, and tune again")
+        raise RunError(
+            f"{run / TUNED}: was tuned for the current weights; remove it to continue training, then tune again"
+        )
 
 
-def numbered(name: str, resume: bool) -> Path:
-    """The default folder of a new run of that name, runs/NAME with a number where that is there, or of the last one."""
+def numbered(name: str, *, resume: bool) -> Path:
+    """Choose the default folder of a run: runs/NAME, or if that exists the next number (with resume the last one)."""
     number, out = 1, Path("runs", name)
     while (following := Path("runs", f"{name}-{number + 1}")).exists() or (out.exists() and not resume):
         number, out = number + 1, following

@@ -1,66 +1,69 @@
-"""The training step, one for every network, optimizer, loss and strategy."""
+"""The training step, shared by all networks, optimizers, losses and strategies."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.augment.accelerator import augment_batch
+from gitseg_tf.data.augment.tensorflow import augment_batch
 from gitseg_tf.models.build import logits_of
-from gitseg_tf.training.averages import weight_average
+from gitseg_tf.training.distribute.replicated import change_variables
 from gitseg_tf.training.losses import training_loss
 from gitseg_tf.training.metrics import StreamingDice
-from gitseg_tf.training.optimizers import build_optimizer, decays
-from gitseg_tf.training.rates import rate_shares
-from gitseg_tf.training.replicated import change_variables
-from gitseg_tf.training.schedules import Schedule
-from gitseg_tf.training.uncounted import counting
+from gitseg_tf.training.optim.averages import weight_average
+from gitseg_tf.training.optim.layer_rates import rate_shares
+from gitseg_tf.training.optim.optimizers import build_optimizer, decays
+from gitseg_tf.training.optim.schedules import Schedule
 
 
 class TrainingModel(keras.Model):
-    """A functional model whose training step does, one after the other:
+    """A functional model with a custom training step.
 
-    random changes of the windows (augment.on: accelerator); forward and backward passes of `training.accumulate` parts
-    of the batch, whose gradients are averaged; clipping by the global norm over all replicas; decoupled weight decay
-    (Loshchilov & Hutter 2017, arXiv:1711.05101) on kernels; the optimizer's update, shortened for layers with a share
-    of the learning rate; the average of the weights.
+    The step performs, in this order: augmentation of the windows (augment.backend: tensorflow); forward and backward
+    passes of `training.gradient_accumulation_steps` parts of the batch, whose gradients are averaged; clipping by the
+    global norm over all replicas; decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101) of kernels; the
+    optimizer's update, scaled down for layers with a lower learning rate; and the update of the averaged weights.
 
-    Part j of k takes every k-th window from the j-th on, so that the parts of several replicas are together those of
-    one device. What a loss or a batch normalisation takes over a batch, it takes over a part.
+    Part j of k consists of every k-th window starting at j, so that the parts of several replicas together equal those
+    of one device. Losses and batch normalization that reduce over the batch reduce over a part.
 
     Args:
         inputs, outputs, name: as for keras.Model; outputs are logits, or a dict with "logits".
-        config: the experiment.
-        schedule: the learning rate of a step.
-        loss: function of (mask [N, ..., 3], outputs) to float32 [N].
+        config: the experiment, prepared by `Config.for_dataset`.
+        schedule: function from the step to the learning rate.
+        loss: function from (mask [N, ..., L], outputs) to float32 [N].
 
     Attributes:
-        schedule: as given.
-        loss_of: the loss, as given.
-        average: a WeightAverage, followed in each step; set by `training_model`.
+        schedule: the argument of that name.
+        loss_of: the loss.
+        average: a WeightAverage, updated in each step; set by `training_model`.
     """
 
     def __init__(self, *args, config: Config, schedule: Schedule, loss, **kwargs):
         super().__init__(*args, **kwargs)
-        self.schedule, self.average = schedule, None
+        self.schedule = schedule
+        self.average: Any = None
         self._settings, self.loss_of = config, loss
         self._rate_shares = rate_shares(self, config.training)
-        # In an object, for keras takes a model's own metrics for parts of its weights.
+        # Wrapped in an object, because Keras would treat metrics that are attributes of a model as part of its weights.
         self._measures = SimpleNamespace(
-            loss=keras.metrics.Mean(name="loss"), dice=StreamingDice(config.evaluation.threshold)
+            loss=keras.metrics.Mean(name="loss"),
+            dice=StreamingDice(config.label_set.names, config.evaluation.threshold),
         )
-        # By XLA whether or not the whole step is: as one operation a line this would take several times as long.
+        # Compile with XLA even if the step as a whole is not: separate operations would take several times as long.
         self._augment = tf.function(self._augment_share, jit_compile=True)
-        self._forward = None
+        self._forward: Callable | None = None
 
     @property
     def metrics(self):
-        """The mean loss and the Dice, which keras resets with each epoch."""
+        """The mean loss and the Dice, which Keras resets in each epoch."""
         return [self._measures.loss, self._measures.dice]
 
     def train_step(self, data):
-        image, mask = self._changed(*data)
+        image, mask = self._augmented(*data)
         step = tf.identity(self.optimizer.iterations)
         variables, gradients = self._gradients(image, mask)
         self._update(variables, gradients, step)
@@ -75,17 +78,17 @@ class TrainingModel(keras.Model):
         return self.get_metrics_result()
 
     def pass_forward(self, batch) -> None:
-        """Let batch normalisation take note of a batch from the strategy, as in training; nothing else changes."""
+        """Update only the statistics of batch normalization, with a distributed batch."""
 
         def forward(image, mask):
-            self(self._changed(image, mask)[0], training=True)
+            self(self._augmented(image, mask)[0], training=True)
 
         if self._forward is None:
             self._forward = tf.function(lambda batch: self.distribute_strategy.run(forward, args=batch))
         self._forward(batch)
 
-    def _changed(self, image, mask):
-        if self._settings.augment.on != "accelerator":
+    def _augmented(self, image, mask):
+        if self._settings.augment.backend != "tensorflow":
             return image, mask
         replica = tf.distribute.get_replica_context()
         share = image.shape[0]
@@ -94,16 +97,16 @@ class TrainingModel(keras.Model):
         return self._augment(image, mask, step, first, share * replica.num_replicas_in_sync)
 
     def _augment_share(self, image, mask, step, first, whole_batch: int):
-        # The draw of a step hangs on the seed and the step alone; each replica makes its share of it.
+        # The random parameters depend only on the seed and the step; each replica takes its part of them.
         seed = tf.stack([tf.constant(self._settings.seed, tf.int64), step])
-        return augment_batch(image, mask, seed, self._settings.augment, first, whole_batch)
+        return augment_batch(image, mask, seed, self._settings.augment, first=first, whole_batch=whole_batch)
 
     def _gradients(self, image, mask):
-        """The variables that the loss hangs on, and its gradients on this replica, summed over the parts."""
-        parts = self._settings.training.accumulate
-        totals = None
+        """Compute the gradients on this replica, summed over the parts, with the variables that have a gradient."""
+        parts = self._settings.training.gradient_accumulation_steps
+        totals: Any = None
         for part in range(parts):
-            # Only when the part before is done, so that no two parts are in memory at once.
+            # Start when the previous part is done, so that only one part is in memory at a time.
             with tf.control_dependencies([] if totals is None else [g for g in totals if g is not None]):
                 windows, masks = tf.identity(image[part::parts]), tf.identity(mask[part::parts])
             gradients = self._gradients_of_part(windows, masks, parts)
@@ -135,7 +138,7 @@ class TrainingModel(keras.Model):
         slowed = [variable for variable in variables if shares[id(variable)] != 1.0]
         before = [tf.identity(variable) for variable in slowed]
         if training.weight_decay:
-            # Where loss scaling passes over a step for its gradients, the weights must not decay either.
+            # If loss scaling skips a step because of its gradients, the weights must not decay either.
             lost = tf.where(tf.math.is_finite(norm), rate * training.weight_decay, 0.0)
             decayed = [variable for variable in variables if decays(variable)]
             change_variables(lambda v, lost: v.assign_sub(lost * v), decayed, [lost] * len(decayed))
@@ -157,20 +160,20 @@ class TrainingModel(keras.Model):
         return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
 
 
-def training_model(network: keras.Model, config: Config, steps_per_epoch: int, schedule=None) -> TrainingModel:
-    """A network, compiled and ready to be fitted; call it in the strategy's scope.
+def training_model(network: keras.Model, config: Config, steps_per_epoch: int, *, schedule=None) -> TrainingModel:
+    """Create a compiled TrainingModel from a network, ready for `fit`; call it in the strategy's scope.
 
     Args:
         network: from `build_model`.
         config: the experiment.
-        steps_per_epoch: training steps.
-        schedule: a keras LearningRateSchedule instead of the config's.
+        steps_per_epoch: number of training steps per epoch.
+        schedule: a Keras LearningRateSchedule that replaces the config's.
 
     Returns:
         The model, which shares the network's layers.
 
     Raises:
-        InputError: the optimizer is not there.
+        ConfigError: the optimizer does not exist.
     """
     training = config.training
     schedule = schedule or Schedule(training, steps_per_epoch * training.epochs)
@@ -180,12 +183,12 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int, s
         name=network.name,
         config=config,
         schedule=schedule,
-        loss=counting(training_loss(training.loss)),
+        loss=training_loss(training.loss),
     )
     scales_loss = network.dtype_policy.name == "mixed_float16"
-    optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss)
+    optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss=scales_loss)
     model.compile(optimizer, weighted_metrics=[], jit_compile=training.jit_compile)
-    # Metrics are over all replicas already: keras would add up the workers' in what callbacks see of a step.
+    # Metrics already cover all replicas; by default Keras would sum them over the workers in the logs of callbacks.
     model.distribute_reduction_method = "first"
     model.average = weight_average(model, training, steps_per_epoch)
     return model

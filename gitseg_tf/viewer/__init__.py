@@ -1,1 +1,1 @@
-"""A local web page to look through scans, contours and predictions."""
+"""A local web page for browsing scans, contours and predictions."""

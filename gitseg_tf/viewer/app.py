@@ -1,7 +1,8 @@
-"""The pages' addresses: scans by their number in the list, planes by name and number; nothing by path."""
+"""The routes of the page: scans by number in the list, planes by name and number; nothing is addressed by path."""
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from typing import Literal
 
@@ -10,21 +11,23 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from gitseg_tf.data.scans import ORGAN_COLORS, ORGANS
-from gitseg_tf.errors import InputError
+from gitseg_tf.data.volume import Volume
+from gitseg_tf.errors import DataError, GitsegError
 from gitseg_tf.viewer.cache import Cache
-from gitseg_tf.viewer.guard import Guard
-from gitseg_tf.viewer.library import Library, Voxels
-from gitseg_tf.viewer.planes import cut, describe, organs_shown
+from gitseg_tf.viewer.catalog import Library
+from gitseg_tf.viewer.contours import Contours, labels_shown
+from gitseg_tf.viewer.middleware import Guard
+from gitseg_tf.viewer.planes import cut, describe
 from gitseg_tf.viewer.predictions import Predictions
 
 CACHE_BYTES = 1 << 30
+SCRIPTS = ("pictures", "panes", "scan", "display", "list", "view")
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/view.css": ("view.css", "text/css"),
-    "/view.js": ("view.js", "text/javascript"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in SCRIPTS},
 }
-_DARKEST, _BRIGHTEST = 2, 9  # of records.PERCENTILES: 1 and 99.5
+_DARKEST, _BRIGHTEST = 2, 9  # indices into volume.PERCENTILES: 1 and 99.5
 _Plane = Literal["axial", "coronal", "sagittal"]
 _Layer = Literal["truth", "prediction"]
 
@@ -33,19 +36,19 @@ def make_app(library: Library, serves_host: Callable[[str], bool], cache_bytes: 
     """Build the server.
 
     Args:
-        library: what it shows.
-        serves_host: whether a request's Host (without port) is one of this server's names.
-        cache_bytes: of voxels and contours that stay in memory.
+        library: the content of the page.
+        serves_host: function that checks whether a request's Host header names this server, from `own_names`.
+        cache_bytes: maximum size of the voxels and contours kept in memory.
 
     Returns:
-        ASGI application; app.state.predictions is to be closed at the end.
+        ASGI application; close app.state.predictions at the end.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Guard, serves_host=serves_host)
     cache = Cache(_bytes_of, cache_bytes)
     predictions = app.state.predictions = Predictions(library.entries, cache)
 
-    @app.exception_handler(InputError)
+    @app.exception_handler(GitsegError)
     @app.exception_handler(OSError)
     def unreadable(request, error):
         return JSONResponse({"detail": str(error)}, 422)
@@ -62,14 +65,14 @@ def make_app(library: Library, serves_host: Callable[[str], bool], cache_bytes: 
         return {
             "name": library.name,
             "notes": library.notes,
-            "organs": [{"name": organ, "color": ORGAN_COLORS[organ]} for organ in ORGANS],
+            "labels": [{"name": label.name, "title": label.title, "color": label.color} for label in library.labels],
             "has_model": any(entry.model is not None for entry in library.entries),
             "scans": [
                 {
                     "id": entry.id,
                     "case": entry.case,
                     "broken": entry.broken,
-                    "labelled": entry.read_contours is not None,
+                    "annotated": entry.read_contours is not None,
                     "predicted": entry.model is not None,
                     "trained_on": entry.trained_on,
                     "scores": entry.scores,
@@ -83,33 +86,40 @@ def make_app(library: Library, serves_host: Callable[[str], bool], cache_bytes: 
             raise HTTPException(404)
         entry = library.entries[number]
         if entry.broken:
-            raise InputError(entry.broken)
+            raise DataError(entry.broken)
         return entry
 
-    def voxels_of(number: int) -> Voxels:
+    def volume_of(number: int) -> Volume:
         entry = entry_of(number)
-        return cache.get(("voxels", number), entry.read_voxels)
+        return cache.get(("volume", number), lambda: _with_page_dtype(entry.read_volume()))
 
-    def bits_of(number: int, layer: str) -> np.ndarray:
+    def contours_of(number: int, layer: str) -> Contours:
         entry = entry_of(number)
         if layer == "truth":
             if entry.read_contours is None:
                 raise HTTPException(404)
             return cache.get(("truth", number), entry.read_contours)
-        bits = cache.peek(("prediction", number))
-        if bits is None:
+        contours = cache.peek(("prediction", number))
+        if contours is None:
             raise HTTPException(404)
-        return bits
+        return contours
 
     @app.get("/api/scans/{number}")
     def scan(number: int):
-        voxels = voxels_of(number)
+        volume = volume_of(number)
         return {
-            "planes": describe(voxels),
-            "numbers": voxels.numbers,
-            "spacing": voxels.spacing,
-            "range": [int(voxels.percentiles[0]), int(voxels.percentiles[-1])],
-            "shades": [int(voxels.percentiles[_DARKEST]), int(voxels.percentiles[_BRIGHTEST])],
+            "planes": describe(volume),
+            "numbers": volume.numbers,
+            "spacing": volume.spacing,
+            "kind": volume.voxels.dtype.name,
+            "channels": [
+                {
+                    "name": library.channels[c] if c < len(library.channels) else f"channel {c + 1}",
+                    "range": [float(percentiles[0]), float(percentiles[-1])],
+                    "shades": [float(percentiles[_DARKEST]), float(percentiles[_BRIGHTEST])],
+                }
+                for c, percentiles in enumerate(volume.percentiles)
+            ],
         }
 
     @app.get("/api/scans/{number}/prediction")
@@ -118,19 +128,26 @@ def make_app(library: Library, serves_host: Callable[[str], bool], cache_bytes: 
         state, line = predictions.ask(number)
         return {"state": state, "line": line}
 
-    @app.get("/api/scans/{number}/{layer}/organs")
-    def organs(number: int, layer: _Layer):
-        return organs_shown(bits_of(number, layer))
+    @app.get("/api/scans/{number}/{layer}/labels")
+    def labels(number: int, layer: _Layer):
+        contours = contours_of(number, layer)
+        unannotated = np.flatnonzero(~contours.annotated[: len(library.labels)]).tolist()
+        return labels_shown(contours.bits, len(library.labels)) | {"unannotated": unannotated}
 
     @app.get("/api/scans/{number}/image/{plane}/{index}")
-    def image(number: int, plane: _Plane, index: int):
-        voxels = voxels_of(number)
-        return _binary(_cut(voxels.image, voxels, plane, index).astype("<u2", copy=False).tobytes())
+    def image(number: int, plane: _Plane, index: int, channel: int = 0):
+        volume = volume_of(number)
+        if not 0 <= channel < volume.channels:
+            raise HTTPException(404)
+        voxels = volume.with_channels[..., channel]
+        picture = _cut(voxels, volume, plane, index, min(0, float(volume.percentiles[channel, 0])))
+        return _binary(picture.astype(picture.dtype.newbyteorder("<"), copy=False).tobytes())
 
     @app.get("/api/scans/{number}/{layer}/{plane}/{index}")
     def contours(number: int, layer: _Layer, plane: _Plane, index: int):
-        picture = _cut(bits_of(number, layer), voxels_of(number), plane, index)
-        return _binary(gzip.compress(picture.tobytes(), 1), {"Content-Encoding": "gzip"})
+        volume = volume_of(number)
+        pictures = [_cut(bits, volume, plane, index) for bits in contours_of(number, layer).bits]
+        return _binary(gzip.compress(b"".join(p.tobytes() for p in pictures), 1), {"Content-Encoding": "gzip"})
 
     return app
 
@@ -144,12 +161,31 @@ def _binary(content: bytes, headers: dict[str, str] | None = None) -> Response:
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _cut(volume: np.ndarray, voxels: Voxels, plane: str, index: int) -> np.ndarray:
+def _cut(voxels: np.ndarray, volume: Volume, plane: str, index: int, fill: float = 0) -> np.ndarray:
     try:
-        return cut(volume, voxels.numbers, plane, index)
+        return cut(voxels, volume.numbers, plane, index, fill=fill)
     except IndexError:
         raise HTTPException(404) from None
 
 
-def _bytes_of(value: Voxels | np.ndarray) -> int:
-    return value.image.nbytes if isinstance(value, Voxels) else value.nbytes
+def _with_page_dtype(volume: Volume) -> Volume:
+    """Convert a volume to a dtype that the page supports: uint16, int16 or float32."""
+    voxels = volume.voxels
+    if voxels.dtype.kind in "iu":
+        fits = next((t for t in (np.uint16, np.int16) if _within(voxels, np.iinfo(t))), np.float32)
+    else:
+        fits = np.float32
+    return replace(
+        volume, voxels=voxels.astype(fits, copy=False), stored_statistics=(volume.percentiles, volume.moments)
+    )
+
+
+def _within(voxels: np.ndarray, limits: np.iinfo) -> bool:
+    possible = np.iinfo(voxels.dtype)
+    if limits.min <= possible.min and possible.max <= limits.max:
+        return True
+    return bool(limits.min <= voxels.min() and voxels.max() <= limits.max)
+
+
+def _bytes_of(value: Volume | Contours) -> int:
+    return value.voxels.nbytes if isinstance(value, Volume) else value.nbytes

@@ -1,4 +1,4 @@
-"""What was read last stays in memory, up to a number of bytes."""
+"""A least-recently-used cache, limited by size in bytes."""
 
 import threading
 from collections import OrderedDict
@@ -8,11 +8,12 @@ from typing import Any
 
 
 class Cache:
-    """Values by key; of two threads that want the same one, the second waits for the first.
+    """Values by key; if two threads request the same one, the second waits for the first.
 
     Args:
-        size_of: bytes of a value.
-        limit: bytes; above it, what was wanted longest ago is let go. The newest value stays in any case.
+        size_of: function from a value to its size in bytes.
+        limit: maximum size in bytes; beyond it, the least recently used values are dropped. The newest value always
+            stays.
     """
 
     def __init__(self, size_of: Callable[[Any], int], limit: int):
@@ -21,14 +22,15 @@ class Cache:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The value of a key, made where it is not there.
+        """Return the value of a key, computing it with `make` if it is missing.
 
         Raises:
-            Whatever `make` raises; the next call makes it again.
+            Whatever `make` raises; the next call tries again.
         """
         with self._lock:
-            future, is_new = self._values.get(key), key not in self._values
-            if is_new:
+            future = self._values.get(key)
+            is_new = future is None
+            if future is None:
                 future = self._values[key] = Future()
             self._values.move_to_end(key)
         if is_new:
@@ -42,11 +44,11 @@ class Cache:
         return future.result()
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Keep a value."""
+        """Store a value."""
         self.get(key, lambda: value)
 
     def peek(self, key: Hashable) -> Any:
-        """The value of a key, or None where it is not there (yet)."""
+        """Return the value of a key, or None if it is missing or not yet computed."""
         with self._lock:
             future = self._values.get(key)
             if future is None or not future.done():

@@ -1,23 +1,23 @@
-"""Planes through a scan, as they are looked at."""
+"""Planes through a scan in radiological orientation."""
 
 import numpy as np
 
-from gitseg_tf.viewer.library import Voxels
+from gitseg_tf.data.volume import Volume
 
 PLANES = ("axial", "coronal", "sagittal")
 
 
-def describe(voxels: Voxels) -> dict[str, dict]:
-    """The size of each plane's pictures.
+def describe(volume: Volume) -> dict[str, dict]:
+    """Describe the images of each plane.
 
     Args:
-        voxels: of a scan.
+        volume: the volume of a scan.
 
     Returns:
-        Plane to count (of pictures), width and height in pixels, and mm: (width, height) of a pixel.
+        Plane to count (of images), width and height in pixels, and mm: (width, height) of a pixel.
     """
-    (depth, height, width), (z, y, x) = voxels.image.shape, voxels.spacing
-    rows = _place(voxels.numbers)[-1] + 1
+    (depth, height, width), (z, y, x) = volume.shape, volume.spacing
+    rows = _row_indices(volume.numbers)[-1] + 1
     return {
         "axial": {"count": depth, "width": width, "height": height, "mm": (x, y)},
         "coronal": {"count": height, "width": width, "height": int(rows), "mm": (x, z)},
@@ -25,21 +25,24 @@ def describe(voxels: Voxels) -> dict[str, dict]:
     }
 
 
-def cut(volume: np.ndarray, numbers: tuple[int, ...], plane: str, index: int) -> np.ndarray:
+def cut(volume: np.ndarray, numbers: tuple[int, ...], plane: str, index: int, *, fill: float = 0) -> np.ndarray:
     """Cut a plane out of a volume.
 
     Args:
         volume: [D, H, W].
-        numbers: of the slices, rising; slices that are left out are rows of zeros in coronal and sagittal planes.
-        plane: of PLANES.
-        index: of the picture, from 0: slice, row or column of the volume.
+        numbers: slice numbers in ascending order; missing slices become rows of the fill value in coronal and sagittal
+            planes.
+        plane: one of PLANES.
+        index: index of the image, from 0: slice, row or column of the volume.
+        fill: value of the rows of missing slices.
 
     Returns:
-        Array [rows, columns] of the volume's dtype, contiguous: axial ones as the slices are; coronal ones with the
-        head above, the patient's right on the left; sagittal ones with the head above, anterior on the left.
+        Contiguous array [rows, columns] of the volume's dtype: axial images are slices; coronal images have the head
+        at the top and the patient's right on the left; sagittal images have the head at the top and anterior on the
+        left.
 
     Raises:
-        IndexError: no such picture.
+        IndexError: no such image.
     """
     axis = PLANES.index(plane)
     if not 0 <= index < volume.shape[axis]:
@@ -47,28 +50,11 @@ def cut(volume: np.ndarray, numbers: tuple[int, ...], plane: str, index: int) ->
     picture = volume.take(index, axis)
     if axis == 0:
         return picture
-    place = _place(numbers)
-    whole = np.zeros((place[-1] + 1, picture.shape[1]), volume.dtype)
-    whole[place] = picture
+    rows = _row_indices(numbers)
+    whole = np.full((rows[-1] + 1, picture.shape[1]), fill, volume.dtype)
+    whole[rows] = picture
     return whole
 
 
-def organs_shown(bits: np.ndarray) -> dict[str, list[int]]:
-    """Which organs each picture shows.
-
-    Args:
-        bits: uint8 [D, H, W], bit k is organ k.
-
-    Returns:
-        Plane to the organs of each of its pictures, as bits.
-    """
-    over_rows = np.bitwise_or.reduce(bits, axis=1)
-    return {
-        "axial": np.bitwise_or.reduce(over_rows, axis=1).tolist(),
-        "coronal": np.bitwise_or.reduce(np.bitwise_or.reduce(bits, axis=0), axis=1).tolist(),
-        "sagittal": np.bitwise_or.reduce(over_rows, axis=0).tolist(),
-    }
-
-
-def _place(numbers: tuple[int, ...]) -> np.ndarray:
+def _row_indices(numbers: tuple[int, ...]) -> np.ndarray:
     return np.asarray(numbers) - numbers[0]

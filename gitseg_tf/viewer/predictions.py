@@ -1,26 +1,29 @@
-"""Predictions on demand, in a process of their own: slices come at once while a network is loaded and runs."""
+"""Predict on demand in a separate process, so that slices are served while a network is loaded and runs."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from multiprocessing.connection import Connection
+from typing import Any
 
-from gitseg_tf.data.records import pack_masks
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath
+import numpy as np
+
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.errors import DataError, GitsegError
 from gitseg_tf.viewer.cache import Cache
-from gitseg_tf.viewer.library import Entry
+from gitseg_tf.viewer.catalog import Entry
+from gitseg_tf.viewer.contours import Contours, pack_groups
 
 _NICENESS = 10
 
 
 class Predictions:
-    """Predicts one scan at a time, of those that wait the one that was asked for last.
+    """Predicts one scan at a time; the most recently requested scan is predicted next.
 
     Args:
         entries: the scans.
-        cache: gets ("prediction", number): uint8 [D, H, W], bit k is organ k; has ("voxels", number).
+        cache: stores `Contours` under ("prediction", number), and volumes under ("volume", number).
     """
 
     def __init__(self, entries: tuple[Entry, ...], cache: Cache):
@@ -29,18 +32,18 @@ class Predictions:
         self._wanted: int | None = None
         self._running: tuple[int, str] | None = None
         self._failed: dict[int, str] = {}
-        self._process = None
+        self._process: Any = None
         self._thread: threading.Thread | None = None
 
     def ask(self, number: int) -> tuple[str, str]:
-        """How far the prediction of a scan is; it is made if it is not there. Ask again until it is ready.
+        """Return the state of a scan's prediction, and start it if necessary; call again until it is ready.
 
         Args:
-            number: of the entry.
+            number: index of the entry.
 
         Returns:
-            (state, line): "none" (there is no model), "waiting", "running" (the line says with what), "ready" or
-            "failed" (the line says why). A failure is told once: whoever asks again has it tried again.
+            (state, line): "none" (no model), "waiting", "running" (the line gives the current step), "ready" or
+            "failed" (the line gives the reason). A failure is reported once; the next call starts another attempt.
         """
         if self._entries[number].model is None:
             return "none", ""
@@ -56,10 +59,10 @@ class Predictions:
                 self._thread = threading.Thread(target=self._serve, daemon=True)
                 self._thread.start()
             self._changed.notify()
-        return "waiting", "waits for another scan"
+        return "waiting", "waiting for another scan"
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -67,13 +70,15 @@ class Predictions:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted is not None)
-                number, self._wanted = self._wanted, None
+                while (number := self._wanted) is None:
+                    self._changed.wait()
+                self._wanted = None
                 self._running = (number, "reading the scan")
             try:
                 bits = self._predict(number)
-                self._cache.put(("prediction", number), bits)
-            except (InputError, OSError) as error:
+                contours = Contours(bits, np.ones(8 * len(bits), bool))
+                self._cache.put(("prediction", number), contours)
+            except (GitsegError, OSError) as error:
                 self._failed[number] = str(error)
             finally:
                 with self._changed:
@@ -81,23 +86,27 @@ class Predictions:
 
     def _predict(self, number: int):
         entry = self._entries[number]
-        voxels = self._cache.get(("voxels", number), entry.read_voxels)
+        if entry.read_volume is None:
+            raise DataError(f"{entry.id}: cannot be read ({entry.broken})")
+        volume = self._cache.get(("volume", number), entry.read_volume)
         if self._process is None:
             self._start()
         try:
-            self._say(number, "loading the network")
-            self._pipe.send((entry.model, voxels.image, voxels.numbers, voxels.percentiles, voxels.spacing))
+            self._show(number, "loading the network")
+            self._pipe.send((entry.model, volume))
             while (answer := self._pipe.recv())[0] == "loaded":
-                self._say(number, "predicting")
+                self._show(number, "predicting")
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
             code, self._process = self._process.exitcode, None
-            raise InputError(f"{entry.model}: the prediction ended with status {code}; see the terminal") from None
+            raise DataError(
+                f"{entry.model}: the prediction process exited with status {code}; see the terminal"
+            ) from None
         if answer[0] == "failed":
-            raise InputError(answer[1])
+            raise DataError(answer[1])
         return answer[1]
 
-    def _say(self, number: int, line: str) -> None:
+    def _show(self, number: int, line: str) -> None:
         with self._changed:
             self._running = (number, line)
 
@@ -110,24 +119,24 @@ class Predictions:
 
 
 def _work(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the viewer ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ignore Ctrl-C in the terminal; the viewer ends this process
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
-    from gitseg_tf import quiet
+    from gitseg_tf.core.tensorflow_import import import_tensorflow
 
-    loaded: dict[AnyPath, object] = {}
+    loaded: dict[AnyPath, Any] = {}
     while True:
         try:
-            model, image, numbers, percentiles, spacing = pipe.recv()
+            model, volume = pipe.recv()
         except EOFError:
             return
         try:
-            quiet.import_tensorflow()
+            import_tensorflow()
             from gitseg_tf.inference.predictor import load_predictor
 
             if model not in loaded:
                 loaded = {model: load_predictor(model)}
             pipe.send(("loaded", None))
-            pipe.send(("done", pack_masks(loaded[model](image, list(numbers), percentiles, spacing))))
-        except InputError as error:
+            pipe.send(("done", pack_groups(loaded[model].predict(volume).masks)))
+        except GitsegError as error:
             pipe.send(("failed", str(error)))

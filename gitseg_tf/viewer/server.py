@@ -1,58 +1,67 @@
-"""Serving the page until Ctrl-C."""
+"""Serve the page until Ctrl-C."""
 
 import errno
+import logging
 import socket
 import sys
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from gitseg_tf.errors import InputError
-from gitseg_tf.files import AnyPath
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.errors import ConfigError, DependencyError
+
+logger = logging.getLogger(__name__)
 
 
 def view(
     path: str | AnyPath,
     data: str | AnyPath | None = None,
+    *,
     allowed: Sequence[str | AnyPath] = (),
     host: str = "127.0.0.1",
     port: int = 8750,
     open_browser: bool = False,
-    say: Callable[[str], None] = print,
+    **reading,
 ) -> None:
-    """Serve a page to look through scans, until Ctrl-C.
+    """Serve a page for browsing scans until Ctrl-C; the page's address is logged.
 
     Args:
-        path, data, allowed: see `library.open_library`.
+        path, data, allowed: see `catalog.open_library`.
         host: the address to listen on.
-        port: to listen on; 0 takes a free one.
-        open_browser: open the page, too.
-        say: takes lines for the user; the first is the page's address.
+        port: the port to listen on; 0 chooses a free one.
+        open_browser: also open the page in a browser.
+        **reading: how to read a cohort, see `read_cohort`: labels and missing.
 
     Raises:
-        InputError: FastAPI or uvicorn is not installed, nothing to look through, or the port cannot be had.
+        DependencyError: FastAPI or uvicorn is not installed.
+        DataError: no scans to browse.
+        ConfigError: the address or the port is not available.
     """
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise InputError(f"gitseg view needs {' and '.join(missing)}; pip install 'gitseg-tf[view]'")
+        raise DependencyError(f"gitseg view needs {' and '.join(missing)}; pip install 'gitseg-tf[view]'")
     import uvicorn
 
     from gitseg_tf.viewer.app import make_app
-    from gitseg_tf.viewer.guard import is_loopback, own_names
-    from gitseg_tf.viewer.library import open_library
+    from gitseg_tf.viewer.catalog import open_library
+    from gitseg_tf.viewer.middleware import is_loopback, own_names
 
     listening = _listen(host, port)
     with listening:
-        library = open_library(path, data, tuple(allowed))
+        library = open_library(path, data, tuple(allowed), **reading)
         for note in library.notes:
-            say(note)
+            logger.info(note)
         broken = sum(1 for entry in library.entries if entry.broken)
         if broken:
-            say(f"{broken} of {len(library.entries)} scans cannot be read; the list says why")
+            logger.info("%d of %d scans cannot be read; see the list", broken, len(library.entries))
         if not is_loopback(host):
-            say(f"warning    {host} is not this machine alone: whoever reaches it sees these scans, without a password")
+            logger.warning(
+                "the page can be reached from other machines at %s; anyone who opens it sees the scans (no password)",
+                host,
+            )
         address = f"http://{_in_url(host)}:{listening.getsockname()[1]}/"
-        say(f"viewing    {library.name} at {address} (Ctrl-C ends)")
+        logger.info("viewing    %s at %s (press Ctrl-C to stop)", library.name, address)
         app = make_app(library, own_names(host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
         if open_browser:
@@ -60,7 +69,7 @@ def view(
         try:
             server.run([listening])
         except KeyboardInterrupt:
-            pass  # how it is meant to end
+            pass  # the normal way to stop
         finally:
             app.state.predictions.close()
             sys.stdout.flush()
@@ -71,19 +80,19 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_ = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OverflowError:
-        raise InputError(f"--port {port}: ports are 0 to 65535") from None
+        raise ConfigError(f"port must be 0 to 65535, got {port}") from None
     except socket.gaierror:
-        raise InputError(
-            f"--host {host}: no such address; 127.0.0.1 is this machine alone, 0.0.0.0 all its networks"
+        raise ConfigError(
+            f"host {host}: no such address; use 127.0.0.1 for this machine only, 0.0.0.0 for all networks"
         ) from None
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        cure = "is taken; choose another with --port" if taken else f"cannot be had ({error.strerror})"
-        raise InputError(f"port {port} of {host} {cure}") from None
+        problem = "is in use; choose another port" if taken else f"is not available ({error.strerror})"
+        raise ConfigError(f"port {port} of {host} {problem}") from None
 
 
 def _in_url(host: str) -> str:
-    """As it stands in an address; that of all networks is reached from here as localhost."""
+    """Format the host for a URL; a wildcard address becomes localhost."""
     if host in ("0.0.0.0", "::"):
         return "localhost"
     return f"[{host}]" if ":" in host else host

@@ -1,22 +1,21 @@
-"""Drawn scans as NIfTI and as DICOM, and a dataset to be spoilt."""
+"""A converted dataset that tests can corrupt."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from clinic import clinic, dicom_writer, nifti, patients, write  # noqa: F401
 
 
 @pytest.fixture
-def copied(drawn_dataset, tmp_path):
-    """A converted dataset to be spoilt."""
-    return Path(shutil.copytree(drawn_dataset.root, tmp_path / "dataset"))
+def copied(tiny_dataset, tmp_path):
+    """A copy of the converted dataset, to be corrupted."""
+    return Path(shutil.copytree(tiny_dataset.root, tmp_path / "dataset"))
 
 
 @pytest.fixture
 def edited(copied):
-    """edited(change) changes dataset.json by a function of its tree."""
+    """edited(change) applies a function to the tree of dataset.json and returns the folder."""
 
     def edit(change):
         tree = json.loads((copied / "dataset.json").read_text())

@@ -12,22 +12,22 @@ def save(*folders):
 @pytest.mark.parametrize(
     "versions, taken", [(["1"], "1"), (["1", "2"], "2"), (["2"], "2"), (["9", "10"], "10"), (["1", "latest"], "1")]
 )
-def test_of_several_versions_the_highest_is_taken(tmp_path, versions, taken):
+def test_the_highest_version_is_used(tmp_path, versions, taken):
     save(*(tmp_path / version for version in versions))
     assert exported_version(tmp_path) == tmp_path / taken
 
 
-def test_a_version_that_is_named_is_taken(tmp_path):
+def test_an_explicit_version_is_used(tmp_path):
     save(tmp_path / "1", tmp_path / "2")
     assert exported_version(tmp_path / "1") == tmp_path / "1"
 
 
-def test_an_unfinished_version_is_passed_over(tmp_path):
+def test_an_unfinished_version_is_skipped(tmp_path):
     save(tmp_path / "1")
     (tmp_path / "2").mkdir()
     assert exported_version(tmp_path) == tmp_path / "1"
 
 
-def test_what_is_no_savedmodel_has_no_version(tmp_path):
+def test_a_path_without_a_savedmodel_has_no_version(tmp_path):
     (tmp_path / "file").touch()
     assert [exported_version(tmp_path / name) for name in (".", "file", "missing")] == [None] * 3

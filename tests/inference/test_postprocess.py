@@ -1,28 +1,28 @@
 import numpy as np
 import pytest
+from helpers.known_networks import labeled
 from scipy import ndimage
 
-from gitseg_tf.config import load_config
+from gitseg_tf.config.postprocess import LabelPostprocess
 from gitseg_tf.inference.postprocess import (
     clean_mask,
     columns_reaching,
     fill_holes,
     keep_largest_component,
-    organ_mask,
-    organ_settings,
+    label_mask,
+    label_settings,
     postprocess,
     remove_far_slices,
     remove_small_components,
     smooth_across_slices,
 )
-from gitseg_tf.sections.postprocess import OrganConfig
 
 SPACING = (3.0, 1.5, 1.5)
 VOXEL_ML = 3.0 * 1.5 * 1.5 / 1000
 
 
 def noise(seed, shape=(14, 33, 41), sigma=(1, 2, 2)):
-    """Smooth noise from 0 to 1: blobs with holes, islands within the holes, and parts that touch the border."""
+    """Smooth noise from 0 to 1: blobs with holes, islands in the holes, and parts that touch the border."""
     field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), sigma)
     return ((field - field.min()) / (field.max() - field.min())).astype(np.float32)
 
@@ -34,29 +34,29 @@ def boxes(*places, shape=(14, 33, 41)):
     return mask
 
 
-def test_all_off_is_the_threshold_alone():
+def test_with_all_steps_off_only_the_threshold_applies():
     probabilities = np.stack([noise(k) for k in range(3)])
-    masks = postprocess(probabilities, organ_settings(load_config()), np.arange(14), SPACING)
+    masks = postprocess(probabilities, label_settings(labeled()), np.arange(14), SPACING)
     np.testing.assert_array_equal(masks, probabilities >= 0.5)
 
 
-def test_an_organ_has_its_own_threshold_and_the_others_that_of_evaluation():
-    config = load_config(overrides={"evaluation.threshold": 0.4, "postprocess.small_bowel.threshold": 0.7})
+def test_a_label_threshold_overrides_the_evaluation_threshold():
+    config = labeled({"evaluation.threshold": 0.4, "postprocess.small_bowel.threshold": 0.7})
     probabilities = np.stack([noise(k) for k in range(3)])
-    masks = postprocess(probabilities, organ_settings(config), np.arange(14), SPACING)
+    masks = postprocess(probabilities, label_settings(config), np.arange(14), SPACING)
     for mask, found, threshold in zip(masks, probabilities, (0.4, 0.7, 0.4), strict=True):
         np.testing.assert_array_equal(mask, found >= threshold)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_holes_are_those_of_scipy_slice_by_slice(seed):
+def test_fill_holes_matches_scipy_slice_by_slice(seed):
     mask = noise(seed) > 0.45
     expected = np.stack([ndimage.binary_fill_holes(plane) for plane in mask])
     assert (expected != mask).any()
     np.testing.assert_array_equal(fill_holes(mask), expected)
 
 
-def test_a_bay_at_the_border_and_a_hole_that_is_open_in_its_own_slice_are_no_holes():
+def test_cavities_open_within_their_slice_are_not_filled():
     bay = boxes(((3, 4), (0, 9), (0, 9)))
     bay[3, 0:4, 3:6] = False
     tunnel = boxes(((2, 8), (10, 20), (10, 20)))
@@ -82,13 +82,13 @@ def test_voxels_that_share_a_corner_are_one_component():
     assert np.argwhere(kept).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
-def test_the_largest_component_stays():
+def test_the_largest_component_is_kept():
     large, small = ((2, 5), (2, 9), (2, 9)), ((7, 13), (20, 24), (20, 24))
     np.testing.assert_array_equal(keep_largest_component(boxes(large, small)), boxes(large))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_of_many_components_the_largest_is_that_of_scipy(seed):
+def test_the_largest_component_matches_scipy(seed):
     mask = noise(seed, sigma=(0.7, 1, 1)) > 0.6
     labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
     sizes = ndimage.sum_labels(mask, labels, range(1, count + 1))
@@ -98,12 +98,12 @@ def test_of_many_components_the_largest_is_that_of_scipy(seed):
 
 @pytest.mark.parametrize("gap", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_groups_of_slices_are_the_components_of_scipy_once_gaps_are_closed(seed, gap):
+def test_slice_groups_match_scipy_components_after_closing_gaps(seed, gap):
     rng = np.random.default_rng(seed)
     mask = (rng.random((60, 9, 9)) < 0.3) & (rng.random((60, 1, 1)) < 0.3)
-    there = mask.any((1, 2))
-    # Closed, all slices from one of a group to the next are there; at either end nothing is added.
-    groups, count = ndimage.label(ndimage.binary_closing(np.pad(there, gap), np.ones(gap)))
+    nonempty = mask.any((1, 2))
+    # Closing fills the gaps within a group of slices and adds nothing at its ends.
+    groups, count = ndimage.label(ndimage.binary_closing(np.pad(nonempty, gap), np.ones(gap)))
     groups = groups[gap:-gap]
     sizes = ndimage.sum_labels(mask.sum((1, 2)), groups, range(1, count + 1))
     assert count > 1 and np.sort(sizes)[-2] < sizes.max()
@@ -111,31 +111,31 @@ def test_groups_of_slices_are_the_components_of_scipy_once_gaps_are_closed(seed,
     np.testing.assert_array_equal(remove_far_slices(mask, 3.3, 3.3 * gap), expected)
 
 
-def test_slices_behind_a_long_gap_are_removed_and_the_larger_part_stays():
+def test_slices_beyond_a_long_gap_are_removed_and_the_larger_part_is_kept():
     body, near, far = ((6, 9), (5, 15), (5, 15)), ((4, 5), (30, 32), (3, 5)), ((12, 14), (8, 12), (8, 12))
     mask = boxes(body, near, far)
-    # From slice 4 to 6 are 6 mm, from 8 to 12 are 12 mm.
+    # Slices 4 and 6 are 6 mm apart, slices 8 and 12 are 12 mm apart.
     np.testing.assert_array_equal(remove_far_slices(mask, 3.0, 11.9), boxes(body, near))
     np.testing.assert_array_equal(remove_far_slices(mask, 3.0, 12.0), mask)
     np.testing.assert_array_equal(remove_far_slices(mask, 3.0, 5.9), boxes(body))
 
 
-def test_of_two_parts_the_one_with_more_voxels_stays_not_the_one_of_more_slices():
+def test_the_part_with_more_voxels_is_kept_not_the_one_with_more_slices():
     body, trail = ((0, 2), (5, 15), (5, 15)), ((6, 12), (20, 23), (20, 23))
     np.testing.assert_array_equal(remove_far_slices(boxes(body, trail), 3.0, 6.0), boxes(body))
 
 
-def test_smoothing_is_the_normalised_gaussian_of_scipy():
+def test_smoothing_matches_the_normalized_gaussian_of_scipy():
     probabilities = noise(2)
     kernel = {"sigma": 4.0 / 3.0, "axis": 0, "mode": "constant", "truncate": 12}
     reached = ndimage.gaussian_filter1d(np.ones(14), **kernel)[:, None, None]
     expected = ndimage.gaussian_filter1d(probabilities.astype(float), **kernel) / reached
-    found = smooth_across_slices(probabilities, np.arange(14), 3.0, 4.0)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual = smooth_across_slices(probabilities, np.arange(14), 3.0, 4.0)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_smoothing_does_not_reach_over_a_gap_in_the_slice_numbers():
+def test_smoothing_does_not_cross_a_gap_in_the_slice_numbers():
     probabilities = np.zeros((6, 4, 4), np.float32)
     probabilities[:3] = 1
     apart = smooth_across_slices(probabilities, [1, 2, 3, 7, 8, 9], 3.0, 3.0)
@@ -143,55 +143,57 @@ def test_smoothing_does_not_reach_over_a_gap_in_the_slice_numbers():
     assert 0.1 < smooth_across_slices(probabilities, range(6), 3.0, 3.0)[3, 0, 0] < 0.5
 
 
-def test_a_slice_that_was_missed_between_two_comes_back_by_smoothing():
+def test_smoothing_recovers_a_slice_missed_between_two_others():
     probabilities = np.full((14, 33, 41), 0.02, np.float32)
     probabilities[4:9, 5:15, 5:15] = 0.9
     probabilities[6] = 0.02
-    found = organ_mask(probabilities, OrganConfig(smooth_mm=3, threshold=0.5), np.arange(14), SPACING)
+    found = label_mask(probabilities, LabelPostprocess(smooth_mm=3, threshold=0.5), np.arange(14), SPACING)
     assert found[6, 5:15, 5:15].all()
 
 
 @pytest.mark.parametrize("numbers", [range(14), [*range(5), *range(9, 18)]])
-def test_the_box_of_the_columns_does_not_change_a_smoothed_mask(numbers):
+def test_cropping_to_candidate_columns_does_not_change_a_smoothed_mask(numbers):
     probabilities = noise(3) ** 2
     probabilities[:, :4] = probabilities[:, :, 30:] = 0.1
     numbers = np.array(numbers)
-    settings = OrganConfig(smooth_mm=2.5, threshold=0.35)
+    settings = LabelPostprocess(smooth_mm=2.5, threshold=0.35)
     assert probabilities[columns_reaching(probabilities, 0.35)].size < probabilities.size
     expected = smooth_across_slices(probabilities, numbers, 3.0, 2.5) >= 0.35
     assert expected.any()
-    np.testing.assert_array_equal(organ_mask(probabilities, settings, numbers, SPACING), expected)
+    np.testing.assert_array_equal(label_mask(probabilities, settings, numbers, SPACING), expected)
 
 
-def test_steps_follow_each_other_in_the_documented_order():
+def test_steps_run_in_the_documented_order():
     ring = boxes(((2, 5), (2, 12), (2, 12))) & ~boxes(((2, 5), (3, 11), (3, 11)))
     block, speck = ((8, 11), (20, 26), (20, 26)), ((6, 7), (30, 31), (30, 31))
     mask = ring | boxes(block, speck)
-    # The ring has 3 * 36 voxels and the block as many; filled the ring has 300, and is the larger. The speck would
-    # join the two across 9 mm if it were not gone before slices are looked at.
-    settings = OrganConfig(fill_holes=True, smallest_ml=2 * VOXEL_ML, gap_mm=6)
+    # The ring and the block have 3 * 36 voxels each; the filled ring has 300 and is the largest. If the speck were not
+    # removed before slices are grouped, it would bridge the 9 mm between the two.
+    settings = LabelPostprocess(fill_holes=True, min_component_ml=2 * VOXEL_ML, max_gap_mm=6)
     np.testing.assert_array_equal(clean_mask(mask, settings, SPACING), boxes(((2, 5), (2, 12), (2, 12))))
-    by_volume = OrganConfig(fill_holes=True, smallest_ml=200 * VOXEL_ML)
+    by_volume = LabelPostprocess(fill_holes=True, min_component_ml=200 * VOXEL_ML)
     np.testing.assert_array_equal(clean_mask(mask, by_volume, SPACING), boxes(((2, 5), (2, 12), (2, 12))))
 
 
-ALL_ON = OrganConfig(smooth_mm=3, threshold=0.5, fill_holes=True, smallest_ml=0.1, largest_only=True, gap_mm=9)
+ALL_ON = LabelPostprocess(
+    smooth_mm=3, threshold=0.5, fill_holes=True, min_component_ml=0.1, keep_largest_component=True, max_gap_mm=9
+)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 8, 9)])
-def test_all_steps_take_an_empty_and_a_full_volume(value, shape):
+def test_all_steps_accept_empty_and_full_volumes(value, shape):
     large_voxels = (3.0, 15.0, 15.0)
-    found = organ_mask(np.full(shape, value, np.float32), ALL_ON, np.arange(shape[0]), large_voxels)
+    found = label_mask(np.full(shape, value, np.float32), ALL_ON, np.arange(shape[0]), large_voxels)
     assert found.shape == shape and found.dtype == bool and (found == bool(value)).all()
 
 
-def test_what_is_given_is_left_as_it_is():
+def test_the_inputs_are_not_modified():
     probabilities = noise(4)
     before = probabilities.copy()
     mask = probabilities >= 0.5
     cleaned_before = mask.copy()
-    organ_mask(probabilities, ALL_ON, np.arange(14), SPACING)
+    label_mask(probabilities, ALL_ON, np.arange(14), SPACING)
     clean_mask(mask, ALL_ON, SPACING)
     np.testing.assert_array_equal(probabilities, before)
     np.testing.assert_array_equal(mask, cleaned_before)

@@ -1,4 +1,4 @@
-"""Files with networks that are not as `gitseg export` writes them."""
+"""Network files that differ from those written by `gitseg export`."""
 
 import pytest
 import tensorflow as tf
@@ -11,7 +11,7 @@ for _module in ("ai_edge_litert.interpreter", "onnxruntime"):
 
 
 def onnx_file(path, kind, inputs, outputs=1):
-    """A file that adds its inputs of one type, [N, 8, 8, 2], as often as there are outputs."""
+    """Write a file whose outputs are each the sum of its inputs, [N, 8, 8, 2]."""
     given, found = ([f"{side}{k}" for k in range(n)] for side, n in (("in", inputs), ("out", outputs)))
     nodes = [onnx.helper.make_node("Sum", given, [name]) for name in found]
     tensors = (
@@ -25,22 +25,22 @@ def onnx_file(path, kind, inputs, outputs=1):
 
 
 @pytest.mark.parametrize(
-    "kind, inputs, outputs, said",
+    "kind, inputs, outputs, expected",
     [
         ("FLOAT16", 1, 1, "windows of tensor(float16) [8, 8, 2] to tensor(float16) [8, 8, 2]"),
         ("FLOAT", 2, 1, "windows of float32 [8, 8, 2], float32 [8, 8, 2] to float32 [8, 8, 2]"),
         ("FLOAT", 1, 2, "windows of float32 [8, 8, 2] to float32 [8, 8, 2], float32 [8, 8, 2]"),
     ],
 )
-def test_an_onnx_file_with_another_contract_is_one_line(tmp_path, refusal, kind, inputs, outputs, said):
+def test_an_onnx_file_with_a_different_contract_is_refused(tmp_path, refusal, kind, inputs, outputs, expected):
     file = onnx_file(tmp_path / "model.onnx", getattr(onnx.TensorProto, kind), inputs, outputs)
-    line = refusal(open_network, file, (8, 8, 2))
+    line = refusal(open_network, file, (8, 8, 2), 3)
     assert line.startswith(
-        f"{file}: takes {said}, by its config.yaml it is windows of float32 [8, 8, 2] to float32 [8, 8, 3]"
+        f"{file}: takes {expected}, but its config.yaml says windows of float32 [8, 8, 2] to float32 [8, 8, 3]"
     )
 
 
-def test_a_tflite_file_with_another_contract_is_one_line(tmp_path, refusal):
+def test_a_tflite_file_with_a_different_contract_is_refused(tmp_path, refusal):
     @tf.function(input_signature=[tf.TensorSpec([1, 8, 8, 2])])
     def network(windows):
         return tf.nn.conv2d(windows, tf.ones([1, 1, 2, 3]), 1, "SAME")
@@ -52,5 +52,5 @@ def test_a_tflite_file_with_another_contract_is_one_line(tmp_path, refusal):
     converter.inference_input_type = tf.int8
     file = tmp_path / "model.tflite"
     file.write_bytes(converter.convert())
-    line = refusal(open_network, file, (8, 8, 2))
-    assert line.startswith(f"{file}: takes windows of int8 [8, 8, 2] to float32 [8, 8, 3], by its config.yaml it is")
+    line = refusal(open_network, file, (8, 8, 2), 3)
+    assert line.startswith(f"{file}: takes windows of int8 [8, 8, 2] to float32 [8, 8, 3], but its config.yaml says")

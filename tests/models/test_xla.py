@@ -1,8 +1,8 @@
 """Every network trains as one XLA program.
 
-By default one member of each family, with one block a stage where its builder takes a number of blocks: the kinds of
-its layers are those of the whole family. `pytest --whole-table` goes through the rows of `gitseg models` as they are,
-and lowers every architecture with every backbone; the 3-D rows are tests/models/test_unet3d.py's.
+By default one member of each family is tested, with one block per stage where the builder supports it, because it has
+the same types of layers as the whole family. `pytest --whole-table` tests the rows of `gitseg models` unchanged and
+lowers every architecture with every backbone; the 3-D rows are tested in tests/models/volumetric/test_unet3d.py.
 """
 
 import multiprocessing
@@ -16,18 +16,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from helpers.configs import tiny_config
 
-from gitseg_tf.config import load_config
+from gitseg_tf.config.model import DECODERS
 from gitseg_tf.models.backbones import BACKBONES
 from gitseg_tf.models.backbones.convnext import convnext
 from gitseg_tf.models.backbones.mit import mit
 from gitseg_tf.models.backbones.resnet import resnet
-from gitseg_tf.models.build import DECODERS, build_model, logits_of
-from gitseg_tf.models.table import networks
+from gitseg_tf.models.build import build_model, logits_of
+from gitseg_tf.models.cost import networks
 
-# Read when XLA compiles first: what can be compiled does not hang on the optimisation, but the time does.
+pytestmark = pytest.mark.xla
+
+# Read when XLA first compiles: less optimization compiles faster and does not affect what can be compiled.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# At 32 x 32 the last normalisations see two values a channel, and tell rounding apart from a difference no more.
+# At 32 x 32 the last normalizations see only two values per channel, which amplifies rounding differences.
 SIZE, SLICES = 64, 5
 ONE_EACH = (1, 1, 1, 1)
 SHALLOW = {
@@ -43,8 +46,8 @@ PAIRS = [pair for pair in product(DECODERS, BACKBONES) if pair not in ROWS]
 
 def build(architecture, backbone, precision="float32"):
     keras.utils.set_random_seed(0)
-    settings = {"model.architecture": architecture, "model.backbone": backbone, "model.filters": 4}
-    return build_model(load_config(None, settings | {"data.size": [SIZE, SIZE], "data.slices": SLICES}), precision)
+    settings = {"model.architecture": architecture, "model.backbone": backbone, "model.levels": 5}
+    return build_model(tiny_config(data__input_size=[SIZE, SIZE], data__window_slices=SLICES, **settings), precision)
 
 
 @cache
@@ -63,7 +66,7 @@ def loss_of(model, image, mask):
 
 
 def training_step(model, scaled=False):
-    """One whole step of AdamW, and the function that makes it: (image, mask) to (loss, are all gradients finite)."""
+    """A function that makes a whole AdamW step and maps (image, mask) to (loss, whether all gradients are finite)."""
     optimizer = keras.optimizers.AdamW(1e-3)
     if scaled:
         optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=1024.0)
@@ -89,7 +92,7 @@ def lowered(architecture, backbone):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Runs a check in a process that ends now and then: XLA keeps what it has compiled, a gigabyte a network."""
+    """Runs a check in a regularly restarted process, because XLA keeps compiled networks, a gigabyte each."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=4) as pool:
         yield lambda check, *args: pool.submit(check, *args).result()
 
@@ -97,7 +100,7 @@ def fresh():
 @pytest.fixture
 def shallow(monkeypatch):
     for name, builder in SHALLOW.items():
-        monkeypatch.setitem(BACKBONES, name, replace(BACKBONES[name], build=builder))
+        monkeypatch.setitem(BACKBONES._rows, name, (replace(BACKBONES.get(name), build=builder), {}))
 
 
 @pytest.mark.parametrize("architecture", [name for name in DECODERS if name not in ("unet", "deeplabv3plus")])
@@ -122,23 +125,23 @@ def check_compiled(architecture, backbone):
 
 
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_a_compiled_step_has_the_loss_of_one_that_is_not(backbone, shallow):
+def test_a_compiled_training_step_matches_the_eager_loss(backbone, shallow):
     check_compiled("unet", backbone)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv3"])
-def test_dilated_convolutions_train_as_an_xla_program(backbone, shallow):
+def test_dilated_convolutions_train_with_xla(backbone, shallow):
     check_compiled("deeplabv3plus", backbone)
 
 
 @pytest.mark.parametrize(("architecture", "backbone"), ROWS)
-def test_each_network_of_the_table_compiles_and_has_the_same_loss(architecture, backbone, whole_table, fresh):
+def test_each_listed_network_compiles_with_the_same_loss(architecture, backbone, whole_table, fresh):
     fresh(check_compiled, architecture, backbone)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_a_step_in_16_bits_stays_finite(backbone, precision, shallow):
+def test_a_training_step_in_16_bits_stays_finite(backbone, precision, shallow):
     model = build("unet", backbone, precision)
     loss, finite = training_step(model, scaled=precision == "mixed_float16")(*batch())
     assert np.isfinite(loss) and finite

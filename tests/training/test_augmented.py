@@ -2,17 +2,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from helpers.configs import tiny_config
 
 from gitseg_tf.config import load_config
-from gitseg_tf.sections.augment import AugmentConfig
-from gitseg_tf.training.callbacks import read_history
+from gitseg_tf.config.augment import AugmentConfig
+from gitseg_tf.runs.folder import read_history
 from gitseg_tf.training.step import TrainingModel
 from gitseg_tf.training.trainer import train
 
 ALL_OFF = {f"augment.{name}.p": 0 for name in ("flip", "affine", "elastic", "grid", "dropout")}
 SETTINGS = ALL_OFF | {
-    "data.size": [32, 32],
-    "data.slices": 3,
+    "data.input_size": [32, 32],
+    "data.window_slices": 3,
     "data.fold": 1,
     "data.batch_size": 8,
     "model.filters": 4,
@@ -24,12 +25,12 @@ SETTINGS = ALL_OFF | {
 
 
 def mean_of_windows(augment, jit_compile):
-    """The loss of a model that gives back its first channel, where the loss is the mean of the output."""
+    """Training and validation loss of an identity model, where the loss is the mean of the output."""
     inputs = keras.Input((32, 32, 3))
     model = TrainingModel(
         inputs,
         keras.layers.Conv2D(3, 1, use_bias=False)(inputs),
-        config=load_config(None, {"augment": augment.model_dump() | {"on": "accelerator"}}),
+        config=tiny_config(augment=augment.model_dump() | {"backend": "tensorflow"}),
         schedule=lambda step: 0.0,
         loss=lambda mask, output: tf.reduce_mean(output, axis=[1, 2, 3]),
     )
@@ -42,7 +43,7 @@ def mean_of_windows(augment, jit_compile):
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_training_step_changes_its_windows_and_a_validation_does_not(jit_compile):
+def test_training_steps_augment_and_validation_steps_do_not(jit_compile):
     off = {name: {"p": 0} for name in ("flip", "affine", "elastic", "grid")}
     everything = AugmentConfig(**off, dropout={"p": 1, "holes": 1, "size": [1, 1]})
     trained, validated = mean_of_windows(everything, jit_compile)
@@ -51,40 +52,42 @@ def test_a_training_step_changes_its_windows_and_a_validation_does_not(jit_compi
 
 def refused(dataset, out, refusal, **changes):
     config = load_config(None, SETTINGS | {key.replace("__", "."): value for key, value in changes.items()})
-    return refusal(train, config, dataset, out, say=lambda line: None)
+    return refusal(train, config, dataset, out)
 
 
-def test_mixing_a_single_window_is_refused(drawn_dataset, tmp_path, refusal):
-    changes = {"augment__on": "accelerator", "augment__mixup__p": 0.5, "data__batch_size": 1}
-    assert "need two windows a replica" in refused(drawn_dataset, tmp_path / "run", refusal, **changes)
+def test_mixing_a_single_window_is_refused(tiny_dataset, tmp_path, refusal):
+    changes = {"augment__backend": "tensorflow", "augment__mixup__p": 0.5, "data__batch_size": 1}
+    assert "need at least two windows per replica" in refused(tiny_dataset, tmp_path / "run", refusal, **changes)
 
 
-def test_the_warp_of_tensorflow_addons_without_them_is_refused_before_anything_is_written(
-    drawn_dataset, tmp_path, refusal, monkeypatch
+def test_the_addons_warp_without_addons_is_refused_before_anything_is_written(
+    tiny_dataset, tmp_path, refusal, monkeypatch
 ):
-    monkeypatch.setattr("gitseg_tf.addons.importlib.util.find_spec", lambda name: None)
-    changes = {"augment__on": "accelerator", "augment__accelerator_warp": "addons"}
-    assert "tensorflow-addons is not installed" in refused(drawn_dataset, tmp_path / "run", refusal, **changes)
+    monkeypatch.setattr("gitseg_tf.core.addons.importlib.util.find_spec", lambda name: None)
+    changes = {"augment__backend": "tensorflow", "augment__tensorflow_warp": "addons"}
+    assert "tensorflow-addons is not installed" in refused(tiny_dataset, tmp_path / "run", refusal, **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_excluding_a_whole_fold_is_told(drawn_dataset, tmp_path, refusal):
-    held_out = [scan.id for scan in drawn_dataset.scans_of([1])]
-    said = refused(drawn_dataset, tmp_path / "run", refusal, data__exclude_scans=held_out)
-    assert "data.exclude_scans names all scans of fold 1" in said
+def test_excluding_a_whole_fold_is_refused(tiny_dataset, tmp_path, refusal):
+    held_out = [scan.id for scan in tiny_dataset.scans_of([1])]
+    message = refused(tiny_dataset, tmp_path / "run", refusal, data__exclude_scans=held_out)
+    assert "data.exclude_scans excludes all scans of fold 1" in message
 
 
-def test_without_changes_a_run_is_that_of_the_host(drawn_dataset, tmp_path):
+@pytest.mark.slow
+def test_without_augmentation_both_backends_train_identically(tiny_dataset, tmp_path):
     losses = []
-    for place in ("host", "accelerator"):
-        config = load_config(None, SETTINGS | {"augment.on": place})
-        train(config, drawn_dataset, tmp_path / place, say=lambda line: None)
-        losses.append(read_history(tmp_path / place)[0]["loss"])
+    for backend in ("opencv", "tensorflow"):
+        config = load_config(None, SETTINGS | {"augment.backend": backend})
+        train(config, tiny_dataset, tmp_path / backend)
+        losses.append(read_history(tmp_path / backend)[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_all_changes_are_drawn_and_made_inside_of_a_step_compiled_by_xla():
-    names = [name for name in AugmentConfig.model_fields if name not in ("on", "accelerator_warp")]
+@pytest.mark.xla
+def test_all_augmentations_run_inside_an_xla_compiled_step():
+    names = [name for name in AugmentConfig.model_fields if name not in ("backend", "tensorflow_warp")]
     every = AugmentConfig(**{name: {"p": 0.5} for name in names})
     trained, validated = mean_of_windows(every, jit_compile=True)
     assert 0 < trained < 1 and abs(trained - validated) > 1e-3

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from helpers.configs import tiny_config
 
-from gitseg_tf.config import load_config
 from gitseg_tf.models.build import build_model
-from gitseg_tf.training.averages import WeightAverage, ema_share, swa_share
-from gitseg_tf.training.optimizers import build_optimizer
-from gitseg_tf.training.rates import rate_shares
-from gitseg_tf.training.schedules import Schedule
+from gitseg_tf.training.optim.averages import WeightAverage, ema_share, swa_share
+from gitseg_tf.training.optim.layer_rates import rate_shares
+from gitseg_tf.training.optim.optimizers import build_optimizer
+from gitseg_tf.training.optim.schedules import Schedule
 from gitseg_tf.training.step import TrainingModel
 
 STEPS = 100
-SETTINGS = {"learning_rate": 0.05, "warmup": 0, "weight_decay": 0.1, "clip_norm": 1.0, "ema": 0.6}
+SETTINGS = {"learning_rate": 0.05, "warmup": 0, "weight_decay": 0.1, "clip_norm": 1.0, "ema_decay": 0.6}
 
 
 def configured(**changes):
-    return load_config(None, {f"training.{key}": value for key, value in (SETTINGS | changes).items()})
+    return tiny_config(**{f"training.{key}": value for key, value in (SETTINGS | changes).items()})
 
 
 def product(mask, outputs):
@@ -27,7 +27,7 @@ def product(mask, outputs):
 
 
 def linear_model(jit_compile=False, scales_loss=False, loss=product, **changes):
-    """Pixels times the encoder's matrix, times another, plus a bias."""
+    """Pixels times the matrix of the encoder, times another matrix, plus a bias."""
     config = configured(**changes)
     inputs = keras.Input((1, 1, 3))
     encoded = keras.layers.Conv2D(3, 1, use_bias=False, name="encoder")(inputs)
@@ -38,9 +38,10 @@ def linear_model(jit_compile=False, scales_loss=False, loss=product, **changes):
     model.get_layer("encoder").set_weights([rng.normal(size=(1, 1, 3, 3))])
     model.get_layer("logits").set_weights([rng.normal(size=(1, 1, 3, 3)), rng.normal(size=3)])
     model.compile(
-        build_optimizer(config.training, schedule, model.trainable_variables, scales_loss), jit_compile=jit_compile
+        build_optimizer(config.training, schedule, model.trainable_variables, scales_loss=scales_loss),
+        jit_compile=jit_compile,
     )
-    model.average = WeightAverage(model.trainable_variables, [], ema_share(config.training.ema))
+    model.average = WeightAverage(model.trainable_variables, [], ema_share(config.training.ema_decay))
     return model
 
 
@@ -48,7 +49,7 @@ def weights_of(model):
     return [variable.numpy().astype(float) for variable in model.trainable_variables]
 
 
-# Norms from far below to far above the limit, for Adam alone does not care about a common factor.
+# Norms far below to far above the clipping limit, because Adam itself is invariant to a common factor.
 SCALES = (30, 0.1, 3, 0.01, 0.3)
 PIXELS = np.random.default_rng(2).normal(size=(len(SCALES), 4, 1, 1, 3)).astype(np.float32)
 MASKS = np.random.default_rng(3).normal(size=PIXELS.shape).astype(np.float32)
@@ -56,7 +57,7 @@ MASKS *= np.reshape(SCALES, (-1, 1, 1, 1, 1))
 
 
 def gradients_of(weights, pixels, mask):
-    """Of the mean over the batch of sum(mask * (pixels @ encoder @ kernel + bias))."""
+    """Gradients of the batch mean of sum(mask * (pixels @ encoder @ kernel + bias))."""
     x, g = pixels.reshape(-1, 3), mask.reshape(-1, 3) / len(mask)
     encoder, kernel = weights[0].reshape(3, 3), weights[1].reshape(3, 3)
     return [
@@ -82,7 +83,7 @@ def adamw(weights, config):
             direction = math.sqrt(1 - 0.999**step) / (1 - 0.9**step) * first[k] / (np.sqrt(second[k]) + 1e-7)
             decay = config.weight_decay if weights[k].ndim > 1 else 0
             weights[k] = weights[k] - rate * (direction + decay * weights[k])
-            kept = min(config.ema, step / (9 + step))
+            kept = min(config.ema_decay, step / (9 + step))
             average[k] = kept * average[k] + (1 - kept) * weights[k]
     return weights, average
 
@@ -92,12 +93,12 @@ def adamw(weights, config):
     [
         {},
         {"jit_compile": True},
-        {"accumulate": 4},
-        {"scales_loss": True, "accumulate": 2, "jit_compile": True},
+        {"gradient_accumulation_steps": 4},
+        {"scales_loss": True, "gradient_accumulation_steps": 2, "jit_compile": True},
     ],
     ids=str,
 )
-def test_steps_are_those_of_adamw_with_clipped_gradients_however_they_are_made(changes):
+def test_training_steps_match_adamw_with_gradient_clipping(changes):
     model = linear_model(**changes)
     expected, averages = adamw(weights_of(model), model._settings.training)
     losses = [float(np.sum(m * model(p).numpy()) / 4) for p, m in zip(PIXELS[:1], MASKS[:1], strict=True)]
@@ -110,7 +111,7 @@ def test_steps_are_those_of_adamw_with_clipped_gradients_however_they_are_made(c
         assert average.numpy() == pytest.approx(mean, rel=1e-4, abs=1e-5)
 
 
-def test_a_step_whose_scaled_gradients_overflow_changes_no_weight():
+def test_a_step_with_overflowing_scaled_gradients_changes_no_weights():
     model = linear_model(scales_loss=True)
     before, scale = weights_of(model), float(model.optimizer.loss_scale)
     model.train_on_batch(PIXELS[0], np.full_like(MASKS[0], 3e38))
@@ -121,7 +122,7 @@ def test_a_step_whose_scaled_gradients_overflow_changes_no_weight():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "Addons>Lookahead"])
-def test_steps_whose_scaled_gradients_overflow_do_not_delay_the_snapshots_of_swa(optimizer):
+def test_skipped_overflow_steps_do_not_delay_swa_snapshots(optimizer):
     model = linear_model(scales_loss=True, optimizer=optimizer)
     model.average = WeightAverage(model.trainable_variables, [], swa_share(averaged=2, epochs=3, steps_per_epoch=2))
     after = []
@@ -133,7 +134,7 @@ def test_steps_whose_scaled_gradients_overflow_do_not_delay_the_snapshots_of_swa
         assert average.numpy() == pytest.approx((second + third) / 2, rel=1e-5, abs=1e-6)
 
 
-def test_the_outputs_of_a_network_may_be_a_dict():
+def test_the_outputs_of_a_network_can_be_a_dict():
     inputs = keras.Input((8, 8, 3))
     outputs = {"logits": keras.layers.Conv2D(3, 1)(inputs), "deep1": keras.layers.AveragePooling2D()(inputs)}
     config = configured()
@@ -154,23 +155,23 @@ def test_the_outputs_of_a_network_may_be_a_dict():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "Addons>RectifiedAdam"])
-def test_an_encoder_with_a_share_of_the_rate_goes_that_share_of_the_way(optimizer):
-    ways = []
+def test_the_encoder_lr_multiplier_scales_encoder_updates(optimizer):
+    updates = []
     for share in (1.0, 0.25, 0.0):
-        model = linear_model(encoder_rate=share, optimizer=optimizer)
+        model = linear_model(encoder_lr_multiplier=share, optimizer=optimizer)
         before = weights_of(model)
         model.train_on_batch(PIXELS[0], MASKS[0])
-        ways.append([b - a for a, b in zip(before, weights_of(model), strict=True)])
-    whole, quarter, none = ways
+        updates.append([b - a for a, b in zip(before, weights_of(model), strict=True)])
+    whole, quarter, none = updates
     assert np.abs(whole[0]).min() > 1e-4 and not none[0].any()
     assert quarter[0] == pytest.approx(0.25 * whole[0], rel=1e-3, abs=1e-6)
     for behind in (1, 2):
         assert quarter[behind] == pytest.approx(whole[behind], abs=1e-6)
 
 
-def test_the_rate_falls_from_the_lowest_stage_of_the_encoder_to_the_highest():
-    model = build_model(load_config(None, {"data.size": [32, 32], "model.filters": 4}))
-    shares = rate_shares(model, configured(encoder_rate=0.5, layer_decay=0.8).training)
+def test_layer_lr_decay_lowers_the_rate_toward_the_input_stages():
+    model = build_model(tiny_config(model__levels=5))
+    shares = rate_shares(model, configured(encoder_lr_multiplier=0.5, layer_lr_decay=0.8).training)
     by_layer = {v.name.split("_")[0].split("/")[0]: s for v, s in zip(model.trainable_variables, shares, strict=True)}
     assert [by_layer[f"encoder{stage}"] for stage in range(5)] == pytest.approx(
         [0.5 * 0.8 ** (4 - stage) for stage in range(5)]
@@ -178,39 +179,39 @@ def test_the_rate_falls_from_the_lowest_stage_of_the_encoder_to_the_highest():
     assert {share for name, share in by_layer.items() if not name.startswith("encoder")} == {1.0}
 
 
-def test_an_encoder_that_is_a_model_of_its_own_has_its_stages_too(refusal):
+def test_layer_lr_decay_works_for_a_nested_encoder_model(refusal):
     windows = keras.Input((16, 16, 3))
     deep = keras.layers.Conv2D(4, 3, strides=4, padding="same")(keras.layers.Conv2D(2, 1, use_bias=False)(windows))
     encoder = keras.Model(windows, keras.layers.Dense(5)(keras.layers.Reshape((16, 4))(deep)), name="encoder")
     inputs = keras.Input((16, 16, 3))
     model = keras.Model(inputs, keras.layers.Dense(3, name="logits")(encoder(inputs)))
-    shares = rate_shares(model, configured(layer_decay=0.5).training)
+    shares = rate_shares(model, configured(layer_lr_decay=0.5).training)
     assert shares == [0.25, 1, 1, 1, 1, 1, 1]
     other = keras.Model(inputs, keras.layers.Dense(3, name="logits")(inputs), name="other")
-    assert "other has no encoder" in refusal(rate_shares, other, configured(encoder_rate=0.5).training)
+    assert "other has no encoder" in refusal(rate_shares, other, configured(encoder_lr_multiplier=0.5).training)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "scales_loss"), [("adamw", True), ("Addons>Lookahead", True), ("Addons>NovoGrad", False)]
 )
-def test_steps_go_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, optimizer, scales_loss):
-    def begun():
-        model = linear_model(optimizer=optimizer, scales_loss=scales_loss, accumulate=2)
+def test_training_steps_resume_exactly_from_a_checkpoint(tmp_path, optimizer, scales_loss):
+    def start():
+        model = linear_model(optimizer=optimizer, scales_loss=scales_loss, gradient_accumulation_steps=2)
         state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, average=model.average.values)
         return model, state
 
-    def go_on(model, steps):
+    def continue_training(model, steps):
         for k in steps:
             model.train_on_batch(PIXELS[k], MASKS[k])
 
-    undisturbed, _ = begun()
-    go_on(undisturbed, range(5))
-    stopped, state = begun()
-    go_on(stopped, range(3))
+    uninterrupted, _ = start()
+    continue_training(uninterrupted, range(5))
+    stopped, state = start()
+    continue_training(stopped, range(3))
     path = state.save(str(tmp_path / "state"))
-    resumed, state = begun()
+    resumed, state = start()
     state.restore(path).assert_consumed()
-    go_on(resumed, range(3, 5))
-    assert all(map(np.array_equal, weights_of(resumed), weights_of(undisturbed)))
-    for average, expected in zip(resumed.average.values, undisturbed.average.values, strict=True):
+    continue_training(resumed, range(3, 5))
+    assert all(map(np.array_equal, weights_of(resumed), weights_of(uninterrupted)))
+    for average, expected in zip(resumed.average.values, uninterrupted.average.values, strict=True):
         assert np.array_equal(average, expected)

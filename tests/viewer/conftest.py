@@ -1,4 +1,4 @@
-"""A run with a network as it is before training, the viewer as a process, and a browser."""
+"""A run with an untrained network, the viewer as a process, and a browser."""
 
 import gzip
 import http.client
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from clinic import clinic, dicom_writer, nifti, patients, write  # noqa: F401
 
 from gitseg_tf.config import load_config
 
@@ -22,31 +21,32 @@ HELD_OUT = 1
 
 
 @pytest.fixture(scope="session")
-def untrained(drawn_dataset, tmp_path_factory):
-    """The folder of a run that was evaluated, with fold 1 held out. Read it, leave it as it is.
+def untrained(tiny_dataset, tmp_path_factory):
+    """The folder of an evaluated run with fold 1 held out. Read-only.
 
-    Before training, the network says 0.01 to 0.1 everywhere.
+    The untrained network predicts 0.01 to 0.1 everywhere.
     """
     import tf_keras as keras
 
     from gitseg_tf.evaluation.evaluate import evaluate
     from gitseg_tf.models.build import build_model
-    from gitseg_tf.training.callbacks import best_weights_path
+    from gitseg_tf.runs.folder import best_weights_path
+    from gitseg_tf.runs.run import load_run
     from gitseg_tf.training.run_folder import open_run
-    from gitseg_tf.training.trainer import load_run
 
-    settings = {"data.size": [32, 32], "model.filters": 4, "data.folds": 3, "data.fold": HELD_OUT}
+    settings = {"data.input_size": [32, 32], "model.filters": 4, "data.folds": 3, "data.fold": HELD_OUT}
     config = load_config(None, settings | {"training.precision": "float32", "evaluation.threshold": 0.03})
+    config = config.for_dataset(tiny_dataset.labels, tiny_dataset.channels)
     path = tmp_path_factory.mktemp("untrained") / "run"
-    open_run(path, config, drawn_dataset, resume=False)
+    open_run(path, config, tiny_dataset, resume=False)
     keras.utils.set_random_seed(0)
     build_model(config).save_weights(best_weights_path(path))
-    evaluate(load_run(path), drawn_dataset, say=lambda line: None)
+    evaluate(load_run(path), tiny_dataset)
     return path
 
 
 @dataclass
-class Answer:
+class Response:
     status: int
     headers: http.client.HTTPMessage
     content: bytes
@@ -56,7 +56,7 @@ class Answer:
 
 
 class Client:
-    """Asks for addresses as they are spelled; other clients tidy up `..` before they ask."""
+    """Requests URLs exactly as given; other clients normalize `..`."""
 
     def __init__(self, port):
         self.port = port
@@ -68,11 +68,11 @@ class Client:
         for host in hosts:
             connection.putheader("Host", host)
         connection.endheaders()
-        answer = connection.getresponse()
-        content = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        packed = answer.headers["content-encoding"] == "gzip"
-        return Answer(answer.status, answer.headers, gzip.decompress(content) if packed else content)
+        packed = response.headers["content-encoding"] == "gzip"
+        return Response(response.status, response.headers, gzip.decompress(content) if packed else content)
 
     def number_of(self, scan_id):
         return [scan["id"] for scan in self.get("/api/scans").json()["scans"]].index(scan_id)
@@ -84,7 +84,7 @@ def serving(library, **options):
     import uvicorn
 
     from gitseg_tf.viewer.app import make_app
-    from gitseg_tf.viewer.guard import own_names
+    from gitseg_tf.viewer.middleware import own_names
 
     listening = socket.create_server(("127.0.0.1", 0))
     app = make_app(library, own_names("127.0.0.1"), **options)
@@ -106,7 +106,7 @@ def serve():
 
 @contextmanager
 def viewer(*arguments):
-    """The viewer as a process on a free port: the process, its address and the lines before it."""
+    """The viewer as a process on a free port: the process, its URL and the lines printed up to it."""
     command = [sys.executable, "-u", "-m", "gitseg_tf", "view", *map(str, arguments), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines = []
@@ -129,7 +129,7 @@ def view():
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Chromium without a window, through its driver."""
+    """Headless Chromium, through its driver."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("needs chromium and chromedriver")
     from selenium import webdriver

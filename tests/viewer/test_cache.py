@@ -5,7 +5,7 @@ import pytest
 from gitseg_tf.viewer.cache import Cache
 
 
-def test_what_was_wanted_longest_ago_is_let_go_first():
+def test_the_least_recently_used_value_is_evicted_first():
     cache = Cache(len, 10)
     for key in "abc":
         cache.get(key, lambda: "xxx")
@@ -14,7 +14,7 @@ def test_what_was_wanted_longest_ago_is_let_go_first():
     assert [cache.peek(key) for key in "abcd"] == ["xxx", None, "xxx", "xxxx"]
 
 
-def test_a_value_larger_than_the_limit_is_there_alone():
+def test_a_value_larger_than_the_limit_is_cached_alone():
     cache = Cache(len, 3)
     cache.put("a", "x")
     cache.put("b", "xxxx")
@@ -23,16 +23,16 @@ def test_a_value_larger_than_the_limit_is_there_alone():
     assert cache.peek("b") is None and cache.peek("c") == "x"
 
 
-def test_two_that_want_the_same_make_it_once():
-    cache, made, begun, go_on, found = Cache(len, 10), [], threading.Event(), threading.Event(), []
+def test_concurrent_requests_compute_a_value_once():
+    cache, calls, begun, go_on, results = Cache(len, 10), [], threading.Event(), threading.Event(), []
 
     def make():
-        made.append(1)
+        calls.append(1)
         begun.set()
         assert go_on.wait(30)
         return "x"
 
-    threads = [threading.Thread(target=lambda: found.append(cache.get("a", make))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(cache.get("a", make))) for _ in range(3)]
     threads[0].start()
     assert begun.wait(30)
     for thread in threads[1:]:
@@ -41,10 +41,10 @@ def test_two_that_want_the_same_make_it_once():
     go_on.set()
     for thread in threads:
         thread.join(30)
-    assert made == [1] and found == ["x"] * 3
+    assert calls == [1] and results == ["x"] * 3
 
 
-def test_what_failed_is_tried_again():
+def test_a_failed_computation_is_retried():
     cache = Cache(len, 10)
     with pytest.raises(KeyError):
         cache.get("a", {}.popitem)

@@ -1,4 +1,4 @@
-"""The page in a browser: what a user does, and what is then to be seen."""
+"""The page in a browser: user actions and what the page then shows."""
 
 import base64
 import shutil
@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from gitseg_tf.data.scans import ORGAN_COLORS
-from gitseg_tf.viewer.library import open_library
+from gitseg_tf.data.volume import Volume
+from gitseg_tf.labels import UWMGI, LabelSet
+from gitseg_tf.viewer.catalog import Entry, Library, open_library
+from gitseg_tf.viewer.contours import Contours, pack_groups
 
 pytest.importorskip("selenium", reason="needs selenium")
 from selenium.webdriver.common.action_chains import ActionChains
@@ -18,12 +20,15 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+pytestmark = pytest.mark.browser
+
 GRACE = 60  # seconds
+COLORS = dict(zip(UWMGI.names, UWMGI.colors, strict=True))
 SCAN = "case6_day0"  # has 12 slices of 40 x 64 pixels
 
 
 class Page:
-    """The viewer's page, by what is on it."""
+    """The page of the viewer."""
 
     def __init__(self, driver, address):
         self.driver, self.address = driver, address
@@ -53,27 +58,27 @@ class Page:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def canvas(self, name="main"):
-        """What is drawn, RGB."""
+        """The canvas as RGB."""
         data = self.driver.execute_script(f"return document.querySelector('#{name} canvas').toDataURL()")
         png = np.frombuffer(base64.b64decode(data.split(",")[1]), np.uint8)
         image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
         return image[..., 2::-1] * (image[..., 3:] > 0)
 
-    def colours(self):
-        """The organs whose colour is on the large canvas."""
+    def colors(self):
+        """The labels whose color occurs on the large canvas."""
         canvas = self.canvas()
-        return {organ for organ in ORGAN_COLORS if near(canvas, organ).sum() > 20}
+        return {label for label in COLORS if near(canvas, label).sum() > 20}
 
     def box(self, canvas):
-        """(width, height) of what is not black."""
+        """(width, height) of the part that is not black."""
         occupied = np.argwhere(canvas.max(2) > 8)
         (top, left), (bottom, right) = occupied.min(0), occupied.max(0) + 1
         return right - left, bottom - top
 
 
-def near(canvas, organ):
-    """Where a canvas has an organ's colour, but for the soft edge of a line."""
-    return np.abs(canvas.astype(int) - ORGAN_COLORS[organ]).max(2) < 60
+def near(canvas, label):
+    """Where a canvas has the color of a label, excluding antialiased edges."""
+    return np.abs(canvas.astype(int) - COLORS[label]).max(2) < 60
 
 
 @contextmanager
@@ -87,8 +92,8 @@ def page_of(browser, serve, library):
 
 
 @pytest.fixture(scope="module")
-def cohort(drawn):
-    return open_library(drawn.root)
+def cohort(tiny_cohort):
+    return open_library(tiny_cohort.root)
 
 
 @pytest.fixture
@@ -98,7 +103,7 @@ def page(browser, serve, cohort):
         yield page
 
 
-def test_the_first_picture_is_the_middle_of_the_first_scan(browser, serve, cohort):
+def test_the_page_opens_at_the_middle_slice_of_the_first_scan(browser, serve, cohort):
     with page_of(browser, serve, cohort) as page:
         page.open()
         page.see("case1_day0/axial/3")
@@ -106,7 +111,7 @@ def test_the_first_picture_is_the_middle_of_the_first_scan(browser, serve, cohor
         assert page.text("#rows tr[aria-selected=true]") == "case1_day0"
 
 
-def test_keys_go_through_the_slices(page):
+def test_keys_scroll_through_the_slices(page):
     page.see(f"{SCAN}/axial/5")
     for key, index in (
         (Keys.ARROW_DOWN, 6), (Keys.ARROW_RIGHT, 7), (Keys.ARROW_UP, 6), (Keys.ARROW_LEFT, 5), (Keys.END, 11),
@@ -117,16 +122,16 @@ def test_keys_go_through_the_slices(page):
     assert page.text("#place") == "slice 1 of 12"
 
 
-def test_the_wheel_goes_through_the_slices(page):
+def test_the_wheel_scrolls_through_the_slices(page):
     for delta, index in ((100, 6), (100, 7), (-100, 6)):
         ActionChains(page.driver).scroll_from_origin(ScrollOrigin.from_element(page.find("#main")), 0, delta).perform()
         page.see(f"{SCAN}/axial/{index}")
 
 
-def test_a_picture_has_the_greys_of_its_window(page, drawn):
+def test_a_picture_has_the_gray_levels_of_its_window(page, tiny_cohort):
     page.press("t")
-    image = drawn[SCAN].image[5]
-    low, high = (int(np.percentile(drawn[SCAN].image, p, method="inverted_cdf")) for p in (1, 99.5))
+    image = tiny_cohort[SCAN].image[5]
+    low, high = (int(np.percentile(tiny_cohort[SCAN].image, p, method="inverted_cdf")) for p in (1, 99.5))
     canvas = page.canvas()
     middle = canvas[canvas.shape[0] // 2, canvas.shape[1] // 2]
     expected = np.clip((float(image[20, 32]) - low) / (high - low) * 255, 0, 255)
@@ -151,37 +156,37 @@ def test_dragging_with_the_right_button_changes_the_window(page):
     assert [int(page.text(f"#{name}-value")) for name in ("width", "level")] == [width, level]
 
 
-def test_contours_go_on_and_off(page, drawn):
+def test_contours_can_be_switched_on_and_off(page, tiny_cohort):
     page.press(Keys.END, Keys.ARROW_UP)
     page.see(f"{SCAN}/axial/10")
-    page.until(lambda: page.colours())
-    there = page.colours()
-    assert there == {organ for organ, mask in zip(ORGAN_COLORS, drawn[SCAN].masks[:, 10], strict=True) if mask.any()}
-    for key, organ in zip("123", ORGAN_COLORS, strict=True):
+    page.until(lambda: page.colors())
+    visible = page.colors()
+    assert visible == {label for label, mask in zip(COLORS, tiny_cohort[SCAN].masks[:, 10], strict=True) if mask.any()}
+    for key, label in zip("123", COLORS, strict=True):
         page.press(key)
-        page.until(lambda organ=organ: page.colours() == there - {organ})
+        page.until(lambda label=label: page.colors() == visible - {label})
         page.press(key)
-        page.until(lambda: page.colours() == there)
+        page.until(lambda: page.colors() == visible)
     page.press("t")
-    page.until(lambda: page.colours() == set())
-    page.find("[data-layer=truth][data-organ='2']").click()
-    page.until(lambda: page.colours() == {"stomach"} & there)
+    page.until(lambda: page.colors() == set())
+    page.find("[data-layer=truth][data-label='2']").click()
+    page.until(lambda: page.colors() == {"stomach"} & visible)
 
 
-def test_a_contour_runs_around_its_organ(page, drawn):
+def test_a_contour_surrounds_its_label(page, tiny_cohort):
     page.press(Keys.END, Keys.ARROW_UP, "2", "3")
     page.see(f"{SCAN}/axial/10")
-    page.until(lambda: page.colours() == {"large_bowel"})
-    canvas, scan = page.canvas(), drawn[SCAN]
+    page.until(lambda: page.colors() == {"large_bowel"})
+    canvas, scan = page.canvas(), tiny_cohort[SCAN]
     rows, columns = np.nonzero(near(canvas, "large_bowel"))
     _, y, x = scan.spacing
     scale = min(canvas.shape[1] / (64 * x), canvas.shape[0] / (40 * y))
     left, top = (canvas.shape[1] - 64 * x * scale) / 2, (canvas.shape[0] - 40 * y * scale) / 2
     filled = np.argwhere(scan.masks[0, 10])
     (y0, x0), (y1, x1) = filled.min(0), filled.max(0) + 1
-    found = [columns.min(), columns.max(), rows.min(), rows.max()]
+    actual = [columns.min(), columns.max(), rows.min(), rows.max()]
     expected = [left + x0 * x * scale, left + x1 * x * scale, top + y0 * y * scale, top + y1 * y * scale]
-    np.testing.assert_allclose(found, expected, atol=2.5)
+    np.testing.assert_allclose(actual, expected, atol=2.5)
 
 
 @pytest.mark.parametrize(
@@ -192,23 +197,23 @@ def test_a_contour_runs_around_its_organ(page, drawn):
         ("s", "sagittal", (40, 1), (12, 0)),
     ],
 )
-def test_planes_have_the_proportions_of_the_patient(page, drawn, key, plane, across, down):
+def test_planes_have_the_proportions_of_the_patient(page, tiny_cohort, key, plane, across, down):
     page.press("t", key)
     page.until(lambda: f"/{plane}/" in page.shown)
     page.driver.execute_script("document.querySelector('[data-window=full]').click()")
     page.driver.execute_script("state.window = [1, -10]; redraw()")
-    scan, canvas = drawn[SCAN], page.canvas()
+    scan, canvas = tiny_cohort[SCAN], page.canvas()
     width, height = page.box(canvas)
     expected = across[0] * scan.spacing[across[1]] / (down[0] * scan.spacing[down[1]])
     assert width / height == pytest.approx(expected, rel=0.02)
     assert width > canvas.shape[1] - 3 or height > canvas.shape[0] - 3
 
 
-def test_a_click_puts_the_other_planes_there(page, drawn):
+def test_a_click_moves_the_other_planes_to_that_voxel(page, tiny_cohort):
     page.press("x")
     main = page.find("#main")
     ActionChains(page.driver).move_to_element_with_offset(main, 60, 30).click().perform()
-    scan, size = drawn[SCAN], main.size
+    scan, size = tiny_cohort[SCAN], main.size
     z, y, x = scan.spacing
     scale = min(size["width"] / (64 * x), size["height"] / (40 * y))
     row, column = int(20 + 30 / (y * scale)), int(32 + 60 / (x * scale))
@@ -224,7 +229,7 @@ def test_a_click_puts_the_other_planes_there(page, drawn):
     page.until(lambda: f"/axial/{int(6 + 70 / (z * scale))}" in page.find("#second canvas").get_attribute("data-shown"))
 
 
-def test_a_link_leads_to_the_slice_and_the_window(page):
+def test_a_link_restores_the_slice_and_the_window(page):
     page.press("s", Keys.END)
     page.see(f"{SCAN}/sagittal/63")
     page.driver.execute_script("chooseWindow(300, 1200)")
@@ -235,13 +240,13 @@ def test_a_link_leads_to_the_slice_and_the_window(page):
     assert (page.text("#width-value"), page.text("#level-value")) == ("300", "1200")
 
 
-def test_the_slice_of_a_link_is_the_number_in_the_scan(page):
-    page.open("#scan=case5_day0&plane=axial&slice=8")  # whose slices are 1, 2, 3, 7, 8, 9, 10
+def test_the_slice_in_a_link_is_the_slice_number_of_the_scan(page):
+    page.open("#scan=case5_day0&plane=axial&slice=8")  # its slices are 1, 2, 3, 7, 8, 9, 10
     page.see("case5_day0/axial/4")
     assert page.text("#place") == "slice 8 of 10"
 
 
-def test_back_and_forward_lead_through_scans_and_planes(page):
+def test_back_and_forward_navigate_scans_and_planes(page):
     page.press(Keys.HOME)
     page.see(f"{SCAN}/axial/0")
     page.press("c")
@@ -270,8 +275,8 @@ HOLD = """
 
 
 @pytest.mark.parametrize(("key", "expected"), [("c", "coronal axial sagittal"), ("s", "sagittal axial coronal")])
-def test_a_plane_that_is_chosen_while_its_pictures_load_is_shown_with_its_contours(page, drawn, key, expected):
-    scan = drawn["case5_day0"]
+def test_a_plane_selected_while_loading_is_shown_with_its_contours(page, tiny_cohort, key, expected):
+    scan = tiny_cohort["case5_day0"]
     page.driver.execute_script(HOLD)
     page.find(f"#rows tr[data-scan={scan.id}]").click()
     page.until(lambda: page.driver.execute_script("return held()") >= 6)
@@ -286,24 +291,22 @@ def test_a_plane_that_is_chosen_while_its_pictures_load_is_shown_with_its_contou
 
 
 @pytest.mark.parametrize(
-    ("answer", "says", "marked"),
+    ("answer", "expected", "marked"),
     [
-        ("Promise.reject(new TypeError())", "The viewer does not answer", False),
+        ("Promise.reject(new TypeError())", "The viewer does not respond", False),
         ("Promise.resolve(new Response('', { status: 500, statusText: 'Server Error' }))", "500 Server Error", False),
         ('Promise.resolve(new Response(\'{"detail": "damaged"}\', { status: 422 }))', "damaged", True),
     ],
 )
-def test_only_a_scan_that_cannot_be_read_is_marked_and_any_other_opens_when_it_is_clicked_again(
-    page, answer, says, marked
-):
+def test_only_an_unreadable_scan_is_marked_and_other_scans_open_on_the_next_click(page, answer, expected, marked):
     page.driver.execute_script(f"window.fetched = fetch; window.fetch = () => {answer}")
     page.find("#rows tr[data-scan=case3_day0]").click()
-    page.until(lambda: says in page.text("#message"))
+    page.until(lambda: expected in page.text("#message"))
     page.driver.execute_script("window.fetch = fetched")
     assert ("cannot be read" in page.text("#rows tr[data-scan=case3_day0]")) == marked
     page.find("#rows tr[data-scan=case3_day0]").click()
     if marked:
-        page.until(lambda: says in page.text("#message"))
+        page.until(lambda: expected in page.text("#message"))
     else:
         page.until(lambda: page.shown.startswith("case3_day0/"))
         assert page.text("#message") == ""
@@ -311,7 +314,7 @@ def test_only_a_scan_that_cannot_be_read_is_marked_and_any_other_opens_when_it_i
         page.until(lambda: page.shown.startswith(f"{SCAN}/"))
 
 
-def test_n_and_b_lead_through_the_list(page):
+def test_n_and_b_step_through_the_list(page):
     page.press("n")
     page.until(lambda: page.shown.startswith("case6_day1/"))
     page.press("n", "b")
@@ -325,13 +328,13 @@ def test_help_opens_and_closes(page):
     page.until(lambda: not page.find("#help").is_displayed())
 
 
-def test_a_link_to_nowhere_says_so(page):
+def test_a_link_to_an_unknown_scan_shows_a_note(page):
     page.open("#scan=case99_day0")
     page.see("case1_day0/axial/3")
     assert "case99_day0, which is not in the list" in page.text("#notes")
 
 
-def test_a_run_is_listed_worst_first_and_its_prediction_comes_when_it_is_ready(browser, serve, untrained):
+def test_a_run_is_listed_worst_first_and_shows_its_prediction_when_ready(browser, serve, untrained):
     library = open_library(untrained)
     scored = sorted((entry.scores["score"], entry.id) for entry in library.entries if entry.scores)
     with page_of(browser, serve, library) as page:
@@ -342,17 +345,17 @@ def test_a_run_is_listed_worst_first_and_its_prediction_comes_when_it_is_ready(b
         page.until(lambda: page.find("#prediction").get_attribute("data-state") == "ready")
         page.until(lambda: "prediction" in page.find("#main canvas").get_attribute("data-layers"))
         page.press("t")
-        page.until(lambda: page.colours())
+        page.until(lambda: page.colors())
         page.press("p")
-        page.until(lambda: not page.colours())
+        page.until(lambda: not page.colors())
         page.find("#columns [data-key=id] button").click()
         ids = [row.get_attribute("data-scan") for row in browser.find_elements(By.CSS_SELECTOR, "#rows tr")]
         assert ids == sorted(entry.id for entry in library.entries)
         assert "trained on" in page.text("#rows")
 
 
-def test_a_broken_scan_says_why_and_the_others_are_there(browser, serve, drawn, tmp_path):
-    root = shutil.copytree(drawn.root, tmp_path / "cohort")
+def test_an_unreadable_scan_shows_the_reason_and_the_others_still_open(browser, serve, tiny_cohort, tmp_path):
+    root = shutil.copytree(tiny_cohort.root, tmp_path / "cohort")
     path = sorted((root / "train/case1/case1_day0/scans").iterdir())[0]
     path.rename(path.with_name("slice_1.png"))
     with page_of(browser, serve, open_library(root)) as page:
@@ -364,26 +367,26 @@ def test_a_broken_scan_says_why_and_the_others_are_there(browser, serve, drawn, 
         empty += "return strip.toDataURL() === blank.toDataURL()"
         page.until(lambda: not browser.execute_script(empty))
         page.find("#rows tr.broken").click()
-        page.until(lambda: "slice_1.png: the name is not" in page.text("#message"))
-        assert browser.execute_script(empty)  # nothing of the scan before
+        page.until(lambda: "slice_1.png: invalid name" in page.text("#message"))
+        assert browser.execute_script(empty)  # nothing of the previous scan
         page.find("#strip").click()
         page.press(Keys.ARROW_DOWN, "c", "w", "n")
         page.until(lambda: page.shown.startswith("case1_day5/"))
 
 
-def test_nothing_on_the_page_fails_while_there_is_no_scan(browser, serve, drawn, tmp_path):
-    root = shutil.copytree(drawn.root, tmp_path / "cohort")
+def test_controls_do_not_fail_while_no_scan_is_open(browser, serve, tiny_cohort, tmp_path):
+    root = shutil.copytree(tiny_cohort.root, tmp_path / "cohort")
     path = sorted((root / "train/case1/case1_day0/scans").iterdir())[0]
     path.rename(path.with_name("slice_1.png"))
-    with page_of(browser, serve, open_library(root)) as page:  # which sees errors of the page
+    with page_of(browser, serve, open_library(root)) as page:  # which checks for errors on the page
         page.open("#scan=case1_day0")
         for selector in ("#strip", "#slice", "#width", "#level", "#main", "#second", "#cross", "[data-plane=coronal]"):
             ActionChains(browser).move_to_element_with_offset(page.find(selector), 15, 0).click().perform()
-        assert "slice_1.png: the name is not" in page.text("#message")
+        assert "slice_1.png: invalid name" in page.text("#message")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 860), (400, 860)])
-def test_nothing_is_wider_than_the_window(browser, serve, cohort, width, height):
+def test_the_page_fits_the_window_width(browser, serve, cohort, width, height):
     with page_of(browser, serve, cohort) as page:
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
@@ -401,3 +404,53 @@ def test_nothing_is_wider_than_the_window(browser, serve, cohort, width, height)
                 assert not page.find("#list").is_displayed()
         finally:
             browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture
+def many(browser, serve):
+    """A CT scan with a second channel and 20 labels, the last of them unannotated."""
+    labels, masks = LabelSet.of(*(f"part {k}" for k in range(20))), np.zeros((20, 3, 24, 60), bool)
+    for k in range(19):
+        masks[k, k % 3, 4:20, 3 * k : 3 * k + 3] = True
+    voxels = np.linspace(-1000, 1000, 2 * 3 * 24 * 60).reshape(3, 24, 60, 2).astype(np.int16)
+    voxels[..., 1] = 700
+    volume, annotated = Volume(voxels, (3.0, 1.5, 1.5)), np.arange(20) < 19
+    entry = Entry("ct", "p1", lambda: volume, lambda: Contours(pack_groups(masks), annotated))
+    with page_of(browser, serve, Library("drawn", (entry,), labels, ("ct", "pet"))) as page:
+        page.open()
+        page.see("ct/axial/1")
+        yield page
+
+
+def test_many_labels_can_be_searched_and_toggled(many):
+    rows = "return [...document.querySelectorAll('#layers tr[data-row]')].filter(r => !r.hidden).map(r => r.innerText)"
+    assert len(many.driver.execute_script(rows)) == 20
+    many.until(lambda: "unannotated" in many.find("#layers tr[data-row='19']").get_attribute("class"))
+    color = np.array(LabelSet.of(*(f"part {k}" for k in range(20))).colors[16])
+
+    def is_visible():
+        return (np.abs(many.canvas().astype(int) - color).max(2) < 40).sum() > 20
+
+    many.until(is_visible)  # a label of the third group of eight
+    many.find("#find-label").send_keys("T 16")
+    assert [text.strip() for text in many.driver.execute_script(rows)] == ["part 16"]
+    many.find("[data-layer=truth][data-label='16']").click()
+    many.until(lambda: not is_visible())
+
+
+def test_ct_has_window_presets_and_each_channel_its_own_range(many):
+    assert many.find("[data-window=ct-lung]").is_displayed()
+    many.find("[data-window=ct-lung]").click()
+    assert (many.text("#width-value"), many.text("#level-value")) == ("1500", "-600")
+    many.until(lambda: many.driver.current_url.endswith("window=1500,-600"))
+    options = many.driver.find_elements(By.CSS_SELECTOR, "#channel option")
+    assert [option.text for option in options] == ["ct", "pet"]
+    options[1].click()
+    many.until(lambda: "channel=1" in many.driver.current_url)
+    assert not many.find("[data-window=ct-lung]").is_displayed()
+    assert many.text("#level-value") == "700"
+
+
+def test_a_cohort_without_ct_has_no_ct_window_presets(page):
+    assert not page.find("[data-window=ct-bone]").is_displayed() and not page.find("#channel").is_displayed()
+    assert not page.find("#find-label").is_displayed()

@@ -1,1 +1,1 @@
-"""Random changes of training windows: drawn once (draws), made by OpenCV (host) or by TensorFlow (accelerator)."""
+"""Augmentation of training windows: random parameters, applied by OpenCV or by TensorFlow."""

@@ -1,16 +1,22 @@
-"""What a row of the table of backbones holds, and the encoder that it gives."""
+"""The interface of backbones, and the encoders built from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
-from gitseg_tf.errors import InputError
+from gitseg_tf.config.model import ModelConfig
+from gitseg_tf.errors import ConfigError
 from gitseg_tf.models.backbones.dilation import dilated
-from gitseg_tf.sections.model import ModelConfig
 
 ENCODER = "encoder"
+KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications"
+# Scaling of images in [0, 1] for networks trained on ImageNet: scale and offset, averaged over the three colors.
+STANDARDIZED: dict[str, Any] = {"scale": 1 / 0.226, "offset": -0.449 / 0.226}
+CENTERED: dict[str, Any] = {"scale": 2.0, "offset": -1.0}
+CAFFE: dict[str, Any] = {"scale": 255.0, "offset": -114.8}
 Weights = dict[str, list[np.ndarray]]
 
 
@@ -18,8 +24,9 @@ Weights = dict[str, list[np.ndarray]]
 class Published:
     """Weights trained on ImageNet, in Keras's HDF5 format.
 
-    url, file_hash: of the file, as keras.utils.get_file takes them.
-    convert: from the weights by the file's layer names to those by the encoder's.
+    Attributes:
+        url, file_hash: URL and hash of the file, for keras.utils.get_file.
+        convert: function from weights by the file's layer names to weights by the encoder's layer names.
     """
 
     url: str
@@ -31,13 +38,14 @@ class Published:
 class Backbone:
     """An encoder.
 
-    build: function of (inputs [N, H, W, K], config) to the features, Keras tensors by their stride. It names all layers
-        that have weights.
-    paper, library: the source of the architecture, and of its layers.
-    scale, offset: windows in [0, 1] are multiplied and shifted to what the published weights were trained on.
-    published: weights for model.weights: imagenet, if there are any.
-    dilates: the last stage can be dilated instead of strided. It can where each stride is one of a convolution that is
-        made for overlapping windows, not in networks that cut a map into patches.
+    Attributes:
+        build: function from (inputs [N, H, W, K], config) to the features, Keras tensors by stride. It must name all
+            layers that have weights.
+        paper, library: the source of the architecture, and of its layers.
+        scale, offset: scaling from windows in [0, 1] to the range for which the published weights were trained.
+        published: weights for `model.pretrained: imagenet`, if there are any.
+        dilates: whether the last stage can be dilated instead of strided. This requires overlapping strided
+            convolutions, so it is not possible for networks that cut a map into patches.
     """
 
     build: Callable[..., dict]
@@ -49,17 +57,17 @@ class Backbone:
     dilates: bool = True
 
     def __call__(self, inputs, config: ModelConfig, output_stride: int = 32) -> dict:
-        """Encode.
+        """Apply the encoder.
 
         Args:
             inputs: Keras tensor [N, H, W, K]; height and width are multiples of 32.
             config: the network's options.
-            output_stride: the largest stride of a feature: 32, or 16. With 16 the last stage is dilated, and its
-                feature is that of stride 16, from the same weights as at 32. A backbone that does not dilate has a
-                feature of stride 32 all the same.
+            output_stride: the largest stride of a feature, 32 or 16. With 16 the last stage is dilated, and its feature
+                replaces that of stride 16; the weights are the same. A backbone that does not dilate still returns a
+                feature of stride 32.
 
         Returns:
-            Keras tensors by stride: 2 (where the network has one), 4, 8, 16, and 32.
+            Keras tensors by stride: 2 (if the network has one), 4, 8, 16, and 32.
         """
         if self.scale != 1 or self.offset:
             inputs = keras.layers.Rescaling(self.scale, self.offset, dtype="float32", name="encoder_scaling")(inputs)
@@ -68,14 +76,14 @@ class Backbone:
         return {height // feature.shape[1]: feature for feature in encoder(inputs)}
 
     def encoder(self, shape: tuple[int, int, int], config: ModelConfig, output_stride: int = 32) -> keras.Model:
-        """The network alone, without the scaling of its input.
+        """Build the network without input scaling.
 
         Args:
             shape: height, width and channels of the input.
-            config, output_stride: as above.
+            config, output_stride: as for `__call__`.
 
         Returns:
-            Model named "encoder" from [N, H, W, K] to a list of the features by falling resolution.
+            Model named "encoder" from [N, H, W, K] to a list of the features in order of decreasing resolution.
         """
         inputs = keras.Input(shape, name="scaled_windows")
         features = self.build(inputs, config)
@@ -87,29 +95,29 @@ class Backbone:
             encoder = keras.Model(encoder.inputs, outputs, name=ENCODER)
         for layer in encoder.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                # The libraries have 0.9 to 0.999, with which a short run is validated by its first statistics.
+                # The libraries use up to 0.999, which would validate a short run with its initial statistics.
                 layer.momentum = 0.9
             if isinstance(layer, keras.layers.Dropout):
-                layer.rate = 0.0  # of blocks; it draws from a state that no checkpoint holds to resume from
+                layer.rate = 0.0  # this dropout inside blocks uses random state that is not saved in checkpoints
         return encoder
 
 
 def encoder_of(model: keras.Model) -> keras.Model:
-    """The encoder in a network, a model of its own: `encoder_of(model).save_weights("encoder.weights.h5")`.
+    """Find the encoder of a network; it is a model: `encoder_of(model).save_weights("encoder.weights.h5")`.
 
     Raises:
-        InputError: the network has none.
+        ConfigError: the network has no encoder.
     """
     for layer in model.layers:
         if layer.name == ENCODER:
             return layer
-    raise InputError(f"{model.name}: has no encoder")
+    raise ConfigError(f"{model.name}: has no encoder")
 
 
 def encoder_variables(model: keras.Model) -> list:
-    """The encoder's trainable variables; the others of model.trainable_variables are those of decoder and heads.
+    """List the encoder's trainable variables; those of the decoder and the heads are not included.
 
     Raises:
-        InputError: the network has no encoder.
+        ConfigError: the network has no encoder.
     """
     return encoder_of(model).trainable_variables

@@ -1,18 +1,22 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545).
 
-The layers are named and ordered as in keras.applications, whose weights fit. Its own network does the depthwise
-convolutions as grouped ones, which TensorFlow trains on no CPU without XLA, and many times slower with it.
+The layers are named and ordered as in keras.applications, so that its weights fit. keras.applications implements
+depthwise convolutions as grouped ones, which TensorFlow cannot train on a CPU without XLA, and trains much more slowly
+with it.
 """
+
+from functools import partial
 
 import numpy as np
 import tf_keras as keras
 
-from gitseg_tf.sections.model import ModelConfig
+from gitseg_tf.config.model import ModelConfig
+from gitseg_tf.models.backbones.backbone import KERAS_APPLICATIONS, STANDARDIZED, Backbone, Published
 
 
 @keras.utils.register_keras_serializable("gitseg_tf")
 class LayerScale(keras.layers.Layer):
-    """A trained factor a channel (Touvron et al. 2021, arXiv:2103.17239), at first 1e-6.
+    """A trained factor per channel (Touvron et al. 2021, arXiv:2103.17239), initially 1e-6.
 
     Input [..., C], output the same.
     """
@@ -25,13 +29,13 @@ class LayerScale(keras.layers.Layer):
 
 
 def convnext(inputs, config: ModelConfig, name: str, blocks: tuple[int, ...]) -> dict:
-    """The four stages of a ConvNeXt with 96 to 768 channels, without its classifier.
+    """Build the four stages of a ConvNeXt with 96 to 768 channels, without its classifier.
 
     Args:
         inputs: Keras tensor [N, H, W, K].
         config: not used.
         name: prefix of the layers' names, as in keras.applications.
-        blocks: in each stage.
+        blocks: number of blocks in each stage.
 
     Returns:
         Keras tensors by stride: 4 (96 channels), 8 (192), 16 (384), 32 (768).
@@ -74,10 +78,11 @@ def _block(inputs, channels: int, name: str):
 
 
 def from_applications(layers: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-    """Weights of keras.applications' ConvNeXt for this one.
+    """Convert weights of keras.applications' ConvNeXt to the layers of this one.
 
     Args:
-        layers: weights by keras.applications' layer names; the stem and each downsampling are a layer of four.
+        layers: weights by keras.applications' layer names; the stem and each downsampling step are one layer with four
+            weights.
 
     Returns:
         Weights by the names of this module.
@@ -85,7 +90,7 @@ def from_applications(layers: dict[str, list[np.ndarray]]) -> dict[str, list[np.
     converted = {}
     for name, weights in layers.items():
         if name.endswith("_depthwise_conv"):
-            kernel, bias = weights  # [7, 7, 1, C], one group a channel
+            kernel, bias = weights  # [7, 7, 1, C], one group per channel
             converted[name] = [kernel.swapaxes(2, 3), bias]
         elif name.endswith("_stem"):
             converted[f"{name}_conv"], converted[f"{name}_layernorm"] = weights[:2], weights[2:]
@@ -97,5 +102,19 @@ def from_applications(layers: dict[str, list[np.ndarray]]) -> dict[str, list[np.
     return converted
 
 
-def _normal():  # one for each weight: an initialiser draws the same numbers again
+def _normal():  # create one per weight, because an initializer returns the same numbers every time
     return keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+def _backbone(name: str, sha256: str, blocks: tuple[int, ...]) -> Backbone:
+    weights = Published(f"{KERAS_APPLICATIONS}/convnext/{name}_notop.h5", sha256, convert=from_applications)
+    build, paper = partial(convnext, name=name, blocks=blocks), "Liu et al. 2022, arXiv:2201.03545"
+    return Backbone(build, paper, "this package", **STANDARDIZED, published=weights, dilates=False)
+
+
+convnext_tiny = _backbone(
+    "convnext_tiny", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1", (3, 3, 9, 3)
+)
+convnext_small = _backbone(
+    "convnext_small", "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab", (3, 3, 27, 3)
+)

@@ -1,25 +1,28 @@
 """MiT, the mix transformer of SegFormer (Xie et al. 2021, arXiv:2105.15203).
 
-From keras's layers: keras-cv's MiTBackbone takes square windows only, and its sequence reduction reads [C, H W] as
-[H, W, C], which mixes places and channels; its weights belong to that network.
+It is built from Keras layers, because keras-cv's MiTBackbone only accepts square windows, and its sequence reduction
+reads [C, H W] as [H, W, C], which mixes positions and channels; its weights only fit that network.
 """
+
+from functools import partial
 
 import tf_keras as keras
 
-from gitseg_tf.sections.model import ModelConfig
+from gitseg_tf.config.model import ModelConfig
+from gitseg_tf.models.backbones.backbone import STANDARDIZED, Backbone
 
 _HEADS = (1, 2, 5, 8)
 _REDUCTIONS = (8, 4, 2, 1)
 
 
 def mit(inputs, config: ModelConfig, widths: tuple[int, ...], blocks: tuple[int, ...]) -> dict:
-    """The four stages of a mix transformer.
+    """Build the four stages of a mix transformer.
 
     Args:
         inputs: Keras tensor [N, H, W, K].
         config: not used.
-        widths: channels of the stages.
-        blocks: transformer blocks in each stage.
+        widths: number of channels of each stage.
+        blocks: number of transformer blocks in each stage.
 
     Returns:
         Keras tensors by stride: 4, 8, 16 and 32, channels as in `widths`.
@@ -48,11 +51,11 @@ def _block(x, heads: int, reduction: int, name: str):
 
 
 def _attention(x, heads: int, reduction: int, name: str):
-    """Self-attention whose keys and values come from a map that is `reduction` times smaller each way."""
+    """Apply self-attention with keys and values from a map that is `reduction` times smaller along each axis."""
     height, width, channels = x.shape[1:]
     keys = x
     if reduction > 1:
-        # A map smaller than the reduction, at the smallest sizes only, becomes a single key.
+        # A map smaller than the reduction, which only occurs at the smallest input sizes, becomes a single key.
         keys = keras.layers.Conv2D(channels, reduction, reduction, padding="same", name=f"{name}_reduction")(keys)
         keys = _norm(keys, f"{name}_reduction_norm")
     queries = keras.layers.Reshape((height * width, channels), name=f"{name}_queries")(x)
@@ -69,5 +72,16 @@ def _mix_ffn(x, name: str):
     return keras.layers.Dense(channels, kernel_initializer=_normal(), name=f"{name}_2")(x)
 
 
-def _normal():  # one for each weight: an initialiser draws the same numbers again
+def _normal():  # create one per weight, because an initializer returns the same numbers every time
     return keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+def _backbone(widths: tuple[int, ...], blocks: tuple[int, ...]) -> Backbone:
+    build, paper = partial(mit, widths=widths, blocks=blocks), "Xie et al. 2021, arXiv:2105.15203"
+    return Backbone(build, paper, "this package", **STANDARDIZED, dilates=False)
+
+
+mit_b0 = _backbone((32, 64, 160, 256), (2, 2, 2, 2))
+mit_b1 = _backbone((64, 128, 320, 512), (2, 2, 2, 2))
+mit_b2 = _backbone((64, 128, 320, 512), (3, 4, 6, 3))
+mit_b3 = _backbone((64, 128, 320, 512), (3, 4, 18, 3))

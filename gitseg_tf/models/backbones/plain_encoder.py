@@ -2,12 +2,13 @@
 
 import tf_keras as keras
 
+from gitseg_tf.config.model import ModelConfig
+from gitseg_tf.models.backbones.backbone import Backbone
 from gitseg_tf.models.layers import conv_block
-from gitseg_tf.sections.model import ModelConfig
 
 
-def plain(inputs, config: ModelConfig) -> dict:
-    """The encoder of the original U-Net with batch normalisation (Ronneberger et al. 2015, arXiv:1505.04597).
+def plain_encoder(inputs, config: ModelConfig) -> dict:
+    """Build the encoder of the original U-Net, with batch normalization (Ronneberger et al. 2015, arXiv:1505.04597).
 
     Args:
         inputs: Keras tensor [N, H, W, K].
@@ -24,3 +25,6 @@ def plain(inputs, config: ModelConfig) -> dict:
             x = conv_block(x, config.filters * 2**level, f"encoder{level}_{i}")
         features[2**level] = x
     return features
+
+
+plain = Backbone(plain_encoder, "Ronneberger et al. 2015, arXiv:1505.04597", "this package", dilates=False)

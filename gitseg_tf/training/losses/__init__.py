@@ -1,7 +1,7 @@
-"""Losses on logits, weighted by the config. A global batch gives the same loss and gradient on any number of replicas.
+"""Losses on logits, weighted by the config. A global batch has the same loss and gradient on any number of replicas.
 
-The training step adds up the losses [N] of a replica's samples and divides by the global batch size. A term of each
-sample is right as it is; a term of the batch is made of sums over all replicas and given to each sample.
+The training step sums the losses [N] of a replica's samples and divides by the global batch size. This is sufficient
+for a term per sample; a term per batch is computed from sums over all replicas and assigned to each sample.
 """
 
 from gitseg_tf.training.losses.build import build_loss, training_loss

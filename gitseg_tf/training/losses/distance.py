@@ -1,24 +1,26 @@
-"""Distance maps made in the training step: static shapes, no host."""
+"""Distance maps computed within the training step, with static shapes and without host operations."""
 
 import tensorflow as tf
 
 
-def distance_to_outline(mask, reach: int):
-    """How deep a pixel is in an organ or outside of it: the absolute value of Kervadec's signed distance map.
+def distance_to_outline(mask, reach: int, counted):
+    """Compute the distance of each voxel from a label's outline: the absolute value of Kervadec's signed distance map.
 
     Args:
-        mask: float [N, ..., C], organ from 0.5 on; the spatial axes have static sizes.
-        reach: pixels; the largest distance.
+        mask: float [N, ..., L]; a voxel is inside if the value is at least 0.5. The spatial axes have static sizes.
+        reach: maximum distance in voxels.
+        counted: float of the same shape, 0 where a voxel is excluded: it is then neither inside nor outside.
 
     Returns:
-        float32 of the same shape. Of a pixel outside: Euclidean distance, in pixels, to the nearest one inside. Of a
-        pixel inside: that to the nearest one outside, less 1. Neither is more than `reach`, which is also the distance
-        everywhere when a plane is empty or full.
+        float32 of the same shape. For a voxel outside: the Euclidean distance in voxels to the nearest voxel inside.
+        For a voxel inside: the distance to the nearest voxel outside, minus 1. Both are clipped to `reach`, which is
+        also the distance everywhere if a label is empty or fills everything.
     """
     inside = mask >= 0.5
-    # The square is the lower envelope of parabolas, an axis after the other (Felzenszwalb and Huttenlocher 2012).
+    seeds = tf.concat([inside, ~inside & (counted > 0.0)], axis=-1)
+    # The squared distance is a lower envelope of parabolas, axis by axis (Felzenszwalb and Huttenlocher 2012).
     far = float(4 * (reach + 2) ** 2)
-    squared = tf.where(tf.concat([inside, ~inside], axis=-1), 0.0, far)
+    squared = tf.where(seeds, 0.0, far)
     for axis in range(1, mask.shape.rank - 1):
         squared = _lower_envelope(squared, axis, reach + 1, far)
     to_inside, to_outside = tf.split(tf.sqrt(squared), 2, axis=-1)
@@ -26,7 +28,7 @@ def distance_to_outline(mask, reach: int):
 
 
 def _lower_envelope(squared, axis: int, reach: int, far: float):
-    """The least of squared[i + k] + k^2 over -reach <= k <= reach, along an axis."""
+    """Compute the minimum of squared[i + k] + k^2 over -reach <= k <= reach along an axis."""
     size = squared.shape[axis]
     reach = min(reach, size - 1)
     padding = [[reach, reach] if k == axis else [0, 0] for k in range(squared.shape.rank)]

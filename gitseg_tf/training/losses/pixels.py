@@ -1,47 +1,49 @@
-"""Losses of single pixels: functions of mask and logits [N, ..., 3] in float32, and their section, to float32 [N]."""
+"""Voxel losses: terms (see `term`) that are a mean over the voxels that count, float32 [N]."""
 
 import math
 
 import tensorflow as tf
 
-from gitseg_tf.sections.loss import BceConfig, FocalConfig, TopKConfig
-from gitseg_tf.training.uncounted import SURELY_OUTSIDE
+from gitseg_tf.config.loss import BceConfig, FocalConfig, TopKConfig
 
 
-def bce(mask, logits, section: BceConfig):
-    """Mean binary cross-entropy."""
-    labels = mask
+def bce(mask, logits, *, counted, section: BceConfig):
+    """Compute the mean binary cross-entropy."""
     if section.smoothing:
-        # Not of uncounted voxels: what is certain would not be free any more.
-        smoothed = mask * (1.0 - section.smoothing) + section.smoothing / 2
-        labels = tf.where(logits == SURELY_OUTSIDE, mask, smoothed)
-    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))
+        mask = mask * (1.0 - section.smoothing) + section.smoothing / 2
+    return _mean(tf.nn.sigmoid_cross_entropy_with_logits(mask, logits), counted)
 
 
-def focal(mask, logits, section: FocalConfig):
-    """Mean focal loss, -a (1 - p)^gamma log(p) where p is the probability of the right answer.
+def focal(mask, logits, *, counted, section: FocalConfig):
+    """Compute the mean focal loss, -a (1 - p)^gamma log(p), where p is the probability of the correct class.
 
-    a is alpha on organ pixels and 1 - alpha on the others (Lin et al. 2017, arXiv:1708.02002). A soft label, as of
-    MixUp, has that share of either cost.
+    a is alpha inside a label and 1 - alpha outside (Lin et al. 2017, arXiv:1708.02002). A soft mask, such as from
+    MixUp, weights the two costs accordingly.
     """
-    # (1 - p)^gamma from the logit's logarithm: a power of a probability that rounds to 0 would have no gradient.
+    # Compute (1 - p)^gamma from the logit: the power of a probability that rounds to 0 would have no gradient.
     missed = section.alpha * tf.exp(-section.gamma * tf.nn.softplus(logits)) * tf.nn.softplus(-logits)
-    invented = (1.0 - section.alpha) * tf.exp(-section.gamma * tf.nn.softplus(-logits)) * tf.nn.softplus(logits)
-    return _mean(mask * missed + (1.0 - mask) * invented)
+    false = (1.0 - section.alpha) * tf.exp(-section.gamma * tf.nn.softplus(-logits)) * tf.nn.softplus(logits)
+    return _mean(mask * missed + (1.0 - mask) * false, counted)
 
 
-def top_k(mask, logits, section: TopKConfig):
-    """Mean binary cross-entropy of the `share` of a sample's pixels, of all organs together, where it is highest.
+def top_k(mask, logits, *, counted, section: TopKConfig):
+    """Compute the mean binary cross-entropy of the hardest `fraction` of a sample's voxels, over all labels together.
 
-    "Bootstrapped" cross-entropy (Wu et al. 2016, arXiv:1605.06885). At least one pixel counts.
+    This is the bootstrapped cross-entropy of Wu et al. 2016, arXiv:1605.06885. At least one voxel is used.
     """
     cross_entropy = tf.nn.sigmoid_cross_entropy_with_logits(mask, logits)
-    pixels = math.prod(logits.shape[1:])
-    hardest = tf.math.top_k(
-        tf.reshape(cross_entropy, [-1, pixels]), max(1, round(section.share * pixels)), sorted=False
-    )
-    return tf.reduce_mean(hardest.values, axis=1)
+    voxels = math.prod(logits.shape[1:])
+    most = max(1, round(section.fraction * voxels))
+    # Excluded voxels are ranked last; fewer than `most` voxels are used of a sample that has some.
+    ranked = tf.reshape(tf.where(counted > 0.0, cross_entropy, -1.0), [-1, voxels])
+    hardest = tf.math.top_k(ranked, most).values
+    available = tf.reduce_sum(tf.reshape(tf.cast(counted, tf.int32), [-1, voxels]), axis=1)
+    partial = tf.maximum(1, tf.cast(tf.round(section.fraction * tf.cast(available, tf.float32)), tf.int32))
+    used = tf.where(available == voxels, most, tf.minimum(tf.minimum(partial, most), available))
+    kept = tf.cast(tf.range(most) < used[:, None], tf.float32)
+    return tf.math.divide_no_nan(tf.reduce_sum(hardest * kept, axis=1), tf.cast(used, tf.float32))
 
 
-def _mean(costs):
-    return tf.reduce_mean(costs, axis=list(range(1, costs.shape.rank)))
+def _mean(costs, counted):
+    axes = list(range(1, costs.shape.rank))
+    return tf.math.divide_no_nan(tf.reduce_sum(costs * counted, axes), tf.reduce_sum(counted, axes))

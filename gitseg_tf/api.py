@@ -1,0 +1,146 @@
+"""The functions of the public API; gitseg_tf imports this module on first use, and it does not import TensorFlow."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from gitseg_tf.config import Config
+from gitseg_tf.core.paths import as_path
+from gitseg_tf.core.tensorflow_import import import_tensorflow
+from gitseg_tf.data.readers.base import Cohort
+from gitseg_tf.data.sources import open_dataset
+from gitseg_tf.data.tfrecords.convert import convert
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.labels import LabelSet, read_labels
+
+if TYPE_CHECKING:
+    from gitseg_tf.inference.predictor import Predictor
+    from gitseg_tf.runs.run import Run
+
+__all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "train"]
+
+
+def open_cohort(
+    path: str | PathLike,
+    labels: LabelSet | Sequence[str] | str | PathLike | None = None,
+    *,
+    missing: str = "unannotated",
+    table: bool = True,
+) -> Cohort:
+    """Find the scans of a folder, or open a single file as a scan, without reading voxels.
+
+    Args:
+        path: a folder in the competition's layout, of NIfTI files or of DICOM series; or a PNG or NIfTI file.
+        labels: the labels to read: a LabelSet, a list of names, a YAML file of `gitseg labels`, or the name of a
+            preset ("uwmgi"); None reads all labels of the cohort.
+        missing: how to treat a label that other scans have and this one lacks: "unannotated" or "absent".
+        table: False ignores annotations, and reads the test scans if there are training and test scans.
+
+    Returns:
+        The cohort; its scans read their Volume and Annotation on request.
+
+    Raises:
+        DataError: no scans, or data that is damaged or ambiguous.
+        ConfigError: invalid labels.
+
+    Example:
+        >>> import gitseg_tf
+        >>> cohort = gitseg_tf.open_cohort("cohort")
+        >>> cohort.labels.names
+        ('large_bowel', 'small_bowel', 'stomach')
+        >>> scan = cohort.scans[0]
+        >>> scan.read_volume().voxels.shape == scan.shape
+        True
+        >>> scan.read_annotation().masks.dtype
+        dtype('bool')
+    """
+    from gitseg_tf.data.readers.registry import read_cohort, read_file
+
+    if as_path(path).is_file():
+        return read_file(path)
+    return read_cohort(path, table=table, labels=_label_set(labels), missing=missing)
+
+
+def _label_set(labels: LabelSet | Sequence[str] | str | PathLike | None) -> LabelSet | None:
+    if isinstance(labels, str | PathLike):
+        return read_labels(labels)
+    return None if labels is None else LabelSet.from_tree(labels if isinstance(labels, LabelSet) else list(labels))
+
+
+def train(config: Config, dataset: Dataset, run: str | PathLike, *, resume: bool = False) -> "Run | None":
+    """Train a network, and write the run's folder.
+
+    Args:
+        config: the experiment, from `load_config`.
+        dataset: the dataset, from `open_dataset` or `convert`.
+        run: a new folder, or with `resume` the folder of an interrupted run.
+        resume: continue an interrupted run at the exact step; a run that has not started is started.
+
+    Returns:
+        The run with its best weights; None on a worker other than the chief.
+
+    Raises:
+        RunError: the folder exists, belongs to another experiment or dataset, or training diverged.
+        ConfigError: the config does not fit the dataset or the hardware.
+
+    Example:
+        >>> import gitseg_tf
+        >>> config = gitseg_tf.load_config(overrides={"training.epochs": 2})
+        >>> run = gitseg_tf.train(config, gitseg_tf.open_dataset("cohort"), "runs/first")  # doctest: +SKIP
+    """
+    import_tensorflow()
+    from gitseg_tf.training.trainer import train as train_run
+
+    return train_run(config, dataset, as_path(run), resume=resume)
+
+
+def evaluate(run: "Run | str | PathLike", dataset: Dataset, fold: int | None = None) -> dict[str, Any]:
+    """Score a run on a fold, and write evaluation.json, evaluation.csv and report.html into its folder.
+
+    Args:
+        run: a Run, or its folder.
+        dataset: a dataset with annotations.
+        fold: the fold to score; None is the one that the run held out.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        RunError: no such run or fold, or a dataset without annotations.
+
+    Example:
+        >>> import gitseg_tf
+        >>> scores = gitseg_tf.evaluate("runs/first", gitseg_tf.open_dataset("cohort"))  # doctest: +SKIP
+        >>> scores["dice"]  # doctest: +SKIP
+        0.92
+    """
+    import_tensorflow()
+    from gitseg_tf.evaluation.evaluate import evaluate as evaluate_run
+    from gitseg_tf.runs.run import Run, load_run
+
+    return evaluate_run(run if isinstance(run, Run) else load_run(as_path(run)), dataset, fold)
+
+
+def load(models: str | PathLike | Sequence[str | PathLike]) -> "Predictor":
+    """Load a predictor from a run, an export or a cross-validation; several models are averaged.
+
+    Args:
+        models: the folder of a run, an export (SavedModel, ONNX, TFLite) or a cross-validation, or a sequence of them.
+
+    Returns:
+        The predictor, which averages the probabilities of its models.
+
+    Raises:
+        RunError: a model is missing or damaged, or the models are incompatible.
+
+    Example:
+        >>> import gitseg_tf
+        >>> predictor = gitseg_tf.load("runs/first")  # doctest: +SKIP
+        >>> scan = gitseg_tf.open_cohort("cohort").scans[0]
+        >>> masks = predictor.predict(scan.read_volume()).masks  # doctest: +SKIP
+    """
+    import_tensorflow()
+    from gitseg_tf.inference.predictor import load_predictor
+
+    listed = [models] if isinstance(models, str | PathLike) else models
+    return load_predictor([as_path(model) for model in listed])

@@ -1,0 +1,160 @@
+"""Shared features of the command parsers: examples, suggestions for mistyped words, common arguments."""
+
+import argparse
+import difflib
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with examples in its help, and suggestions for mistyped commands and options.
+
+    Args:
+        intermixed: allow options between positional arguments even if their number is variable.
+        examples: complete commands, shown below the help.
+    """
+
+    def __init__(self, *args, intermixed: bool = False, examples: Sequence[str] = (), **kwargs):
+        if examples:
+            kwargs["epilog"] = "examples:\n" + textwrap.indent("\n".join(examples), "  ")
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+        self._intermixed = intermixed
+        self.examples = tuple(examples)
+        self.commands: dict[str, Parser] = {}
+
+    def add_command_parsers(self):
+        """Enable commands for this parser; return the object to which `command` adds them."""
+        commands = self.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+        self.commands = commands.choices  # filled as commands are added
+        return commands
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse like argparse, which also calls this for commands, and suggest corrections for mistyped words."""
+        args = sys.argv[1:] if args is None else list(args)
+        self._check_words(args)
+        if not self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = False  # argparse calls this again, for the options and for the rest
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = True
+
+    def _check_words(self, words: Sequence[str]) -> None:
+        known = list(self._option_string_actions)
+        for word in words:
+            if word == "--":
+                return
+            name = word.split("=")[0]
+            if self.commands and not word.startswith("-"):
+                if word not in self.commands:
+                    self.error(f"unknown command {word!r}{_suggestion(word, self.commands)}")
+                return  # the command's parser handles the remaining words
+            if word.startswith("--") and not any(option.startswith(name) for option in known):
+                self.error(f"unknown option {name}{_suggestion(name, known)}")
+
+
+def _suggestion(word: str, known) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def command(
+    commands, name: str, run: Callable[..., Any], purpose: str, *, examples: Sequence[str], **settings: Any
+) -> Parser:
+    """Add the parser of a command.
+
+    Args:
+        commands: from `Parser.add_command_parsers`.
+        name: the command.
+        run: called with the parsed options.
+        purpose: one line for the help.
+        examples: one to three complete commands.
+        settings: keyword arguments of Parser.
+
+    Returns:
+        The command's parser.
+    """
+    parser = commands.add_parser(name, help=purpose, description=purpose, examples=examples, **settings)
+    parser.set_defaults(run=run, wrong_usage=parser.error)
+    return parser
+
+
+def reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options for reading a cohort; `reading` passes them to the library."""
+    parser.add_argument(
+        "--labels",
+        metavar="uwmgi|FILE.yaml",
+        help="labels to read from a cohort: a preset, or a file that gitseg labels printed (default: all found)",
+    )
+    parser.add_argument(
+        "--missing",
+        choices=["unannotated", "absent"],
+        help="how to treat a label that other annotated scans have but a scan lacks (default: unannotated)",
+    )
+
+
+def reading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the given options among labels and missing as keyword arguments for functions that read a cohort."""
+    given: dict[str, Any] = {}
+    if options.labels is not None:
+        from gitseg_tf.labels import read_labels
+
+        given["labels"] = read_labels(options.labels)
+    if options.missing is not None:
+        given["missing"] = options.missing
+    return given
+
+
+def data_argument(
+    parser: argparse.ArgumentParser, default: str = "what the run was trained on", more: str = ""
+) -> None:
+    """Add --data and the options for reading a cohort."""
+    parser.add_argument("--data", help=f"TFRecords or a cohort{more} (default: {default})")
+    reading_arguments(parser)
+
+
+def set_argument(parser: argparse.ArgumentParser, what: str = "any config key") -> None:
+    """Add --set, which may be repeated."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"set {what}, dotted; repeatable"
+    )
+
+
+def positive_integer(text: str) -> int:
+    """Parse a positive integer argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Parse a positive duration in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
+    return value
+
+
+def tta_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --tta, whose value is a dict of the config keys that it sets."""
+    parser.add_argument(
+        "--tta",
+        type=_tta,
+        metavar="flip,scale",
+        default={},
+        help="test-time augmentation: flip, scale (0.9 and 1.1), both, or none (default: as configured)",
+    )
+
+
+def _tta(text: str) -> dict[str, Any]:
+    names = text.split(",")
+    if names != ["none"] and not set(names) <= {"flip", "scale"}:
+        raise argparse.ArgumentTypeError(f"must be flip, scale, flip,scale or none, got {text!r}")
+    return {"evaluation.tta.flip": "flip" in names, "evaluation.tta.scales": [0.9, 1.1] if "scale" in names else []}

@@ -1,0 +1,1 @@
+"""Paths, locks, progress, versions and the lazy import of TensorFlow."""

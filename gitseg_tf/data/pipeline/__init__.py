@@ -1,0 +1,1 @@
+"""The tf.data pipeline, from shards to batches."""

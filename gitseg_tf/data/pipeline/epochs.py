@@ -1,0 +1,164 @@
+"""The windows of an epoch, their order, and the number of batches."""
+
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from gitseg_tf.config import Config
+from gitseg_tf.config.data import DataConfig
+from gitseg_tf.data.pipeline.service import distribute
+from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
+from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
+from gitseg_tf.errors import DataError
+
+_MOST_REPEATS = 10
+
+
+def steps_per_epoch(dataset: Dataset, config: Config) -> int:
+    """Count the training batches of an epoch.
+
+    Args:
+        dataset: all folds but config.data.fold are used.
+        config: the experiment.
+
+    Returns:
+        The number of whole batches, at least 1: windows that do not fill one batch are repeated. If data.labels omits
+        labels, dataset.json does not say exactly how many slices show one of the remaining labels, and an epoch may
+        show some windows twice.
+
+    Raises:
+        DataError: no window to train on.
+    """
+    data = config.data
+    scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
+    windows = _windows_in_epoch(scans, config, max_filled_slices)
+    if not windows:
+        labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
+        annotated = any(annotated_slices(scan, config) for scan in scans)
+        if annotated:
+            problem = f"no slice shows a label ({labels}) and data.empty_slice_fraction is 0; increase it"
+        else:
+            problem = f"no scan of the training folds has an annotation of {labels}; add annotations"
+        raise DataError(f"{dataset.root}: nothing to train on, because {problem}, or choose other labels")
+    return max(windows // data.batch_size, 1)
+
+
+def numbered_batches(
+    dataset: Dataset, config: Config, *, first_epoch: int, first_step: int, named: bool = False
+) -> tf.data.Dataset:
+    """Yield (number in the whole training, batch of windows before augmentation); `named` adds the scan ids."""
+    data, folds, layout = config.data, dataset.training_folds(config.data.fold), layout_of(dataset, config)
+    steps = steps_per_epoch(dataset, config)
+    paths = dataset.paths_of(folds)
+    files = tf.data.Dataset.from_tensor_slices(paths)
+    # A worker of a data service would fill its cache again in each epoch.
+    fits = data.service is None and fits_in_memory(dataset, folds, config)
+    in_memory = prepared_scans(files, dataset, config).cache() if fits else None
+    used = dataset.scans_of(folds, data.exclude_scans)
+    repeats = _label_repeats(used, config)
+    # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
+    rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, min_filled_slices), 1))
+
+    def one_epoch(epoch):
+        # This sets the seed of this function's graph only: the order must not depend on the process's global seed.
+        tf.random.set_seed(config.seed + 1)
+        seed = config.seed + 7919 * (epoch + 1)
+        if in_memory is not None:
+            scans = in_memory.shuffle(len(dataset.scans_of(folds)), seed=seed, reshuffle_each_iteration=False)
+        else:
+            shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
+            scans = prepared_scans(shuffled_files, dataset, config)
+            scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
+        windows = scans.interleave(
+            lambda scan: windows_at(
+                scan, _random_order(scan, seed, data, repeats), layout, data, seed=seed, named=named
+            ),
+            cycle_length=SCANS_AT_ONCE,
+            num_parallel_calls=2,
+            deterministic=True,
+        )
+        windows = windows.shuffle(data.shuffle_buffer, seed=seed, reshuffle_each_iteration=False)
+        if data.service is not None:
+            # The endless repeat makes up for windows that are lost with a worker.
+            return distribute(windows, data.service).repeat().take(steps * data.batch_size)
+        return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
+
+    windows = tf.data.Dataset.range(first_epoch, config.training.epochs).flat_map(one_epoch)
+    # Windows are skipped before they are finished, because finishing them takes most of the time.
+    batches = windows.skip(first_step * data.batch_size).batch(data.batch_size, drop_remainder=True)
+    return batches.enumerate(start=first_epoch * steps + first_step)
+
+
+def annotated_slices(scan: ScanEntry, config: Config) -> dict[str, int]:
+    """Return the number of slices that show each label of the config that is annotated in a scan."""
+    slices = scan.label_slices
+    return {name: slices[name] for name in config.label_set.names if name in slices}
+
+
+def max_filled_slices(scan: ScanEntry, slices: dict[str, int]) -> int:
+    """Return an upper bound on the number of slices that show any of some labels; exact for all labels of a scan."""
+    return min(scan.shape[0] - scan.empty_slices, sum(slices.values()))
+
+
+def min_filled_slices(scan: ScanEntry, slices: dict[str, int]) -> int:
+    """Return a lower bound on the number of slices that show any of some labels; exact for all labels of a scan."""
+    left_out = sum(n for name, n in scan.label_slices.items() if name not in slices)
+    return max(*slices.values(), scan.shape[0] - scan.empty_slices - left_out, 0)
+
+
+def _label_repeats(scans: list[ScanEntry], config: Config) -> list[float]:
+    """Return how many extra windows an epoch shows per slice with each label, to oversample rare labels."""
+    annotated = [annotated_slices(scan, config) for scan in scans]
+    slices = [sum(counts.get(name, 0) for counts in annotated) for name in config.label_set.names]
+    most = max(slices, default=0)
+    return [config.data.balance_labels * min(most / n - 1, _MOST_REPEATS) if n else 0.0 for n in slices]
+
+
+def _windows_in_epoch(scans: list[ScanEntry], config: Config, filled_slices: Callable) -> int:
+    data, repeats, windows = config.data, _label_repeats(scans, config), 0
+    repeat_of = dict(zip(config.label_set.names, repeats, strict=True))
+    for scan in scans:
+        annotated = annotated_slices(scan, config)
+        if not annotated:
+            continue
+        filled = filled_slices(scan, annotated)
+        shares = [data.empty_slice_fraction * (scan.shape[0] - filled)]
+        shares += [repeat_of[name] * n for name, n in annotated.items()]
+        of_scan = filled + sum(math.floor(n + 0.5) for n in shares)
+        windows += math.ceil(of_scan / _slices_shown(data))
+    return windows
+
+
+def _slices_shown(data: DataConfig) -> int:
+    """Return the number of mask slices in a sample."""
+    return 1 if data.patch is None else data.patch[0]
+
+
+def _random_order(scan: dict, seed, data: DataConfig, repeats: list[float]):
+    """Choose the middle slices of a scan's windows, in random order.
+
+    They are all slices that show a label, a fraction of the empty ones, and repeats of slices with rare labels. Patches
+    need only as many as together show that number of slices. A scan without annotated labels has none.
+    """
+    filled = tf.reduce_any(scan["shown"], 1)
+    start = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**31 - 1), tf.int64)
+    draw = tf.stack([seed, start])
+
+    def rounded(share, n):
+        return tf.cast(tf.floor(share * tf.cast(n, tf.float64) + 0.5), tf.int32)
+
+    def some(slices, count, stream):
+        return tf.random.experimental.stateless_shuffle(slices, draw + stream)[:count]
+
+    empty = tf.reshape(tf.where(~filled), [-1])
+    order = [tf.reshape(tf.where(filled), [-1]), some(empty, rounded(data.empty_slice_fraction, tf.size(empty)), 0)]
+    for k, repeat in enumerate(repeats):
+        if repeat:
+            with_label = tf.reshape(tf.where(scan["shown"][:, k]), [-1])
+            often = tf.repeat(with_label[None], math.ceil(repeat), 0)
+            order.append(some(tf.reshape(often, [-1]), rounded(repeat, tf.size(with_label)), 2 + k))
+    order = tf.random.experimental.stateless_shuffle(tf.concat(order, 0), draw + 1)
+    order = order[: tf.where(tf.reduce_any(scan["annotated"]), tf.size(order), 0)]
+    shown = _slices_shown(data)
+    return tf.cast(order[: (tf.size(order) + shown - 1) // shown], tf.int32)

@@ -1,0 +1,216 @@
+"""Scans at the model's size, and the windows and patches cut from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from gitseg_tf.config import Config
+from gitseg_tf.config.data import DataConfig
+from gitseg_tf.data.augment.opencv import MOST_PLANES
+from gitseg_tf.data.pipeline.geometry import normalize, patch_indices, place, to_model, window_indices, window_offsets
+from gitseg_tf.data.pipeline.masks import bits_present, resize_masks
+from gitseg_tf.data.pipeline.tiles import cut_patch, scan_tiles
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.example import parse_scan
+from gitseg_tf.errors import ConfigError
+
+SCANS_AT_ONCE = 16
+_FILES_AT_ONCE = 4
+_SLICES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Number of channels and labels of a sample, and where the labels are stored in the records.
+
+    Attributes:
+        channels: number of channels, C.
+        sources: index in the dataset's label set of each of the L labels of the config.
+        source_bytes: number of bytes of mask bits per voxel in the records.
+    """
+
+    channels: int
+    sources: tuple[int, ...]
+    source_bytes: int
+
+    @property
+    def labels(self) -> int:
+        """The number of labels of the config, L."""
+        return len(self.sources)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Number of bytes of mask bits per prepared voxel: one bit per label, followed by the ignore bit."""
+        return self.labels // 8 + 1
+
+    @property
+    def label_bits(self) -> np.ndarray:
+        """uint8 [mask_bytes] with the bits of the labels set, but not the ignore bit."""
+        bits = np.arange(8 * self.mask_bytes) < self.labels
+        return np.packbits(bits, bitorder="little")
+
+
+def layout_of(dataset: Dataset, config: Config) -> Layout:
+    """Determine how a dataset's scans become samples of an experiment.
+
+    Raises:
+        ConfigError: the config has labels that the dataset does not have, other channels, or windows with more planes
+            than OpenCV supports.
+    """
+    channels = tuple(dataset.channels)
+    planes = len(channels) * (config.data.window_slices if config.data.patch is None else 1)
+    if planes > MOST_PLANES:
+        raise ConfigError(
+            f"data.window_slices is {config.data.window_slices}: with {len(channels)} channels a window has {planes} "
+            f"planes, but at most {MOST_PLANES} are supported; use fewer slices"
+        )
+    if config.channels is not None and tuple(config.channels) != channels:
+        raise ConfigError(
+            f"{dataset.root}: has the channels {', '.join(channels)}, "
+            f"but the config is for {', '.join(config.channels)}; use a dataset with the same channels"
+        )
+    try:
+        sources = tuple(dataset.labels.index(name) for name in config.label_set.names)
+    except ConfigError as error:
+        raise ConfigError(f"{dataset.root}: {error}") from None
+    return Layout(len(channels), sources, -(-len(dataset.labels) // 8))
+
+
+def prepared_scans(files: tf.data.Dataset, dataset: Dataset, config: Config) -> tf.data.Dataset:
+    """Read scans from several shards at a time and resample them to the model's size.
+
+    Args:
+        files: paths of shards of the dataset.
+        dataset: its labels and channels are needed.
+        config: the experiment.
+
+    Returns:
+        Dataset of dicts of tensors: id; image uint16 [D, C, h, w], 65535 represents 1; bits uint8 [D, G, h, w], see
+        `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows; annotated bool [L]; windows
+        int32 [D, K], the slices of the window around each slice; with data.patch, tiles from `scan_tiles`.
+    """
+    layout = layout_of(dataset, config)
+    records = files.interleave(
+        tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=_FILES_AT_ONCE, deterministic=True
+    )
+    scans = records.map(
+        lambda record: _read_scan(record, layout, len(dataset.labels)), num_parallel_calls=2, deterministic=True
+    )
+    if config.data.exclude_scans:
+        excluded = tf.constant(config.data.exclude_scans)
+        scans = scans.filter(lambda scan: ~tf.reduce_any(scan["id"] == excluded))
+    return scans.map(lambda scan: _prepare(scan, layout, config.data), num_parallel_calls=2, deterministic=True)
+
+
+def _read_scan(record, layout: Layout, labels: int) -> dict:
+    """Parse a record, and set the dimensions that are known statically."""
+    scan = parse_scan(record)
+    shapes = {
+        "image": [None, None, None, layout.channels],
+        "percentiles": [layout.channels, None],
+        "moments": [layout.channels, 2],
+        "bits": [None, None, None, layout.source_bytes],
+        "annotated": [labels],
+    }
+    return scan | {name: tf.ensure_shape(scan[name], shape) for name, shape in shapes.items()}
+
+
+def fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
+    """Check whether the prepared scans of some folds fit into data.cache_mib."""
+    layout = layout_of(dataset, config)
+    slices = sum(scan.shape[0] for scan in dataset.scans_of(folds, config.data.exclude_scans))
+    bytes_per_pixel = 2 * layout.channels + layout.mask_bytes
+    return (
+        slices * config.data.input_size[0] * config.data.input_size[1] * bytes_per_pixel <= config.data.cache_mib << 20
+    )
+
+
+def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
+    """Normalize and resize once per scan, not once per window: neighboring windows share slices."""
+    placement = place(scan["image"], scan["percentiles"], scan["spacing"], data)
+    annotated = tf.gather(scan["annotated"], layout.sources)
+    depth = tf.shape(scan["image"])[0]
+    count = (depth + _SLICES_AT_ONCE - 1) // _SLICES_AT_ONCE
+    outputs = {
+        "image": (tf.uint16, [layout.channels, *data.input_size]),
+        "bits": (tf.uint8, [layout.mask_bytes, *data.input_size]),
+        "shown": (tf.bool, [layout.labels]),
+    }
+    parts = {
+        name: tf.TensorArray(dtype, count, infer_shape=False, element_shape=[None, *shape])
+        for name, (dtype, shape) in outputs.items()
+    }
+
+    def prepare_slab(i, parts):
+        slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
+        image = to_model(normalize(scan["image"][slab], scan, data), placement, data.input_size)
+        planes = tf.concat(
+            [tf.transpose(scan["bits"][slab], [0, 3, 1, 2]), tf.cast(scan["ignore"][slab], tf.uint8)[:, None]], 1
+        )
+        sources = (*layout.sources, 8 * layout.source_bytes)
+        # Determined before resizing, which may lose a label of a few pixels, to agree with the counts in dataset.json.
+        shown = tf.gather(bits_present(planes), sources, axis=1) & tf.concat([annotated, [True]], 0)
+        slabs = {
+            "image": tf.cast(tf.round(tf.transpose(image, [0, 3, 1, 2]) * 65535.0), tf.uint16),
+            "bits": resize_masks(planes, shown, sources=sources, placement=placement, size=data.input_size),
+            "shown": shown[:, :-1],
+        }
+        return i + 1, {name: parts[name].write(i, slabs[name]) for name in parts}
+
+    # Working slab by slab keeps intermediate results in the CPU cache and avoids returning memory to the system.
+    _, parts = tf.while_loop(lambda i, parts: i < count, prepare_slab, (0, parts), parallel_iterations=1)
+    indices = window_indices if data.patch is None else patch_indices
+    windows = indices(scan["numbers"], window_offsets(scan["spacing"], data))
+    prepared = {"id": scan["id"], "annotated": annotated, "windows": windows}
+    prepared |= {name: part.concat() for name, part in parts.items()}
+    if data.patch is not None:
+        prepared["tiles"] = scan_tiles(depth, scan["spacing"], data)
+    return prepared
+
+
+def windows_at(scan: dict, order, layout: Layout, data: DataConfig, *, seed, named: bool = False) -> tf.data.Dataset:
+    """Cut the windows or patches around some slices of a prepared scan.
+
+    Args:
+        scan: from `prepared_scans`.
+        order: int32 [N], the middle slices.
+        layout: from `layout_of`.
+        data: window or patch.
+        seed: seed of the random positions of patches.
+        named: add the scan's id.
+
+    Returns:
+        Dataset of planes uint16 [K, C, h, w], annotated bool [L], and bits uint8 [1, G, h, w] of the middle slice, or
+        [K, G, h, w] for a patch.
+    """
+    label_bits = tf.constant(layout.label_bits)[:, None, None]
+
+    def window(z):
+        return cut(z) | {"annotated": scan["annotated"]} | ({"id": scan["id"]} if named else {})
+
+    def cut(z):
+        slices = scan["windows"][z]
+        if data.patch is None:
+            return {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}
+        scan_hash = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**20), tf.int64)
+        draw = tf.stack([tf.cast(seed, tf.int64), scan_hash * 65536 + tf.cast(z, tf.int64)])
+        inside = tf.reduce_any(tf.bitwise.bitwise_and(scan["bits"][z], label_bits) > 0, 0)
+        y, x = _patch_corner(inside, data.patch[1:], draw)
+        rows, columns = slice(y, y + data.patch[1]), slice(x, x + data.patch[2])
+        patch = {"planes": scan["image"][:, :, rows, columns], "bits": scan["bits"][:, :, rows, columns]}
+        return cut_patch(patch, slices, data)
+
+    return tf.data.Dataset.from_tensor_slices(order).map(window)
+
+
+def _patch_corner(inside, patch: tuple[int, int], seed):
+    """Choose the corner of a patch: centered on a random labeled pixel of the middle slice, or anywhere if none."""
+    u = tf.random.stateless_uniform([3], seed)
+    margin = tf.constant([inside.shape[0] - patch[0], inside.shape[1] - patch[1]], tf.float32)
+    pixels = tf.cast(tf.where(inside), tf.float32)
+    count = tf.shape(pixels)[0]
+    picked = tf.minimum(tf.cast(u[2] * tf.cast(count, tf.float32), tf.int32), count - 1)
+    half = tf.constant(patch, tf.float32) / 2
+    corner = tf.cond(count > 0, lambda: pixels[picked] - half, lambda: u[:2] * (margin + 1))
+    return tf.unstack(tf.cast(tf.clip_by_value(tf.floor(corner), 0.0, margin), tf.int32))

@@ -1,0 +1,1 @@
+"""NIfTI folders of images and masks."""

@@ -1,0 +1,1 @@
+"""Datasets on disk: TFRecord shards and dataset.json."""

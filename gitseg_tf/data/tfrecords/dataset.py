@@ -1,0 +1,342 @@
+"""Datasets on disk: shards by fold, listed in dataset.json. See tfrecords/README.md."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
+
+from gitseg_tf.core.paths import AnyPath, as_path, file_size, write_atomically
+from gitseg_tf.data.tfrecords.example import decode_scan
+from gitseg_tf.data.volume import MAX_CHANNELS, LoadedScan
+from gitseg_tf.errors import ConfigError, DataError
+from gitseg_tf.labels import LabelSet
+
+FORMAT = "gitseg-tf scans"
+VERSION = 2
+INDEX = "dataset.json"
+UNLABELED = -1
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Intensities of a channel inside the union of all masks, or in the whole scan if all masks are empty.
+
+    Attributes:
+        voxels: number of voxels.
+        mean, std: mean and standard deviation.
+        p005, p995: percentiles 0.5 and 99.5.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    voxels: int
+    mean: float
+    std: float
+    p005: float
+    p995: float
+
+
+@dataclass(frozen=True)
+class ScanEntry:
+    """The entry of a scan in dataset.json.
+
+    Attributes:
+        id, case: see `Scan`.
+        shape: (depth, height, width).
+        spacing: (z, y, x) in mm.
+        label_slices: annotated label to the number of slices with it; empty for a scan without annotation.
+        empty_slices: number of slices without any label; 0 for a scan without annotation.
+        intensities: one `Intensities` per channel.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: str
+    case: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    label_slices: dict[str, int]
+    empty_slices: int
+    intensities: tuple[Intensities, ...]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A TFRecord file: name, fold (-1 without annotation), size in bytes, CRC-32, and scans in record order."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    file: str
+    fold: int
+    bytes: int
+    crc32: str
+    scans: tuple[ScanEntry, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished dataset.
+
+    Attributes:
+        root: its folder.
+        source: name and fingerprint of the cohort, and how it was converted.
+        folds: number of folds; 0 if no scan is annotated.
+        seed: seed of the folds.
+        shards: its TFRecord files.
+        labels: the labels of its masks, in order.
+        channels: names of the channels.
+
+    Example:
+        >>> import gitseg_tf
+        >>> dataset = gitseg_tf.open_dataset("cohort", folds=1)
+        >>> [scan.shape for scan in dataset.scans_of([0])]
+        [(24, 266, 266)]
+    """
+
+    root: AnyPath
+    source: dict[str, str]
+    folds: int
+    seed: int
+    shards: tuple[Shard, ...]
+    labels: LabelSet
+    channels: tuple[str, ...] = ("image",)
+
+    @property
+    def intensities(self) -> tuple[Intensities, ...]:
+        """Intensities of each channel over all scans with a mask, or over all scans if there is none.
+
+        The mean and standard deviation are exact; percentiles are averages over scans, weighted by voxels.
+        """
+        scans = [scan for shard in self.shards for scan in shard.scans]
+        masked = [scan for scan in scans if any(scan.label_slices.values())]
+        return tuple(map(_pool, zip(*(scan.intensities for scan in masked or scans), strict=True)))
+
+    def shards_of(self, folds) -> list[Shard]:
+        """List the shards of some folds."""
+        return [shard for shard in self.shards if shard.fold in folds]
+
+    def paths_of(self, folds) -> list[str]:
+        """List the absolute paths of `shards_of`: workers of a data service have another working directory."""
+        return [str(self.root.resolve() / shard.file) for shard in self.shards_of(folds)]
+
+    def scans_of(self, folds, exclude: tuple[str, ...] = ()) -> list[ScanEntry]:
+        """List the scans of some folds in record order, except the excluded ids."""
+        return [scan for shard in self.shards_of(folds) for scan in shard.scans if scan.id not in exclude]
+
+    def training_folds(self, held_out: int | None) -> list[int]:
+        """List all folds except the one held out; None lists all.
+
+        Raises:
+            DataError: no such fold, or it is the only one.
+        """
+        self.check_fold(held_out or 0)
+        if self.folds == 1 and held_out is not None:
+            raise DataError(f"{self.root}: has only one fold, which leaves nothing to train on; hold out no fold")
+        return [fold for fold in range(self.folds) if fold != held_out]
+
+    def check_fold(self, fold: int | None) -> None:
+        """Check that a fold exists.
+
+        Raises:
+            DataError: no such fold.
+        """
+        if not self.folds:
+            raise DataError(
+                f"{self.root}: has no folds, because no scan is annotated; convert a cohort with annotations"
+            )
+        if fold is None or not 0 <= fold < self.folds:
+            raise DataError(f"{self.root}: has folds 0 to {self.folds - 1}, not {fold}; choose one of these")
+
+
+def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterator[LoadedScan]:
+    """Iterate over scans, one in memory at a time.
+
+    Args:
+        dataset: from `load_dataset`.
+        folds: the folds to read.
+        exclude: ids of scans to leave out.
+
+    Returns:
+        The scans, in record order.
+
+    Raises:
+        DataError: a record that cannot be decoded.
+    """
+    import tensorflow as tf
+
+    for shard in dataset.shards_of(folds):
+        path = dataset.root / shard.file
+        for record in tf.data.TFRecordDataset(str(path)).prefetch(1).as_numpy_iterator():
+            try:
+                scan = decode_scan(record)
+            except ValueError as error:
+                raise DataError(f"{path}: a record is damaged ({error}); convert again") from None
+            if scan.id not in exclude:
+                yield replace(scan, fold=shard.fold)
+
+
+def is_dataset(root: str | AnyPath) -> bool:
+    """Check whether a folder contains the dataset.json of a finished dataset.
+
+    A file of that name from nnU-Net or the Decathlon does not count. An unreadable file counts, so that `load_dataset`
+    reports what is wrong with it.
+    """
+    path = as_path(root) / INDEX
+    if not path.is_file():
+        return False
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError:
+        return True
+    return not isinstance(tree, dict) or "format" in tree
+
+
+def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
+    """Open a finished dataset.
+
+    Args:
+        root: the folder that `gitseg convert` wrote.
+        verify: also read every shard and compare its checksum, not only its size.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        DataError: no finished dataset, another format or version, or a missing or damaged shard.
+    """
+    root = as_path(root)
+    try:
+        tree = json.loads((root / INDEX).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{root}: contains no finished dataset ({INDEX} is missing); create one with gitseg convert"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{root / INDEX}: is damaged ({error}); convert again") from None
+    name, version = (tree.get("format"), tree.get("version")) if isinstance(tree, dict) else (None, None)
+    if name == FORMAT and version == 1:
+        raise DataError(
+            f"{root}: has format version 1, but this package reads version {VERSION}; "
+            f"remove it and convert the scans again: gitseg convert SCANS {root}"
+        )
+    if (name, version) != (FORMAT, VERSION):
+        raise DataError(
+            f"{root / INDEX}: has format {name!r} version {version}, "
+            f"but this package reads {FORMAT!r} version {VERSION}; convert the cohort again"
+        )
+    try:
+        index = _Index.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise DataError(f"{root / INDEX}: is damaged ({field}: {problem['msg']}); convert again") from None
+    shards, labels = index.shards, cast(LabelSet, index.labels)  # see `_Index._are_labels`
+    dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels)
+    for shard in shards:
+        _check_shard(root / shard.file, shard, verify)
+    return dataset
+
+
+def save_index(dataset: Dataset) -> None:
+    """Write dataset.json, which completes a conversion.
+
+    Args:
+        dataset: its shards must exist.
+    """
+    scans = [scan for shard in dataset.shards for scan in shard.scans]
+    tree: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "labels": dataset.labels.to_tree(),
+        "channels": list(dataset.channels),
+        "source": dataset.source,
+        "counts": {
+            "cases": len({scan.case for scan in scans}),
+            "scans": len(scans),
+            "slices": sum(scan.shape[0] for scan in scans),
+            "label_slices": {
+                name: sum(scan.label_slices.get(name, 0) for scan in scans) for name in dataset.labels.names
+            },
+            "annotated_scans": {
+                name: sum(name in scan.label_slices for scan in scans) for name in dataset.labels.names
+            },
+        },
+        "geometries": sorted({(*scan.shape[1:], *scan.spacing) for scan in scans}),
+        "folds": {
+            "count": dataset.folds,
+            "seed": dataset.seed,
+            "cases": {scan.case: shard.fold for shard in dataset.shards for scan in shard.scans},
+        },
+        "shards": [asdict(shard) for shard in dataset.shards],
+    }
+    write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
+
+
+def file_crc32(path: AnyPath) -> str:
+    """Compute the CRC-32 of a file as eight hexadecimal digits."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+class _Folds(BaseModel):
+    count: StrictInt
+    seed: StrictInt
+
+
+class _Index(BaseModel):
+    """The fields of dataset.json that `load_dataset` reads; the others are informative."""
+
+    labels: list
+    channels: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHANNELS)
+    source: dict[str, str]
+    folds: _Folds
+    shards: tuple[Shard, ...] = Field(min_length=1)
+
+    @field_validator("labels")
+    @classmethod
+    def _are_labels(cls, tree):
+        try:
+            return LabelSet.from_tree(tree) if tree else LabelSet(())
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("source")
+    @classmethod
+    def _names_its_origin(cls, source):
+        if not {"name", "fingerprint"} <= set(source):
+            raise ValueError("must have a name and a fingerprint")
+        return source
+
+
+def shard_from_json(tree: dict) -> Shard:
+    """Create a shard from the result of `dataclasses.asdict`.
+
+    Raises:
+        pydantic.ValidationError: a field is missing or has another type.
+    """
+    return TypeAdapter(Shard).validate_python(tree)
+
+
+def _pool(scans: tuple[Intensities, ...]) -> Intensities:
+    voxels = np.array([scan.voxels for scan in scans], float)
+    means, stds = np.array([(scan.mean, scan.std) for scan in scans]).T
+    mean = np.average(means, weights=voxels)
+    std = np.sqrt(np.average(stds**2 + (means - mean) ** 2, weights=voxels))
+    p005, p995 = np.average([(scan.p005, scan.p995) for scan in scans], axis=0, weights=voxels)
+    return Intensities(int(voxels.sum()), float(mean), float(std), float(p005), float(p995))
+
+
+def _check_shard(path: AnyPath, shard: Shard, verify: bool) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: the shard is missing; convert again")
+    if file_size(path) != shard.bytes:
+        raise DataError(f"{path}: has {file_size(path)} bytes, but {INDEX} says {shard.bytes}; convert again")
+    if verify and file_crc32(path) != shard.crc32:
+        raise DataError(f"{path}: the checksum differs from the one in {INDEX}; convert again")

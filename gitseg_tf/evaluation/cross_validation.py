@@ -1,0 +1,128 @@
+"""Score a cross-validation: each scan is scored by the one run that was not trained on it."""
+
+import itertools
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import tf_keras as keras
+
+from gitseg_tf.config import Config, with_overrides
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.errors import RunError
+from gitseg_tf.evaluation.calibration import Reliability
+from gitseg_tf.evaluation.evaluate import (
+    network_details,
+    postprocess_details,
+    scans_of_fold,
+    score_fold,
+    summary_of,
+    tuned_on_cases,
+    write_evaluation,
+)
+from gitseg_tf.evaluation.metrics.scores import summarize
+from gitseg_tf.evaluation.report.selection import PictureShelf
+from gitseg_tf.inference.ensemble import tta_words
+from gitseg_tf.inference.predictor import doubtful_augmentation
+from gitseg_tf.runs.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
+from gitseg_tf.runs.matching import check_matches
+from gitseg_tf.runs.run import Run, load_run
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_cross_validation(
+    path: str | AnyPath,
+    dataset: Dataset,
+    *,
+    overrides: dict[str, Any] | None = None,
+) -> dict:
+    """Predict and score all scans, and write evaluation.json, evaluation.csv and report.html into the folder.
+
+    All scans are predicted again, because the runs' existing evaluations may stem from other weights or
+    post-processing. Logs warnings if post-processing was tuned on the patients, or if test-time augmentation exceeds
+    that of training.
+
+    Args:
+        path: the folder of `train_folds`; all of its runs must be finished.
+        dataset: the dataset on which they were trained.
+        overrides: dotted keys of the section evaluation, for all runs.
+
+    Returns:
+        The content of evaluation.json: as for `evaluate`, over all patients, with fold "all", and folds, {fold: the
+        means of its scans}. The rows of evaluation.csv have a column fold.
+
+    Raises:
+        RunError: an unfinished run, another dataset, other labels, channels or folds, runs that were tuned with
+            different test-time augmentation, or a damaged shard.
+    """
+    folds, overrides = read_cross_validation(path), overrides or {}
+    runs = [replace(run, config=with_overrides(run.config, overrides, run.path)) for run in _runs(folds, dataset)]
+    config = _with_common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
+    for line in doubtful_augmentation(folds.path, config):
+        logger.warning("%s", line)
+    tuned_on = [tuned_on_cases(run, list(cases)) for run, cases in zip(runs, folds.cases, strict=True)]
+    cleaning = dict.fromkeys(postprocess_details(run.config, on) for run, on in zip(runs, tuned_on, strict=True))
+    counts = [len(scans_of_fold(run, dataset, fold)[1]) for fold, run in enumerate(runs)]
+    parts, reliability = [], Reliability(config.label_set)
+    with PictureShelf(sum(counts)) as shelf:
+        for fold, (run, count) in enumerate(zip(runs, counts, strict=True)):
+            logger.info("fold %d/%d   %s", fold + 1, len(runs), run.path)
+            keras.backend.clear_session()  # frees the memory of the previous network
+            rows = score_fold(run, dataset, fold, count=count, shelf=shelf, reliability=reliability)
+            parts.append(rows.assign(fold=fold))
+        chosen = shelf.chosen()
+    rows = pd.concat(parts, ignore_index=True)
+    facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
+    summary = summary_of(rows, reliability=reliability, dataset=dataset, config=config, facts=facts)
+    summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
+    details = {
+        **network_details(config),
+        "Data": f"{dataset.source['name']}, {len(runs)} folds, each scored by the run that was not trained on it",
+        "Surface Dice tolerance": f"{config.evaluation.tolerance_mm} mm",
+        "Test-time augmentation": tta_words(config),
+        "Post-processing": "; ".join(cleaning),
+    }
+    write_evaluation(
+        folds.path, summary, rows, labels=config.label_set, chosen=chosen, curves=None,
+        title=f"Cross-validation {folds.path.name}", details=details,
+    )  # fmt: skip
+    return summary
+
+
+def _with_common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
+    """Set the test-time augmentation with which all runs were tuned in the common config."""
+    words = dict.fromkeys(tta_words(run.config) for run in runs)
+    if len(words) > 1:
+        fix = "set evaluation.tta for all of them"
+        raise RunError(f"{folds.path}: its runs differ in test-time augmentation ({'; '.join(words)}); {fix}")
+    evaluation = config.evaluation.model_copy(update={"tta": runs[0].config.evaluation.tta})
+    return config.model_copy(update={"evaluation": evaluation})
+
+
+def _means(rows: pd.DataFrame) -> dict:
+    return {name: value for name, value in summarize(rows).items() if name != "per_scan"}
+
+
+def _runs(folds: CrossValidation, dataset: Dataset) -> list[Run]:
+    """Load the runs, and check that none of them was trained on the patients of its fold."""
+    unfinished = folds.unfinished()
+    if unfinished:
+        which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
+        raise RunError(f"{folds.path}: {which}; resume the cross-validation")
+    if folds.config.provenance.get("dataset") != dataset.source["fingerprint"]:
+        fix = f"score one of its runs instead, such as {folds.runs[0]}"
+        raise RunError(f"{folds.path}: was trained on a dataset other than {dataset.root}; {fix}")
+    check_matches(folds.config, dataset)
+    if cases_by_fold(dataset) != folds.cases:
+        raise RunError(
+            f"{folds.path}: its folds have different patients from those of {dataset.root}; use the original dataset"
+        )
+    runs = [load_run(path) for path in folds.runs]
+    for fold, run in enumerate(runs):
+        seen = sorted(set(folds.cases[fold]) & set(run.config.provenance.get("trained_on", folds.cases[fold])))
+        if seen:
+            raise RunError(f"{run.path}: was trained on {', '.join(seen)} of fold {fold}; train this fold again")
+    return runs

@@ -1,0 +1,232 @@
+"""Search for the post-processing with the highest score; `tune.py` supplies a run's predictions."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from gitseg_tf.config.postprocess import LabelPostprocess
+from gitseg_tf.data.volume import Annotation
+from gitseg_tf.evaluation.metrics.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT, dice, hausdorff
+from gitseg_tf.inference.postprocess import columns_reaching, label_mask, with_threshold
+from gitseg_tf.labels import LabelSet
+
+# The values to try for each step, in the order of the steps; the first is off, later ones have a stronger effect.
+# Thresholds are tried in order of their distance from evaluation.threshold, which is represented by None.
+GRID = {
+    "smooth_mm": (0.0, 1.5, 3.0, 4.5, 6.0),
+    "threshold": (None, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
+    "fill_holes": (False, True),
+    "min_component_ml": (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0),
+    "keep_largest_component": (False, True),
+    "max_gap_mm": (0.0, 60.0, 30.0, 15.0, 6.0),
+}
+ROUNDS = 2
+# Minimum gain of the mean score: a smaller one is due to chance on these scans.
+LEAST_GAIN = 1e-4
+# Each thread holds one label of one scan, about 0.2 GiB for a large scan.
+_MOST_THREADS = 6
+# numpy parses the headers of arrays with ast.literal_eval, which fails at times in several threads of Python 3.11.
+_READING = Lock()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A setting that was adopted, and the mean score over all labels and scans before and after it.
+
+    Attributes:
+        label, key, value: the setting.
+        before, after: the mean scores.
+        alone: the gain of the setting with everything else off; None if another value replaced it later.
+    """
+
+    label: str
+    key: str
+    value: Any
+    before: float
+    after: float
+    alone: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """The increase of the mean score."""
+        return self.after - self.before
+
+
+class PairScores:
+    """Scores of pairs of label and scan for given post-processing.
+
+    For each label in the reference of a scan, a file stores its probabilities in the columns that any mask may include.
+    Labels that are absent from the reference or unannotated do not count in the score.
+
+    Args:
+        folder: folder for the files.
+        labels: labels of the masks.
+        threshold: evaluation.threshold.
+    """
+
+    def __init__(self, folder: Path, labels: LabelSet, threshold: float):
+        self._folder, self._threshold = folder, threshold
+        self._least = min(value for value in (threshold, *GRID["threshold"]) if value is not None)
+        self._files: dict[str, list[Path]] = {name: [] for name in labels.names}
+        self._known: dict[tuple[str, LabelPostprocess], float] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that can be scored."""
+        return [name for name, files in self._files.items() if files]
+
+    def add(
+        self, probabilities: np.ndarray, truth: Annotation, numbers: Sequence[int], spacing: Sequence[float]
+    ) -> None:
+        """Store a scan.
+
+        Args:
+            probabilities: float32 [L, D, H, W].
+            truth: the reference; ignored voxels are removed from both masks.
+            numbers: int [D], the slice numbers.
+            spacing: (z, y, x) in mm.
+        """
+        counted = np.True_ if truth.ignore is None else ~truth.ignore
+        for k, files in enumerate(self._files.values()):
+            mask = truth.masks[k] & counted
+            if not truth.annotated[k] or not mask.any():
+                continue
+            # Columns below all thresholds are not part of any mask, with or without smoothing.
+            box = columns_reaching(np.maximum(probabilities[k], mask), self._least)
+            file = self._folder / f"{k}-{len(files)}.npz"
+            np.savez(
+                file,
+                probabilities=probabilities[k][box],
+                truth=mask[box],
+                ignore=np.False_ if truth.ignore is None else truth.ignore[box],
+                numbers=np.asarray(numbers),
+                spacing=np.asarray(spacing, float),
+                diagonal=np.linalg.norm(mask.shape),
+            )
+            files.append(file)
+
+    def means(self, label: str, settings: Sequence[LabelPostprocess]) -> list[float]:
+        """Measure a label's contribution to the mean score over all labels and scans.
+
+        Args:
+            label: one of `labels`.
+            settings: the settings to try; each is measured only once.
+
+        Returns:
+            One value for each of the settings.
+        """
+        new = [s for s in dict.fromkeys(settings) if (label, s) not in self._known]
+        if new:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+                scores = np.array(list(pool.map(lambda file: self._scores(file, new), self._files[label])))
+            pairs = sum(map(len, self._files.values()))
+            self._known |= {(label, s): float(total) / pairs for s, total in zip(new, scores.sum(0), strict=True)}
+        return [self._known[label, s] for s in settings]
+
+    def _scores(self, file: Path, settings: Sequence[LabelPostprocess]) -> list[float]:
+        with _READING, np.load(file) as pair:
+            kept = {name: pair[name] for name in pair}
+        masks = (
+            label_mask(kept["probabilities"], with_threshold(s, self._threshold), kept["numbers"], kept["spacing"])
+            & ~kept["ignore"]
+            for s in settings
+        )
+        return [competition_score(kept["truth"], mask, float(kept["diagonal"])) for mask in masks]
+
+
+def competition_score(truth: np.ndarray, prediction: np.ndarray, diagonal: float) -> float:
+    """Compute only the competition's score of one label of a scan, as in `score_scan`.
+
+    Args:
+        truth: bool [D, H, W], not empty.
+        prediction: bool [D, H, W].
+        diagonal: diagonal of the whole scan in voxels.
+
+    Returns:
+        0 to 1; 0 if nothing is predicted.
+    """
+    if not prediction.any():
+        return 0.0
+    distance = hausdorff(truth, prediction, (1.0, 1.0, 1.0))
+    return DICE_WEIGHT * dice(truth, prediction) + HAUSDORFF_WEIGHT * (1 - distance / diagonal)
+
+
+def search(
+    means: Callable[[str, Sequence[LabelPostprocess]], list[float]],
+    labels: Sequence[str],
+    threshold: float,
+    bar: Callable[[list], Iterable] = iter,
+) -> tuple[dict[str, LabelPostprocess], list[Step], float]:
+    """Run a coordinate search: each step of each label in turn gets the value of `GRID` with the highest mean score.
+
+    The search starts with everything off and passes through all steps `ROUNDS` times, because a later step may change
+    the best value of an earlier one. A value is adopted if it gains at least `LEAST_GAIN`; the first of equally good
+    values is used.
+
+    Args:
+        means: a function like `PairScores.means`.
+        labels: the labels to search for.
+        threshold: evaluation.threshold, represented by None in the grid.
+        bar: wraps a list in a progress bar.
+
+    Returns:
+        The settings of each label, the adopted steps in order, and the mean score with everything off.
+    """
+    off = LabelPostprocess()
+    settings, scores = dict.fromkeys(labels, off), {label: means(label, [off])[0] for label in labels}
+    steps, baseline = [], sum(scores.values())
+    for _, label, key in bar(list(product(range(ROUNDS), labels, GRID))):
+        current = settings[label]
+        values = [value for value in _values(key, threshold) if value != getattr(current, key)]
+        tried = [current.model_copy(update={key: value}) for value in values]
+        reached = means(label, tried)
+        best = int(np.argmax(reached))
+        if reached[best] < scores[label] + LEAST_GAIN:
+            continue
+        before, others = sum(scores.values()), sum(scores.values()) - scores[label]
+        steps.append(Step(label, key, values[best], before, others + reached[best]))
+        settings[label], scores[label] = tried[best], reached[best]
+    return settings, [_alone(step, settings, means) for step in steps], baseline
+
+
+def _values(key: str, threshold: float) -> list:
+    if key != "threshold":
+        return list(GRID[key])
+    others = [value for value in GRID[key] if value not in (None, threshold)]
+    return [None, *sorted(others, key=lambda value: abs(value - threshold))]
+
+
+def _alone(step: Step, settings: dict[str, LabelPostprocess], means) -> Step:
+    if getattr(settings[step.label], step.key) != step.value:
+        return step
+    off = LabelPostprocess()
+    without, with_it = means(step.label, [off, off.model_copy(update={step.key: step.value})])
+    return Step(step.label, step.key, step.value, step.before, step.after, with_it - without)
+
+
+def table_lines(steps: Sequence[Step]) -> list[str]:
+    """Format the steps: label, step, setting, score before and after, gain, and gain with everything else off.
+
+    Args:
+        steps: from `search`.
+
+    Returns:
+        Headings and one line per step, or a single line if no step helps.
+    """
+    if not steps:
+        return [f"steps      none; no step gains {LEAST_GAIN} or more"]
+    wide, keys = (max(12, *map(len, column)) + 2 for column in ([s.label for s in steps], [s.key for s in steps]))
+    lines = [f"{'label':<{wide}}{'step':<{keys}}{'setting':>9}{'before':>9}{'after':>9}{'gain':>10}{'alone':>10}"]
+    for step in steps:
+        setting = {None: "default", True: "on", False: "off"}.get(step.value, step.value)
+        alone = "replaced" if step.alone is None else f"{step.alone:+.4f}"
+        scores = f"{step.before:>9.4f}{step.after:>9.4f}{step.gain:>+10.4f}{alone:>10}"
+        lines.append(f"{step.label:<{wide}}{step.key:<{keys}}{setting:>9}{scores}")
+    return lines

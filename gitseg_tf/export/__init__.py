@@ -1,0 +1,1 @@
+"""Export runs as SavedModels and in other formats."""

@@ -1,0 +1,205 @@
+"""Export SavedModels for TensorFlow Serving that contain everything between a scan and its masks."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from gitseg_tf.config import Config, save_config
+from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
+from gitseg_tf.errors import RunError
+from gitseg_tf.export.graph import encode_masks, make_segment
+from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
+from gitseg_tf.export.model_card import model_card, model_facts
+from gitseg_tf.export.warmup import write_warmup
+from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
+from gitseg_tf.runs.folder import read_history
+from gitseg_tf.runs.run import Run
+
+logger = logging.getLogger(__name__)
+
+MARKER = "saved_model.pb"
+NEXT = "next"
+# Dtype of the stored weights to the dtype policy with which the network then computes.
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+
+# No scanner's slices are wider; larger values indicate a spacing in another unit than mm.
+_WIDEST_MM = 2000.0
+# The size is left open, so that the graph can reject a wrong number of values with a clear message.
+_SPACING = tf.TensorSpec([None], tf.float32, name="spacing")
+_NUMBERS = tf.TensorSpec([None], tf.int64, name="numbers")
+_KEYS = tf.TensorSpec([None], tf.string, name="keys")
+
+
+def export(
+    run: Run,
+    out: str | AnyPath | None = None,
+    *,
+    version: int | str = 1,
+    force: bool = False,
+    weights: str = "float32",
+    network: Callable | None = None,
+) -> AnyPath:
+    """Write a run as a SavedModel: its network with the best weights, and all other steps of prediction.
+
+    docs/how-to/serve.md lists the signatures. The weights are constants of the graph, with batch normalization folded
+    in; the SavedModel needs neither Keras nor this package.
+
+    Args:
+        run: a trained run.
+        out: the folder that will contain VERSION/; None is RUN/export.
+        version: the number of the folder, or "next" for one more than the highest existing one.
+        force: replace an existing version, and export a run that has not finished.
+        weights: float32, or bfloat16, in which the network then also computes; inputs and outputs are float32.
+        network: from `run_probabilities` with these weights, if it is already loaded.
+
+    Returns:
+        out/VERSION, written atomically.
+
+    Raises:
+        RunError: the version exists, the run has not finished, its evaluation.json is damaged, or the weights do not
+            fit the config.
+        OSError: not enough disk space, or missing permissions.
+    """
+    if not force:
+        check_finished(run)
+    out = as_path(out or run.path / "export")
+    target = _target(out, version, force)
+    signatures = _signatures(network or run_probabilities(run, PRECISIONS[weights]), run.config)
+    # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    with replace_folder(target, marker=MARKER) as folder, os_errors(target):
+        tf.saved_model.save(tf.Module(), str(folder), signatures=signatures, options=options)
+        extra = folder / "assets.extra"
+        extra.mkdir()
+        for line in [*write_assets(run, extra, {"weights": weights}), *write_warmup(folder, run.config)]:
+            logger.info(line)
+    return target
+
+
+def _target(out: AnyPath, version: int | str, force: bool) -> AnyPath:
+    if version == NEXT:
+        existing = [int(path.name) for path in out.iterdir() if re.fullmatch(r"\d+", path.name)] if out.is_dir() else []
+        return out / str(max(existing, default=0) + 1)
+    target = out / str(version)
+    if target.exists() and not force:
+        raise RunError(f"{target}: already exists; choose the next version, or force its replacement")
+    return target
+
+
+def check_finished(run: Run) -> None:
+    """Check that a run was trained for all its epochs, or was ended by early stopping.
+
+    Raises:
+        RunError: the run has not finished.
+    """
+    history, training = read_history(run.path), run.config.training
+    without_gain = history[-1].get("epochs_without_gain", 0) if history else 0
+    stopped = 0 < training.early_stopping_patience <= without_gain
+    if len(history) < training.epochs and not stopped:
+        raise RunError(
+            f"{run.path}: {len(history)} of its {training.epochs} epochs are done; "
+            "resume training first, or force the export of an unfinished run"
+        )
+
+
+def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
+    windows, channels = tf.TensorSpec([None, *window_shape(config)], tf.float32, name="windows"), channel_count(config)
+    # With one channel, the last axis may be omitted; the graph checks the rank.
+    image_spec = tf.TensorSpec(None if channels == 1 else [None, None, None, channels], tf.float32, name="image")
+    png_spec = tf.TensorSpec([None] if channels == 1 else [None, channels], tf.string, name="png_bytes")
+    segment_checked = make_segment(network, config)
+    # If scans are resampled to a pixel size in mm, memory and time grow with the extent in mm.
+    widest = None if config.data.pixel_mm is None else _WIDEST_MM
+    facts = {"labels": config.label_set.to_tree(), "channels": list(config.channels or ["image"])}
+
+    @_traced(tf.TensorSpec([None, None, None, channels], tf.float32), _SPACING, _NUMBERS)
+    def segment(image, spacing, numbers):
+        return segment_checked(*checked_scan(image, spacing, numbers, widest))
+
+    def contiguous(image):
+        return tf.range(tf.shape(image, tf.int64)[0])
+
+    @_traced(windows)
+    def serve(windows):
+        return {"probabilities": network(checked_windows(windows))}
+
+    @_traced(image_spec, _SPACING)
+    def segment_volume(image, spacing):
+        image = checked_image(image, channels)
+        return {"masks": segment(image, spacing, contiguous(image))}
+
+    @_traced(image_spec, _SPACING, _NUMBERS)
+    def segment_volume_to_png(image, spacing, numbers):
+        return {"masks_bytes": encode_masks(segment(checked_image(image, channels), spacing, numbers))}
+
+    @_traced(png_spec, _SPACING)
+    def segment_png(png_bytes, spacing):
+        image = decode_slices(png_bytes, channels)
+        return {"masks": segment(image, spacing, contiguous(image))}
+
+    @_traced(png_spec, _SPACING, _NUMBERS)
+    def segment_png_to_png(png_bytes, spacing, numbers):
+        return {"masks_bytes": encode_masks(segment(decode_slices(png_bytes, channels), spacing, numbers))}
+
+    @_traced(_KEYS)
+    def describe(keys):
+        return {"json_bytes": tf.gather([json.dumps(fact) for fact in facts.values()], checked_keys(keys, list(facts)))}
+
+    others = (segment_volume, segment_volume_to_png, segment_png, segment_png_to_png, describe)
+    return {"serving_default": serve} | {function.__name__: function for function in others}
+
+
+def _traced(*specs: tf.TensorSpec) -> Callable:
+    return tf.function(input_signature=specs, autograph=False)
+
+
+def weights_digest(run: Run) -> str:
+    """Compute the SHA-256 of a run's best weights, which its exports store as provenance.best_weights."""
+    return hashlib.sha256(run.weights.read_bytes()).hexdigest()
+
+
+def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
+    """Write the files that accompany a network.
+
+    Args:
+        run: the run.
+        folder: the folder for the files.
+        more: facts for model.json in addition to `model_facts`.
+
+    Returns:
+        Lines for the user.
+
+    Raises:
+        RunError: the run's evaluation.json is damaged.
+    """
+    (folder / "labels.txt").write_text("\n".join(run.config.label_set.names) + "\n", encoding="utf-8")
+    provenance = run.config.provenance | {"best_weights": weights_digest(run)}
+    save_config(run.config.model_copy(update={"provenance": provenance}), folder / "config.yaml")
+    scores = run.path / "evaluation.json"
+    evaluation = _read_scores(scores) if scores.is_file() else None
+    if evaluation is not None:
+        (folder / "evaluation.json").write_bytes(scores.read_bytes())
+    facts = model_facts(run.config) | more
+    (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
+    if evaluation is None:
+        reason = "the run held out no fold" if run.config.data.fold is None else f"{scores} does not exist"
+        return [f"model card without scores, because {reason}"]
+    return []
+
+
+def _read_scores(path: AnyPath) -> dict[str, Any]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(scores["labels"], dict):
+            raise TypeError("labels have no scores")
+        return scores
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RunError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}") from None

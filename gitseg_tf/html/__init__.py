@@ -1,0 +1,1 @@
+"""Shared building blocks of the self-contained HTML pages."""

@@ -1,0 +1,80 @@
+"""The networks of runs and exports, as functions from windows to probabilities."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from gitseg_tf.config import Config
+from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.errors import RunError, first_line
+from gitseg_tf.inference.exported import exported_config, exported_file, exported_formats, exported_version
+from gitseg_tf.inference.runtimes import open_network
+from gitseg_tf.models.freezing.freeze import freeze, inference_network
+from gitseg_tf.runs.folder import has_begun
+from gitseg_tf.runs.network import load_model
+from gitseg_tf.runs.run import Run, load_run
+
+
+def run_probabilities(run: Run, precision: str = "float32") -> Callable:
+    """Load the network of a run with its best weights as a function from windows to probabilities.
+
+    Args:
+        run: from `load_run`.
+        precision: Keras dtype policy, as for `build_model`.
+
+    Returns:
+        Function from float32 windows to float32 probabilities.
+    """
+    return inference_network(load_model(run, precision))
+
+
+def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
+    """Open one model: its config is read immediately, its network on demand.
+
+    Args:
+        path: as for `load_predictor`, but not a cross-validation.
+
+    Returns:
+        The path, the config, and a function that loads the network.
+
+    Raises:
+        RunError: see `load_predictor`.
+    """
+    if (file := exported_file(path)) is not None:
+        config = exported_config(file)
+        return path, config, lambda: open_network(file, window_shape(config), len(config.label_set))
+    exported = exported_version(path)
+    if exported is None:
+        if not has_begun(path) and (inside := exported_formats(path)):
+            raise RunError(
+                f"{path}: contains networks in several formats; choose the folder of one, such as {inside[0]}"
+            )
+        run = load_run(path)
+        return path, run.config, lambda: run_probabilities(run)
+    config = exported_config(exported)
+    return path, config, lambda: _saved_network(exported, window_shape(config))
+
+
+def channel_count(config: Config) -> int:
+    """Return the number of channels of a run's input, 1 if the config does not list them."""
+    return len(config.channels or ("",))
+
+
+def window_shape(config: Config) -> tuple[int, ...]:
+    """Return the shape of a network's input: (height, width, slices * channels), or (D, H, W, channels) for patches."""
+    data, channels = config.data, channel_count(config)
+    return (*data.input_size, data.window_slices * channels) if data.patch is None else (*data.patch, channels)
+
+
+def _saved_network(exported: AnyPath, window: tuple[int, ...]) -> Callable:
+    try:
+        serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
+        spec = serve.structured_input_signature[1]["windows"]
+    except (OSError, IndexError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise RunError(f"{exported}: the SavedModel is damaged ({first_line(error)}); export it again") from None
+    if (*spec.shape[1:],) != window:
+        raise RunError(
+            f"{exported}: takes windows of {spec.shape.as_list()[1:]}, but its config.yaml says {list(window)}; "
+            "export the run again"
+        )
+    return freeze(lambda windows: serve(windows=windows)["probabilities"], spec)

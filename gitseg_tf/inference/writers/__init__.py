@@ -1,0 +1,1 @@
+"""Writers of predicted masks, one module per format."""

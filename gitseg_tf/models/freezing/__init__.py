@@ -1,0 +1,1 @@
+"""Freeze networks for inference."""

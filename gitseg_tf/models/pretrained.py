@@ -1,0 +1,126 @@
+"""Initial weights of an encoder: published ImageNet weights, or weights from a file."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import tf_keras as keras
+
+from gitseg_tf.config import Config
+from gitseg_tf.config.model import BACKBONES, NETWORKS_3D
+from gitseg_tf.core.paths import as_path, local_copy
+from gitseg_tf.errors import ConfigError
+from gitseg_tf.models.backbones import Backbone, encoder_of
+from gitseg_tf.models.backbones.backbone import Weights
+from gitseg_tf.models.build import input_shape
+
+_STEM = "layers/conv2d/vars/0"  # the first convolution's kernel in a .weights.h5 file
+
+
+def read_backbone_weights(config: Config) -> Weights | None:
+    """Download or read the weights given by model.pretrained, and adapt them to the experiment's encoder.
+
+    `imagenet` is downloaded once from the server of keras.applications to ~/.keras/models. A file is either such a
+    download or was written by `encoder_of(model).save_weights`, with any number of input channels. If the encoder has
+    another number of input channels (slices times channels), the first convolution's kernel is averaged over its input
+    channels, repeated, and rescaled, so that the response to equal inputs stays the same.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        Weights by the names of the encoder's layers; None if model.pretrained is null.
+
+    Raises:
+        ConfigError: there are no published weights for this backbone, the download fails, the file cannot be
+            read, or it contains the weights of another backbone.
+    """
+    name = config.model.backbone
+    backbone, weights = BACKBONES.get(name), config.model.pretrained
+    if weights is None:
+        return None
+    if config.model.architecture in NETWORKS_3D:
+        raise ConfigError(
+            f"model.pretrained: {config.model.architecture} has its own encoder and takes no weights; set it to null"
+        )
+    encoder = backbone.encoder(input_shape(config), config.model)
+    with local_copy(_download(name, backbone) if weights == "imagenet" else as_path(weights)) as path:
+        try:
+            layers = _layers_of(path, backbone, encoder, config)
+            weighted = [layer for layer in encoder.layers if layer.weights]
+            stem = weighted[0].name
+            layers[stem] = [_with_channels(layers[stem][0], input_shape(config)[-1]), *layers[stem][1:]]
+            return {layer.name: _check_shapes(layer, layers[layer.name]) for layer in weighted}
+        except (OSError, RuntimeError) as error:  # h5py raises either
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number else "damaged, or not an HDF5 file"
+            raise ConfigError(f"model.pretrained: {weights} cannot be read ({reason}); choose another file") from None
+        except (KeyError, ValueError, IndexError):
+            raise ConfigError(
+                f"model.pretrained: {weights} does not contain the weights of {name}; choose another file"
+            ) from None
+
+
+def set_backbone_weights(model: keras.Model, weights: Weights) -> None:
+    """Load weights from `read_backbone_weights` into a network's encoder."""
+    encoder = encoder_of(model)
+    for name, arrays in weights.items():
+        encoder.get_layer(name).set_weights(arrays)
+
+
+def _download(name: str, backbone: Backbone) -> Path:
+    published = backbone.published
+    if published is None:
+        able = ", ".join(sorted(other for other in BACKBONES if BACKBONES.get(other).published))
+        raise ConfigError(f"model.pretrained: no ImageNet weights are published for {name}; choose one of {able}")
+    try:
+        return Path(
+            keras.utils.get_file(
+                published.url.rsplit("/", 1)[1], published.url, cache_subdir="models", file_hash=published.file_hash
+            )
+        )
+    except Exception as error:  # get_file raises this class itself
+        if not isinstance(error, OSError | ValueError) and "URL fetch failure" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        fix = "connect to the internet, or download it elsewhere and set model.pretrained to its path"
+        raise ConfigError(f"model.pretrained: {published.url} cannot be downloaded ({reason}); {fix}") from None
+
+
+def _layers_of(path: Path, backbone: Backbone, encoder: keras.Model, config: Config) -> Weights:
+    with h5py.File(path) as file:
+        root = file.get("model_weights", file)
+        if "layer_names" in root.attrs:
+            layers = _by_layer(root)
+            fits = all(layer.name in layers for layer in encoder.layers if layer.weights)
+            return layers if fits or backbone.published is None else backbone.published.convert(layers)
+        channels = file[_STEM].shape[2]
+    saved = backbone.encoder((*config.data.input_size, channels), config.model)
+    saved.load_weights(path)
+    return {layer.name: layer.get_weights() for layer in saved.layers}
+
+
+def _by_layer(root: h5py.Group) -> Weights:
+    """Read the arrays of Keras's older HDF5 format."""
+
+    def names(node, attribute):
+        return [name if isinstance(name, str) else name.decode() for name in node.attrs[attribute]]
+
+    return {
+        layer: [np.asarray(root[layer][name]) for name in names(root[layer], "weight_names")]
+        for layer in names(root, "layer_names")
+    }
+
+
+def _check_shapes(layer: keras.layers.Layer, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in layer.weights]:
+        raise ValueError(f"the weights of {layer.name} have other shapes")
+    return arrays
+
+
+def _with_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Adapt a kernel [h, w, c, f] to [h, w, channels, f]; its sum over the input channels stays the same."""
+    if kernel.shape[2] == channels:
+        return kernel
+    return np.repeat(kernel.mean(2, keepdims=True), channels, 2) * (kernel.shape[2] / channels)

@@ -1,0 +1,1 @@
+"""Read trained runs; this package does not depend on training."""

@@ -1,0 +1,32 @@
+"""The network of a run."""
+
+import tf_keras as keras
+
+from gitseg_tf.core.paths import local_copy
+from gitseg_tf.errors import RunError, first_line
+from gitseg_tf.models.build import build_model, logits_of
+from gitseg_tf.runs.run import Run
+
+
+def load_model(run: Run, precision: str = "float32") -> keras.Model:
+    """Build a run's network and load its best weights.
+
+    Args:
+        run: from `load_run` or `train`.
+        precision: Keras dtype policy, as for `build_model`.
+
+    Returns:
+        Model from float32 [N, H, W, K * C] or [N, D, H, W, C] to float32 logits [N, ..., L], without the heads that
+        are only used in training.
+
+    Raises:
+        RunError: the weights do not fit the config.
+    """
+    model = build_model(run.config, precision)
+    with local_copy(run.weights) as weights:
+        try:
+            model.load_weights(weights)
+        except (ValueError, OSError, KeyError) as error:
+            cause = f"does not fit the network of {run.path / 'config.yaml'} ({first_line(error)})"
+            raise RunError(f"{run.weights}: {cause}; restore both files of the run") from None
+    return keras.Model(model.input, logits_of(model.output), name=model.name)

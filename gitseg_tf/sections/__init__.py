@@ -1,1 +1,0 @@
-"""The sections of an experiment, one file each: which keys there are, their types, ranges and defaults."""

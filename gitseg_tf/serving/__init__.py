@@ -1,1 +1,0 @@
-"""SavedModels for TensorFlow Serving."""

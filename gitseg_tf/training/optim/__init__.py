@@ -1,0 +1,1 @@
+"""Optimizers, schedules, layer-wise learning rates and weight averages."""

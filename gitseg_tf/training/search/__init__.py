@@ -1,0 +1,1 @@
+"""Hyperparameter search: learning rate range test, overfit check, grid search."""

@@ -1,0 +1,260 @@
+"""Grid search: train a grid of experiments one after the other, and compare them. Does not import TensorFlow."""
+
+import itertools
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gitseg_tf.config import Config, load_config, read_yaml, save_config
+from gitseg_tf.core.locks import locked
+from gitseg_tf.core.paths import AnyPath, as_path, write_atomically, written_locally
+from gitseg_tf.core.text import plural
+from gitseg_tf.errors import ConfigError, GitsegError
+from gitseg_tf.training.distribute.cluster import has_workers
+from gitseg_tf.training.run_folder import MAY_CHANGE
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_NAME = 120
+_SHOWN = ("score", "dice", "hausdorff", "val_dice", "epochs", "seconds")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run of the grid: its name, the values of the varying keys, and its complete config."""
+
+    name: str
+    values: dict[str, Any]
+    config: Config
+
+
+def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[str, Any]) -> list[Trial]:
+    """Read a grid: all combinations of its values, each a valid config.
+
+    Args:
+        path: YAML of lists by dotted key, such as `training.learning_rate: [0.001, 0.003]`.
+        base: YAML of the base experiment; None is the built-in default.
+        overrides: dotted keys on top of the base, for all runs.
+
+    Returns:
+        The trials; the last key varies fastest.
+
+    Raises:
+        ConfigError: invalid YAML, a value that is not a list, an empty list or one with duplicates, or a combination
+            that is not a valid config or does not hold out a fold.
+    """
+    lists = read_yaml(as_path(path))
+    if not lists:
+        raise ConfigError(
+            f"{path}: is empty; give a list of values per key, such as training.learning_rate: [0.001, 0.003]"
+        )
+    for key, values in lists.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: {key} is {values!r}; give a list of values, such as [0.001, 0.003]")
+        if key in overrides:
+            raise ConfigError(f"{path}: {key} is also set by an override; remove one of the two")
+        if len({json.dumps(value) for value in values}) < len(values):
+            raise ConfigError(f"{path}: {key} lists a value twice ({values}); remove one")
+    trials = {}
+    for combination in itertools.product(*lists.values()):
+        values = dict(zip(lists, combination, strict=True))
+        try:
+            config = load_config(base, overrides | values)
+        except GitsegError as error:
+            assigned = ", ".join(f"{key}={value}" for key, value in values.items())
+            raise ConfigError(f"{path}: {assigned}: {error}") from None
+        values = {key: _value(config, key) for key in values}
+        name = _name(values)
+        if config.data.fold is None:
+            raise ConfigError(
+                f"{path}: run {name}: data.fold is null; set it, because runs are compared on a held-out fold"
+            )
+        if name in trials:
+            raise ConfigError(f"{path}: two runs would have the name {name}; use shorter values, or two grids")
+        trials[name] = Trial(name, values, config)
+    return list(trials.values())
+
+
+def run_grid(trials: list[Trial], out: str | AnyPath) -> pd.DataFrame:
+    """Train the trials, each in a separate process, and compare them.
+
+    Finished runs are kept, interrupted ones are resumed. A run that fails does not stop the others.
+
+    Args:
+        trials: from `read_grid`.
+        out: the grid's folder on this machine. Each run has NAME/, NAME.yaml (its config) and NAME.log (its output);
+            grid.csv, updated after each run, and grid.png compare them.
+
+    Returns:
+        The table of grid.csv: one row per run, the highest score first; status is "finished" or the error.
+
+    Raises:
+        ConfigError: the folder is a run, or contains a run of that name with another config, or this process is one of
+            several workers.
+        GitsegError: another grid is running in the folder.
+    """
+    if has_workers():
+        fix = "unset TF_CONFIG and start one task, or train the runs one by one"
+        raise ConfigError(f"a grid is trained from one process and cannot use several workers; {fix}")
+    out = Path(out)
+    names = {"config.yaml", "history.csv"} & {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names:
+        raise ConfigError(f"{out}: is a run; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=False):
+        for trial in trials:
+            _check_same(out / trial.name, trial)
+        done = [trial for trial in trials if _is_finished(out / trial.name, trial)]
+        more = f", {len(done)} of them already finished" if done else ""
+        epochs = trials[0].config.training.epochs
+        logger.info("grid       %s of %s%s, in %s", plural(len(trials), "run"), plural(epochs, "epoch"), more, out)
+        status = {}
+        for number, trial in enumerate(trials, 1):
+            if trial not in done:
+                log = out / f"{trial.name}.log"
+                logger.info("run %2d/%d  %s, output in %s", number, len(trials), trial.name, log)
+                status[trial.name] = _train(out, trial)
+                if status[trial.name] is not None:
+                    logger.info("failed     %s: %s", trial.name, status[trial.name])
+            table = compare(trials[:number], out, status)
+            write_atomically(out / "grid.csv", table.to_csv(index=False).encode())
+        draw_grid(out / "grid.png", table, out)
+    return table
+
+
+def compare(trials: list[Trial], out: AnyPath, status: dict[str, str | None]) -> pd.DataFrame:
+    """Tabulate the results of the runs, the highest score first.
+
+    Args:
+        trials: trials in any state.
+        out: the grid's folder.
+        status: error by name of the run; None or no entry if there was no error.
+
+    Returns:
+        Columns run, the grid's keys, score, dice, hausdorff (of evaluation.json), val_dice (the best epoch's), epochs,
+        seconds (of all epochs, from history.csv) and status.
+    """
+    rows = []
+    for trial in trials:
+        run, row = out / trial.name, {"run": trial.name, **trial.values}
+        row |= dict.fromkeys(_SHOWN, float("nan"))
+        if (run / "evaluation.json").is_file():
+            scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+            row |= {name: scores[name] for name in ("score", "dice", "hausdorff")}
+        if (run / "history.csv").is_file():
+            history = pd.read_csv(run / "history.csv")
+            row |= {"val_dice": history["val_dice"].max(), "seconds": history["seconds"].sum()}
+            row["epochs"] = len(history)
+        rows.append(row | {"status": status.get(trial.name) or "finished"})
+    return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def table_lines(table: pd.DataFrame) -> str:
+    """Format the comparison as text: the varying keys, and the results."""
+    shown = table.drop(columns=["run", "status"])
+    shown.columns = [name.rpartition(".")[2] if "." in name else name for name in shown.columns]
+    shown["epochs"] = shown["epochs"].map(lambda epochs: "-" if pd.isna(epochs) else f"{epochs:.0f}")
+    shown["seconds"] = shown["seconds"].map(lambda seconds: "-" if pd.isna(seconds) else f"{seconds:.0f}")
+    shown[""] = ["" if status == "finished" else "failed" for status in table["status"]]
+    return shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
+
+
+def draw_grid(path: AnyPath, table: pd.DataFrame, out: AnyPath) -> None:
+    """Plot the validation Dice of each run over its epochs, and the final scores.
+
+    Args:
+        path: the PNG; an existing file is replaced.
+        table: from `compare`.
+        out: the grid's folder.
+    """
+    figure = Figure(figsize=(11, max(3.4, 0.35 * len(table) + 1.6)), dpi=100, layout="constrained")
+    curves, bars = figure.subplots(1, 2)
+    positions = range(len(table))
+    colors = [f"C{position % 10}" for position in positions]
+    for position, name in enumerate(table["run"]):
+        history = out / name / "history.csv"
+        if history.is_file():
+            rows = pd.read_csv(history)
+            style = ("-", "--", ":")[position // 10 % 3]
+            marker = "o" if len(rows) < 3 else None
+            curves.plot(rows["epoch"], rows["val_dice"], style, color=colors[position], label=name, marker=marker)
+    curves.set(title="Validation Dice", xlabel="epoch")
+    curves.xaxis.get_major_locator().set_params(integer=True)
+    bars.barh(positions, table["score"].fillna(0), color=colors, height=0.7)
+    for position, (_, row) in zip(positions, table.iterrows(), strict=True):
+        result = f"{row['score']:.3f} ({row['seconds']:.0f} s)" if row["status"] == "finished" else "failed"
+        bars.text(0.02, position, f"{row['run']}: {result}", va="center", fontsize=8)
+    bars.set(title="Score and training time", xlim=(0, 1), yticks=[])
+    bars.invert_yaxis()
+    for axes in (curves, bars):
+        axes.grid(alpha=0.2)
+    with written_locally(path) as file:
+        figure.savefig(file)
+
+
+def failures(table: pd.DataFrame) -> list[str]:
+    """List the runs that did not finish."""
+    return table.loc[table["status"] != "finished", "run"].tolist()
+
+
+def _train(out: Path, trial: Trial) -> str | None:
+    """Train, score and export a trial; return the error or None."""
+    settings = out / f"{trial.name}.yaml"
+    save_config(trial.config, settings)
+    # A new process starts with clean memory and TensorFlow state, and a crash ends only one run.
+    command = [sys.executable, "-m", "gitseg_tf", "train"]
+    command += ["--config", str(settings), "--out", str(out / trial.name), "--resume"]
+    with open(out / f"{trial.name}.log", "a+", encoding="utf-8") as log:
+        before = log.seek(0, 2)
+        # Unbuffered output keeps the lines of both streams in order.
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+        log.seek(before)
+        printed = log.read().strip().splitlines()
+    if ended.returncode == 0:
+        return None
+    how = f"exit status {ended.returncode}" if ended.returncode > 0 else f"signal {-ended.returncode}"
+    last = printed[-1].removeprefix("gitseg: ") if printed else "no output"
+    return f"{how}: {last}"
+
+
+def _is_finished(run: AnyPath, trial: Trial) -> bool:
+    """Check that the run was scored and exported after all epochs of the trial."""
+    if not (run / "export" / "1" / "saved_model.pb").is_file() or not (run / "evaluation.json").is_file():
+        return False
+    return len(pd.read_csv(run / "history.csv")) >= trial.config.training.epochs
+
+
+def _check_same(run: AnyPath, trial: Trial) -> None:
+    """Check that an existing run has the config of the trial, except for keys that may change on resuming."""
+    if not (run / "config.yaml").is_file():
+        return
+    free: dict[str, Any] = {"name": True, "provenance": True, "labels": True, "channels": True, **MAY_CHANGE}
+    was, wanted = (c.model_dump(mode="json", exclude=free) for c in (load_config(run / "config.yaml"), trial.config))
+    for section, before in was.items():
+        if before != wanted[section]:
+            raise ConfigError(f"{run}: was trained with a different {section} section; choose another folder")
+
+
+def _value(config: Config, key: str) -> Any:
+    """Return a key's value as parsed by the config, because YAML reads 1e-3 as a string."""
+    value: Any = config.model_dump(mode="json")
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _name(values: dict[str, Any]) -> str:
+    short = [key.rpartition(".")[2] for key in values]
+    keys = short if len(set(short)) == len(short) else list(values)
+    parts = (f"{key}-{value}" for key, value in zip(keys, values.values(), strict=True))
+    return re.sub(r"[^\w.-]+", "_", "_".join(parts)).strip("_")[:_LONGEST_NAME]

@@ -1,0 +1,1 @@
+"""Shared by several tests: synthetic cohorts, reference networks, servers and worker scripts."""
