@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import sys
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -176,6 +177,16 @@ def tf_config_is_removed():
     """Code under test turns SLURM variables into TF_CONFIG, which later tests must not see."""
     yield
     os.environ.pop("TF_CONFIG", None)
+
+
+@pytest.fixture(autouse=True)
+def op_determinism_is_reset():
+    """Training with training.deterministic turns it on for the process; XLA cannot compile some gradients with it."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
 
 
 @pytest.fixture(autouse=True)

@@ -73,6 +73,13 @@ class TrainingConfig(Section):
             raise ValueError(f"must be {names} or {ADDONS}NAME of tensorflow-addons{hint}")
         return value
 
+    @field_validator("deterministic")
+    @classmethod
+    def _deterministic_without_xla(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("jit_compile"):
+            raise ValueError("must be false with training.jit_compile: XLA has no deterministic max pooling gradient")
+        return value
+
     @field_validator("swa_epochs")
     @classmethod
     def _within_training(cls, value: int, info: ValidationInfo) -> int:

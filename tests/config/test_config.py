@@ -229,6 +229,11 @@ def test_a_number_that_yaml_reads_as_text_is_accepted():
     assert load_config(None, {"training.learning_rate": "1e-3"}).training.learning_rate == 0.001
 
 
+def test_deterministic_and_xla_cannot_be_combined(refusal):
+    both = {"training.deterministic": True, "training.jit_compile": True}
+    assert "training.deterministic must be false with training.jit_compile" in refusal(load_config, None, both)
+
+
 def test_ema_and_swa_cannot_be_combined(refusal):
     assert "training.ema_decay must be 0 with training.swa_epochs" in refusal(
         load_config, None, {"training.swa_epochs": 2}
