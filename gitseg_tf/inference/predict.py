@@ -65,7 +65,7 @@ def predict_cohort(
     total = len(cohort.scans) + len(failed)
     predictor = (load or load_predictor)(models)
     output = output or _default_output(predictor.labels)
-    with open_writer(output, cohort, out, predictor.labels) as writer:
+    with open_writer(output, cohort, out, predictor.labels, predictor.identity) as writer:
         out.mkdir(parents=True, exist_ok=True)
 
         def fail(scan_id: str, reason: object) -> None:

@@ -12,6 +12,7 @@ from gitseg_tf.core.registry import Registry
 if TYPE_CHECKING:  # the names of the formats are needed to parse any command
     from gitseg_tf.data.readers.base import Cohort, Scan
     from gitseg_tf.data.volume import Volume
+    from gitseg_tf.inference.identity import ModelIdentity
     from gitseg_tf.inference.prediction import Prediction
     from gitseg_tf.labels import LabelSet
 
@@ -37,13 +38,14 @@ class Writer(ABC):
         cohort: the cohort whose scans are predicted.
         out: the folder for the files; it need not exist, and nothing is written before the first scan.
         labels: the labels of the predictions.
+        model: the model that makes them, for formats that name it; None for masks that no model made.
 
     Raises:
         DataError, ConfigError: the cohort or the labels cannot be written in this format.
     """
 
-    def __init__(self, cohort: "Cohort", out: AnyPath, labels: "LabelSet"):
-        self.cohort, self.out, self.labels = cohort, out, labels
+    def __init__(self, cohort: "Cohort", out: AnyPath, labels: "LabelSet", model: "ModelIdentity | None" = None):
+        self.cohort, self.out, self.labels, self.model = cohort, out, labels, model
         self.check()
 
     def check(self) -> None:  # noqa: B027
@@ -58,18 +60,20 @@ class Writer(ABC):
 
 
 @contextmanager
-def open_writer(name: str, cohort: "Cohort", out: AnyPath, labels: "LabelSet") -> Iterator[Writer]:
+def open_writer(
+    name: str, cohort: "Cohort", out: AnyPath, labels: "LabelSet", model: "ModelIdentity | None" = None
+) -> Iterator[Writer]:
     """Open the writer of a format; leaving the context without an error calls `finish`.
 
     Args:
         name: a name in WRITERS.
-        cohort, out, labels: as for `Writer`.
+        cohort, out, labels, model: as for `Writer`.
 
     Raises:
         ConfigError: an unknown format, or labels that it does not support.
         DataError: a cohort that the format does not support.
     """
-    writer = WRITERS.get(name)(cohort, out, labels)
+    writer = WRITERS.get(name)(cohort, out, labels, model)
     yield writer
     writer.finish()
 

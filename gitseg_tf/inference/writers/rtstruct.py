@@ -11,13 +11,14 @@ from pydicom import Dataset, FileDataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-from gitseg_tf import __version__
 from gitseg_tf.core.paths import write_atomically
 from gitseg_tf.data.readers.base import Scan
-from gitseg_tf.data.readers.dicom.source import DicomSource, read_dicom
+from gitseg_tf.data.readers.dicom.geometry import SeriesGrid
+from gitseg_tf.data.readers.dicom.source import DicomSource
 from gitseg_tf.data.volume import Volume
-from gitseg_tf.errors import DataError
+from gitseg_tf.inference.identity import ModelIdentity
 from gitseg_tf.inference.prediction import Prediction
+from gitseg_tf.inference.writers.dicom import SHORT, Origin, character_set, check_layout, image_headers, roi_name
 from gitseg_tf.inference.writers.registry import Writer
 from gitseg_tf.labels import Code, Label, LabelSet
 
@@ -33,19 +34,22 @@ class StructureSets(Writer):
     """Writes OUT/SCAN.dcm, an RT structure set that refers to the scan's series, with one ROI per label."""
 
     def check(self) -> None:
-        if self.cohort.layout != "DICOM":
-            raise DataError(
-                f"{self.cohort.root}: has the layout {self.cohort.layout}, but a structure set needs DICOM; write nifti"
-            )
+        check_layout(self.cohort, "a structure set")
 
     def write(self, scan: Scan, volume: Volume, prediction: Prediction) -> None:
-        file = io.BytesIO()
-        structure_set(scan, prediction.masks, self.labels).save_as(file, enforce_file_format=True)
+        content = encoded(structure_set(scan, prediction.masks, self.labels, self.model))
         self.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out / f"{scan.id}.dcm", file.getvalue())
+        write_atomically(self.out / f"{scan.id}.dcm", content)
 
 
-def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet) -> FileDataset:
+def encoded(dataset: Dataset) -> bytes:
+    """Encode a DICOM instance as the content of a file."""
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelIdentity | None = None) -> FileDataset:
     """Build the RT Structure Set (DICOM PS3.3 A.19.3).
 
     Contours run between the centers of voxels inside and outside, see `mask_to_polygons`. A hole is connected to the
@@ -56,43 +60,37 @@ def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet) -> FileDatase
         scan: a scan read from DICOM.
         masks: bool [L, D, H, W].
         labels: names, colors and codes of the ROIs.
+        model: the model that made the masks, which the structure set names; None says that it was made from masks.
 
     Returns:
         A new instance in a new series of the scan's study. An absent label becomes an ROI without contours.
 
     Raises:
-        DataError: the series has no FrameOfReferenceUID, or its first file cannot be read.
+        DataError: an image cannot be read, or has no FrameOfReferenceUID or another identifier to refer to.
     """
-    source = cast(DicomSource, scan.source)
-    header = read_dicom(source.paths[0], stop_before_pixels=True)
-    if not source.frame_uid:
-        raise DataError(f"{source.paths[0]}: has no FrameOfReferenceUID, which the contours need; write nifti instead")
-    dataset = _new_instance(header)
-    dataset.ReferencedFrameOfReferenceSequence = [_frame_reference(source, header.SOPClassUID)]
+    source, headers, origin = cast(DicomSource, scan.source), image_headers(scan, "the contours"), Origin.of(model)
+    references = [_reference(header.SOPClassUID, header.SOPInstanceUID) for header in headers]
+    dataset = _new_instance(headers[0], origin, labels)
+    dataset.ReferencedFrameOfReferenceSequence = [_frame_reference(headers, references)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
     for number, (label, mask) in enumerate(zip(labels, masks, strict=True), 1):
         roi, observation = Dataset(), Dataset()
         roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = number, roi_name(label), source.frame_uid
-        roi.ROIGenerationAlgorithm = "AUTOMATIC"
+        roi.ROIGenerationAlgorithm, roi.ROIGenerationDescription = origin.algorithm, origin.line
         observation.ObservationNumber, observation.ReferencedROINumber = number, number
         observation.RTROIInterpretedType, observation.ROIInterpreter = "ORGAN", ""
         if label.code:
             observation.RTROIIdentificationCodeSequence = [_code(label.code)]
         dataset.StructureSetROISequence.append(roi)
-        dataset.ROIContourSequence.append(_roi_contour(number, label, mask, source, header.SOPClassUID))
+        dataset.ROIContourSequence.append(_roi_contour(number, label, mask, source.grid, references))
         dataset.RTROIObservationsSequence.append(observation)
     return dataset
-
-
-def roi_name(label: Label) -> str:
-    """Return the name of a label's ROI, truncated to 64 characters, the limit of value representation LO."""
-    return (label.roi_name or label.name)[:64]
 
 
 def _code(code: Code) -> Dataset:
     item = Dataset()
     # SH is limited to 16 characters; longer codes have a separate attribute (PS3.3 8.1).
-    setattr(item, "CodeValue" if len(code.value) <= 16 else "LongCodeValue", code.value)
+    setattr(item, "CodeValue" if len(code.value) <= SHORT else "LongCodeValue", code.value)
     item.CodingSchemeDesignator, item.CodeMeaning = code.scheme, code.meaning[:64]
     return item
 
@@ -144,52 +142,63 @@ def _with_keyhole(outer: np.ndarray, hole: np.ndarray) -> np.ndarray:
     return np.concatenate([outer[: edge + 1], gate, around, around[:1], gate, outer[edge + 1 :]])
 
 
-def _roi_contour(number: int, label: Label, mask: np.ndarray, source: DicomSource, image_class: str) -> Dataset:
+def _roi_contour(number: int, label: Label, mask: np.ndarray, grid: SeriesGrid, references: list[Dataset]) -> Dataset:
     item = Dataset()
     item.ReferencedROINumber, item.ROIDisplayColor = number, list(label.color)
-    stored = source.grid.from_records(mask)
+    stored = grid.from_records(mask)
     contours = []
     for k in np.flatnonzero(stored.any((0, 1))):
         for polygon in mask_to_polygons(stored[:, :, k].T):
-            voxels = np.column_stack([polygon, np.full(len(polygon), source.grid.steps[k])])
+            voxels = np.column_stack([polygon, np.full(len(polygon), grid.steps[k])])
             contour = Dataset()
-            contour.ContourImageSequence = [_reference(image_class, source.sop_uids[k])]
+            contour.ContourImageSequence = [references[k]]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(polygon)
-            contour.ContourData = [f"{mm:.4f}" for mm in source.grid.points_at(voxels).ravel()]
+            contour.ContourData = [f"{mm:.4f}" for mm in grid.points_at(voxels).ravel()]
             contours.append(contour)
     if contours:
         item.ContourSequence = contours
     return item
 
 
-def _new_instance(header: Dataset) -> FileDataset:
+def _new_instance(header: Dataset, origin: Origin, labels: LabelSet) -> FileDataset:
     meta = FileMetaDataset()
     # Explicit VR stores the length of ContourData in 16 bits, which is too small for large contours.
     meta.TransferSyntaxUID = ImplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid()
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # type: ignore[arg-type]
     now = datetime.now()
-    if "SpecificCharacterSet" in header:
-        dataset.SpecificCharacterSet = header.SpecificCharacterSet
+    meanings = (label.code.meaning for label in labels if label.code)
+    if characters := character_set(header, origin.text, *map(roi_name, labels), *meanings):
+        dataset.SpecificCharacterSet = characters
     dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
     for name in (*_OF_PATIENT, *_OF_STUDY):
         setattr(dataset, name, header.get(name, ""))
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = header.StudyInstanceUID, generate_uid()
     dataset.Modality, dataset.SeriesNumber, dataset.OperatorsName = "RTSTRUCT", None, ""
-    dataset.SeriesDescription = "gitseg"
-    dataset.Manufacturer, dataset.ManufacturerModelName, dataset.SoftwareVersions = "", "gitseg", __version__
-    dataset.StructureSetLabel = "gitseg"
+    dataset.SeriesDescription = origin.line
+    dataset.Manufacturer, dataset.ManufacturerModelName = "", "gitseg"
+    dataset.SoftwareVersions = list(origin.software)
+    dataset.FrameOfReferenceUID = header.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
+    dataset.StructureSetLabel, dataset.StructureSetName = origin.label, origin.line
+    dataset.StructureSetDescription = origin.text
     dataset.StructureSetDate, dataset.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     dataset.ApprovalStatus = "UNAPPROVED"
     return dataset
 
 
-def _frame_reference(source: DicomSource, image_class: str) -> Dataset:
-    frame, study, series = Dataset(), _reference(_STUDY_CLASS, source.study_uid), Dataset()
-    series.SeriesInstanceUID = source.series_uid
-    series.ContourImageSequence = [_reference(image_class, uid) for uid in source.sop_uids]
-    study.RTReferencedSeriesSequence = [series]
-    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = source.frame_uid, [study]
+def _frame_reference(headers: list[Dataset], references: list[Dataset]) -> Dataset:
+    """Refer to all images, by series; some exports give each slice a series of its own."""
+    of_series: dict[str, list[Dataset]] = {}
+    for header, reference in zip(headers, references, strict=True):
+        of_series.setdefault(str(header.SeriesInstanceUID), []).append(reference)
+    frame, study = Dataset(), _reference(_STUDY_CLASS, headers[0].StudyInstanceUID)
+    study.RTReferencedSeriesSequence = []
+    for uid, images in of_series.items():
+        item = Dataset()
+        item.SeriesInstanceUID, item.ContourImageSequence = uid, images
+        study.RTReferencedSeriesSequence.append(item)
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = headers[0].FrameOfReferenceUID, [study]
     return frame
 
 

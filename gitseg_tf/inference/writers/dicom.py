@@ -1,0 +1,102 @@
+"""What all DICOM files with masks share: the images they refer to, and the model they name."""
+
+import re
+from dataclasses import dataclass
+from typing import cast
+
+from pydicom import Dataset
+
+from gitseg_tf import __version__
+from gitseg_tf.data.readers.base import Cohort, Scan
+from gitseg_tf.data.readers.dicom.source import DicomSource, read_dicom
+from gitseg_tf.errors import DataError
+from gitseg_tf.inference.identity import ModelIdentity
+from gitseg_tf.labels import Label
+
+UTF8 = "ISO_IR 192"
+# Limits in characters of the value representations SH, LO and ST (PS3.5 6.2).
+SHORT, LONG, TEXT = 16, 64, 1024
+_REQUIRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made the masks, in the lengths that DICOM allows.
+
+    Attributes:
+        algorithm: the ROIGenerationAlgorithm: "AUTOMATIC", or "" if it is unknown.
+        label: at most 16 characters.
+        line: at most 64 characters.
+        text: at most 1024 characters, with the whole hash of the weights.
+        software: values of SoftwareVersions: of this package, and of the model if there is one.
+    """
+
+    algorithm: str
+    label: str
+    line: str
+    text: str
+    software: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: ModelIdentity | None) -> "Origin":
+        """Describe the origin of masks: a model, or None for masks that were read from files.
+
+        Example:
+            >>> Origin.of(ModelIdentity("uwmgi", "0.1.0", "3f5a9c0d" + 56 * "0")).label
+            'uwmgi 3f5a9c0d'
+        """
+        if model is None:
+            line = f"made from mask files by gitseg {__version__}, not by a model"
+            return cls("", "from masks", line, line, (__version__,))
+        text = f"{model.text}; SHA-256 of the weights: {model.weights}"
+        versions = (model.version, f"model {model.name}", f"weights {model.short_weights}")
+        texts = (_plain(model.label, SHORT), _plain(model.text, LONG), _plain(text, TEXT))
+        return cls("AUTOMATIC", *texts, tuple(_plain(version, LONG) for version in versions))
+
+
+def check_layout(cohort: Cohort, what: str) -> None:
+    """Check that a cohort was read from DICOM.
+
+    Raises:
+        DataError: another layout; `what` is the output that needs DICOM.
+    """
+    if cohort.layout != "DICOM":
+        raise DataError(f"{cohort.root}: has the layout {cohort.layout}, but {what} needs DICOM; write nifti")
+
+
+def image_headers(scan: Scan, what: str) -> list[Dataset]:
+    """Read the headers of a scan's images, in the order of the grid's third axis.
+
+    Args:
+        scan: a scan read from DICOM.
+        what: the parts of the output that refer to the images, for errors.
+
+    Raises:
+        DataError: an image cannot be read, or lacks an identifier that the output must refer to.
+    """
+    source = cast(DicomSource, scan.source)
+    headers = [read_dicom(path, stop_before_pixels=True) for path in source.paths]
+    for path, header in zip(source.paths, headers, strict=True):
+        for name in _REQUIRED:
+            if not header.get(name):
+                raise DataError(f"{path}: has no {name}, which {what} need; write nifti instead")
+    return headers
+
+
+def roi_name(label: Label) -> str:
+    """Return the name of a label's ROI or segment, truncated to 64 characters."""
+    return _plain(label.roi_name or label.name, LONG)
+
+
+def character_set(header: Dataset, *texts: str) -> str | list[str] | None:
+    """Choose the SpecificCharacterSet of a file: that of the images, unless a text is not ASCII; then UTF-8.
+
+    Files of one patient in one character set have the same bytes in their names, which some software compares.
+    """
+    own = header.get("SpecificCharacterSet") or None
+    return own if all(text.isascii() for text in texts) else UTF8
+
+
+def _plain(text: str, most: int) -> str:
+    """Replace backslashes, which separate values in DICOM, and control characters; truncate the text."""
+    return re.sub(r"[\\\x00-\x1f\x7f]", "_", text)[:most].strip()
