@@ -16,3 +16,23 @@ def plural(count: int, noun: str) -> str:
         ('1 slice', '2 slices')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Replace the middle of a text that is longer than `width` characters by an ellipsis.
+
+    Args:
+        text: a name in a table; its beginning and its end are what distinguishes it from others.
+        width: maximum number of characters, at least 3.
+
+    Returns:
+        The text, of at most `width` characters.
+
+    Example:
+        >>> cut_middle("vertebrae_lumbar_5", 12), cut_middle("liver", 12)
+        ('verteb…bar_5', 'liver')
+    """
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

@@ -61,6 +61,8 @@ def predict_cohort(
         raise DataError(f"{error}{_describe_earlier(output, out, source)}") from error
     for note in cohort.notes:
         logger.info(note)
+    for line in cohort.warnings:
+        logger.warning(line)
     failed = [name for name, _ in cohort.broken]
     total = len(cohort.scans) + len(failed)
     predictor = (load or load_predictor)(models)

@@ -84,6 +84,10 @@ def left_aside(cohort: Cohort) -> Iterator[Finding]:
         yield Finding("note", "ignored", "", (), line)
     for line in cohort.notes:
         yield Finding("note", "assumption", "", (), line)
+    for line in cohort.warnings:
+        yield Finding("warning", "contradiction", "", (), line)
+    for line in cohort.left_over:
+        yield Finding("warning", "left over", "", (), f"{line}; it is not read")
     by_scan: dict[str, list[int]] = defaultdict(list)
     for slice_id in cohort.orphans:
         scan, separator, number = slice_id.rpartition("_slice_")
@@ -174,16 +178,33 @@ def _in_channel(scan: ScanFacts, channel: int) -> str:
     return "" if len(scan.percentiles) == 1 else f" in channel {channel + 1}"
 
 
+def unannotated_scans(scans: list[ScanFacts]) -> Iterator[Finding]:
+    """Find scans without any annotation among annotated ones."""
+    without = [scan.id for scan in scans if scan.contours is None]
+    if without and len(without) < len(scans):
+        text = f"{len(without)} of {len(scans)} scans {'has' if len(without) == 1 else 'have'} no annotation"
+        yield Finding(
+            "warning",
+            "no annotation",
+            "",
+            (),
+            f"{text}, so {'it is' if len(without) == 1 else 'they are'} in no fold: {_some(without)}",
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def unannotated_labels(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Finding]:
     """Find labels that are unannotated in some of the scans with contours."""
     for k, label in enumerate(labels):
         without = [scan.id for scan in scans if not scan.contour_facts.annotated[k]]
         if without:
-            which = ", ".join(without[:_NAMED]) + (
-                f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
-            )
             text = f"{label.title} is annotated in {len(scans) - len(without)} of {len(scans)} scans; it is neither "
-            yield Finding("warning", "unannotated", "", (), f"{text}trained on nor scored in the others: {which}")
+            yield Finding(
+                "warning", "unannotated", "", (), f"{text}trained on nor scored in the others: {_some(without)}"
+            )
 
 
 def unbalanced_folds(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Finding]:

@@ -103,6 +103,7 @@ def find(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Finding]:
         yield from findings.unread_contours(scan)
     yield from findings.repeated_images(scans)
     yield from findings.odd_intensities(scans)
+    yield from findings.unannotated_scans(scans)
     yield from findings.unannotated_labels(contoured, labels)
     yield from findings.unbalanced_folds(scans, labels)
     if small := sum(min(scan.shape[1:]) < LEAST_PIXELS for scan in contoured):

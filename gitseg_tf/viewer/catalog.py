@@ -195,7 +195,7 @@ def _library_of_data(path: AnyPath, others: tuple[AnyPath, ...], wanted: LabelSe
     labels = wanted or cohort.labels
     entries = [_of_cohort(scan, cohort, folders, labels) for scan in cohort.scans]
     entries += [Entry(name, name, broken=why) for name, why in cohort.broken]
-    notes = cohort.notes
+    notes = (*cohort.notes, *cohort.warnings)
     if cohort.orphans:
         notes += (
             f"{len(cohort.orphans)} slices of {path / 'train.csv'} have no image; the first is {cohort.orphans[0]}",

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -170,10 +170,14 @@ class Cohort:
         channels: names of the channels, the same for each scan.
         found: the label names in the data, and the labels they match.
         label_notes: lines on which name is read as which label, and on labels that some scans lack.
-        ignored: lines on what was skipped, and why.
+        lacking: scan id to the labels that this annotated scan lacks, although others have them.
+        missing: how they are read, "unannotated" or "absent".
+        left_over: lines on label names in the data that match no label.
+        ignored: lines on what else was skipped, and why.
         orphans: slice ids in the competition's table without an image.
         broken: (scan or folder, reason) for data that cannot be read and is left out.
         notes: lines on assumptions made where the data is ambiguous.
+        warnings: lines on data that contradicts itself, and how it is read.
 
     Example:
         >>> import gitseg_tf
@@ -190,10 +194,14 @@ class Cohort:
     channels: tuple[str, ...] = ("image",)
     found: tuple[FoundLabel, ...] = ()
     label_notes: tuple[str, ...] = ()
+    lacking: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    missing: str = "unannotated"
+    left_over: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def labeled(self) -> bool:

@@ -165,7 +165,7 @@ def read(root: AnyPath, table: bool = True, labels: LabelSet | None = None) -> C
         found=found,
         label_notes=label_notes,
         notes=notes,
-        ignored=left,
+        left_over=left,
         orphans=orphans,
         broken=broken,
     )

@@ -59,13 +59,13 @@ def found_notes(found: Iterable[FoundLabel], kind: str, total: int) -> tuple[tup
         total: the number of scans.
 
     Returns:
-        Lines on names that are read as a label of another name, and lines on ignored ones.
+        Lines on names that are read as a label of another name, and lines on names that match none.
     """
-    matched, ignored = [], []
+    matched, left = [], []
     for item in found:
         where = f"({item.scans} of {total} scans)"
         if item.label is None:
-            ignored.append(f"{kind} {item.name!r} matches no label {where}")
+            left.append(f"{kind} {item.name!r} matches no label {where}")
         elif item.name != item.label:
             matched.append(f"{kind} {item.name!r} is read as {item.label} {where}")
-    return tuple(matched), tuple(ignored)
+    return tuple(matched), tuple(left)

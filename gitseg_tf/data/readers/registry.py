@@ -132,6 +132,7 @@ def _with_missing(cohort: Cohort, missing: str) -> Cohort:
     if not annotated:
         return cohort
     notes = []
+    lacks = {scan.id: tuple(n for n in cohort.labels.names if n not in scan.annotated) for scan in annotated}
     for name in cohort.labels.names:
         lacking = [scan.id for scan in annotated if name not in scan.annotated]
         if lacking:
@@ -142,12 +143,18 @@ def _with_missing(cohort: Cohort, missing: str) -> Cohort:
             )
     bare = len(cohort.scans) - len(annotated)
     if bare:
-        notes.append(f"{bare} of {len(cohort.scans)} scans have no annotation")
+        notes.append(f"{bare} of {len(cohort.scans)} scans {'has' if bare == 1 else 'have'} no annotation")
     scans = cohort.scans
     if missing == "absent":
         names = cohort.labels.names
         scans = tuple(replace(scan, annotated=names) if scan.labeled else scan for scan in scans)
-    return replace(cohort, scans=scans, label_notes=(*cohort.label_notes, *notes))
+    return replace(
+        cohort,
+        scans=scans,
+        label_notes=(*cohort.label_notes, *notes),
+        lacking={scan: names for scan, names in lacks.items() if names},
+        missing=missing,
+    )
 
 
 def _reader_of(root: AnyPath) -> Reader | None:

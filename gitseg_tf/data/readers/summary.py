@@ -6,6 +6,7 @@ from os import PathLike
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort
+from gitseg_tf.data.readers.label_table import label_table
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.labels import LabelSet
 
@@ -20,12 +21,14 @@ def describe(root: str | PathLike, *, labels: LabelSet | None = None, missing: s
         root, labels, missing: see `read_cohort`.
 
     Returns:
-        Lines on the layout, counts, geometries, labels, files with their roles, and what was ignored.
+        Lines on the layout, counts, geometries, labels, files with their roles, and what was ignored; at the end, the
+        `label_table`.
 
     Raises:
         DataError: see `read_cohort` and `Scan.read_annotation`.
     """
     cohort = read_cohort(root, labels=labels, missing=missing)
+    slices, bare = _label_slices(cohort)
     depths = [scan.shape[0] for scan in cohort.scans]
     rows = [
         ("layout", [cohort.layout]),
@@ -35,12 +38,14 @@ def describe(root: str | PathLike, *, labels: LabelSet | None = None, missing: s
         ("gaps", _gaps(cohort)),
         ("geometry", _geometries(cohort)),
         ("labels", _labels(cohort)),
-        ("annotated", _annotated(cohort)),
+        ("annotated", _annotated(cohort, bare)),
         ("files", _files(cohort)),
         ("ignored", _first(cohort.ignored)),
         ("notes", _first(cohort.notes)),
+        ("warnings", _first(cohort.warnings)),
     ]
-    return [f"{name if i == 0 else '':<10} {line}" for name, lines in rows for i, line in enumerate(lines)]
+    lines = [f"{name if i == 0 else '':<10} {line}" for name, lines in rows for i, line in enumerate(lines)]
+    return [*lines, *label_table(cohort, slices)]
 
 
 def _gaps(cohort: Cohort) -> list[str]:
@@ -62,21 +67,29 @@ def _labels(cohort: Cohort) -> list[str]:
     names = cohort.labels.names
     more = len(names) - _LISTED_LABELS
     listed = ", ".join(names[:_LISTED_LABELS]) + (f" and {more} more" if more > 0 else "")
-    return [*([listed] if names else []), *cohort.label_notes]
+    return [*([listed] if names else []), *_first(cohort.label_notes, _LISTED_LABELS)]
 
 
-def _annotated(cohort: Cohort) -> list[str]:
+def _annotated(cohort: Cohort, bare: int) -> list[str]:
     if not cohort.labeled:
         return ["nothing"]
-    scans = [scan for scan in cohort.scans if scan.labeled]
-    bar = progress(scans, "labels", unit="scan", delay=2)
-    strata = [stratum for scan in bar for stratum in scan.slice_strata()]
-    lines = []
-    for k, label in enumerate(cohort.labels):
-        lacking = sum(label.name not in scan.annotated for scan in scans)
-        unannotated = f", unannotated in {plural(lacking, 'scan')}" if lacking else ""
-        lines.append(f"{label.name} on {sum(stratum >> k & 1 for stratum in strata)} slices{unannotated}")
-    return [*lines, f"none on {strata.count(0)} slices"]
+    labeled = sum(scan.labeled for scan in cohort.scans)
+    return [f"{labeled} of {plural(len(cohort.scans), 'scan')}, without any label on {plural(bare, 'slice')}"]
+
+
+def _label_slices(cohort: Cohort) -> tuple[dict[str, dict[str, int]], int]:
+    """Count the slices of each annotated label by scan, and the slices of annotated scans without any label."""
+    counts: dict[str, dict[str, int]] = {scan.id: {} for scan in cohort.scans}
+    bare = 0
+    for scan in progress([scan for scan in cohort.scans if scan.labeled], "labels", unit="scan", delay=2):
+        strata = scan.slice_strata()
+        bare += strata.count(0)
+        counts[scan.id] = {
+            name: sum(stratum >> k & 1 for stratum in strata)
+            for k, name in enumerate(cohort.labels.names)
+            if name in scan.annotated
+        }
+    return counts, bare
 
 
 def _files(cohort: Cohort) -> list[str]:

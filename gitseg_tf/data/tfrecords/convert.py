@@ -14,6 +14,7 @@ from gitseg_tf.core.locks import LOCK, locked
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically
 from gitseg_tf.core.progress import progress
 from gitseg_tf.data.readers.base import Cohort, Scan
+from gitseg_tf.data.readers.label_table import label_table
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.data.tfrecords.dataset import (
     INDEX,
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 SHARD_BYTES = 256 << 20
 RUNNERS = ("local", "beam")
 _PLAN = ".plan.json"
+_NOTES = 8
 
 
 def convert(
@@ -103,8 +105,7 @@ def convert(
     if not resume and is_dataset(out):
         raise _already_finished(out)
     cohort = read_cohort(source, labels=labels, missing=missing)
-    for note in (*cohort.label_notes, *cohort.notes):
-        logger.info("%s", note)
+    _log_notes(cohort)
     scans = _selected_scans(cohort, exclude)
     plan = _plan(cohort, scans, folds, seed, shard_bytes)
     if out.exists() and not out.is_dir():
@@ -112,7 +113,7 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=resume):
         if is_dataset(out):
-            return _load_finished(out, plan, cohort.fingerprint, resume)
+            return _logged(cohort, _load_finished(out, plan, cohort.fingerprint, resume))
         _check_folder(out)
         _start(out, plan, resume)
         by_id = {scan.id: scan for scan in scans}
@@ -136,7 +137,23 @@ def convert(
                 )
             )
         _sweep(out)
-    return load_dataset(out)
+    return _logged(cohort, load_dataset(out))
+
+
+def _log_notes(cohort: Cohort) -> None:
+    more = len(cohort.label_notes) - _NOTES  # the table at the end counts all of them
+    for note in (*cohort.label_notes[:_NOTES], *([f"and {more} more"] if more > 0 else ()), *cohort.notes):
+        logger.info("%s", note)
+    for line in cohort.warnings:
+        logger.warning("%s", line)
+
+
+def _logged(cohort: Cohort, dataset: Dataset) -> Dataset:
+    """Log what was read as what, and return the dataset."""
+    entries = sorted((scan for shard in dataset.shards for scan in shard.scans), key=lambda scan: scan.id)
+    for line in label_table(cohort, {scan.id: scan.label_slices for scan in entries}):
+        logger.info("%s", line)
+    return dataset
 
 
 def _source_facts(cohort: Cohort, exclude: Sequence[str]) -> dict[str, str]:

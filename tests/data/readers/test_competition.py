@@ -107,7 +107,7 @@ def test_slices_without_rows_have_empty_masks(small, rows_of, save_table):
 def test_a_scan_without_any_row_has_no_annotation(small, rows_of, save_table):
     save_table(small.root, rows_of(small.scans[:1]))
     assert scan_of(small.root, "case2_day3").read_annotation() is None
-    assert "1 of 2 scans have no annotation" in read_cohort(small.root).label_notes
+    assert "1 of 2 scans has no annotation" in read_cohort(small.root).label_notes
 
 
 @pytest.mark.parametrize(("missing", "annotated"), [("unannotated", [1, 1, 0]), ("absent", [1, 1, 1])])
@@ -151,7 +151,7 @@ def test_two_classes_of_the_same_label_are_refused(small, refusal, rows_of, save
 def test_only_the_given_labels_are_read(small):
     cohort = read_cohort(small.root, labels=LabelSet.of("stomach"))
     assert np.array_equal(cohort.scans[0].read_annotation().masks, small.scans[0].masks[2:])
-    assert "class 'large_bowel' matches no label (2 of 2 scans)" in cohort.ignored
+    assert "class 'large_bowel' matches no label (2 of 2 scans)" in cohort.left_over
 
 
 @pytest.mark.parametrize("folder", ["train", "test", "."])
@@ -331,7 +331,7 @@ def test_a_duplicate_row_is_named(small, refusal, rows_of, save_table):
 
 def test_a_class_that_matches_no_given_label_is_listed_as_ignored(small, rows_of, save_table):
     save_table(small.root, [*rows_of(small.scans), ("case1_day0_slice_0001", "liver", "")])
-    assert "class 'liver' matches no label (1 of 2 scans)" in read_cohort(small.root, labels=UWMGI).ignored
+    assert "class 'liver' matches no label (1 of 2 scans)" in read_cohort(small.root, labels=UWMGI).left_over
     assert read_cohort(small.root).labels.names == ("large_bowel", "liver", "small_bowel", "stomach")
 
 

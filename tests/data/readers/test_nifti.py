@@ -352,7 +352,7 @@ def test_a_scan_without_masks_has_no_annotation(folders, tmp_path):
     cohort = read_cohort(tmp_path)
     assert [scan.labeled for scan in cohort.scans] == [False, True, True]
     assert cohort.scans[0].read_annotation() is None
-    assert "1 of 3 scans have no annotation" in cohort.label_notes
+    assert "1 of 3 scans has no annotation" in cohort.label_notes
 
 
 def test_a_mask_with_a_different_axis_order_is_read(folders, nifti, truth, tmp_path):

@@ -24,17 +24,34 @@ def rows(root, **options):
     return table
 
 
-def label_lines(masks_of_scans):
-    shown = np.concatenate([masks.any((2, 3)) for masks in masks_of_scans], axis=1)
-    counts = zip(("large_bowel", "small_bowel", "stomach"), shown.sum(1), strict=True)
-    return [*(f"{label} on {n} slices" for label, n in counts), f"none on {(~shown.any(0)).sum()} slices"]
+def cells(lines):
+    """The table at the end: label to [scans that show it, absent, unannotated, slices]."""
+    start = next(i for i, line in enumerate(lines) if line.split()[0] == "label")
+    rows = [line.split() for line in lines[start + 1 :]]
+    return {row[0]: list(map(int, row[1:])) for row in rows if row[-1].isdecimal() and len(row) == 5}
+
+
+def counted(masks_of_scans):
+    """What `cells` has to show for scans in which every label is annotated."""
+    shown = [masks.any((2, 3)).sum(1) for masks in masks_of_scans]
+    rows = {}
+    for k, label in enumerate(("large_bowel", "small_bowel", "stomach")):
+        slices = [int(counts[k]) for counts in shown]
+        rows[label] = [sum(n > 0 for n in slices), slices.count(0), 0, sum(slices)]
+    return rows
+
+
+def annotated(masks_of_scans):
+    bare = sum(int((~masks.any((0, 2, 3))).sum()) for masks in masks_of_scans)
+    return [f"{len(masks_of_scans)} of {len(masks_of_scans)} scans, without any label on {bare} slices"]
 
 
 def test_the_competitions_layout_is_described(tiny_cohort):
     table = rows(tiny_cohort.root)
     assert table["layout"] == ["competition"]
     assert (table["patients"], table["scans"], table["slices"]) == (["6"], ["9"], ["73, 6 to 12 per scan"])
-    assert table["annotated"] == label_lines([scan.masks for scan in tiny_cohort.scans])
+    masks = [scan.masks for scan in tiny_cohort.scans]
+    assert table["annotated"] == annotated(masks) and cells(describe(tiny_cohort.root)) == counted(masks)
     assert table["geometry"] == [
         "64 x 40 pixels of 1.25 x 1.5 mm, slices every 3 mm (5 of 9 scans)",
         "40 x 48 pixels of 1.63 x 1.63 mm, slices every 3 mm (4 of 9 scans)",
@@ -61,8 +78,9 @@ def test_nifti_labels_and_ignored_labels_are_described(truth, nifti, tmp_path):
         "label 'bowel_small' is read as small_bowel (2 of 2 scans)",
         "label 'colon' is read as large_bowel (2 of 2 scans)",
     ]
-    assert table["annotated"] == label_lines([nifti.without_overlaps(scan.masks) for scan in truth.scans])
-    assert table["ignored"] == ["label 'liver' matches no label (2 of 2 scans)"]
+    masks = [nifti.without_overlaps(scan.masks) for scan in truth.scans]
+    assert table["annotated"] == annotated(masks) and cells(describe(root, labels=UWMGI)) == counted(masks)
+    assert table["left over"] == ["label 'liver' matches no label (2 of 2 scans)"]
     assert f"case1_day0, contours: {root / 'labelsTr' / 'case1_day0.nii.gz'}" in table["files"]
 
 
@@ -82,9 +100,9 @@ def test_dicom_rois_and_ignored_files_are_described(truth, dicom_writer, tmp_pat
     (tmp_path / "dicom" / "notes.txt").write_text("-")
     table = rows(tmp_path / "dicom", labels=UWMGI)
     assert table["layout"] == ["DICOM"] and table["labels"] == ["large_bowel, small_bowel, stomach"]
-    assert table["annotated"] == label_lines([truth.scans[0].masks])
+    assert cells(describe(tmp_path / "dicom", labels=UWMGI)) == counted([truth.scans[0].masks])
     assert any("notes.txt: not a DICOM file" in line for line in table["ignored"])
-    assert any("ROI 'PTV' matches no label" in line for line in table["ignored"])
+    assert table["left over"] == ["ROI 'PTV' matches no label (1 of 1 scans)"]
 
 
 def test_long_lists_are_truncated(truth, dicom_writer, tmp_path):
@@ -104,7 +122,7 @@ def test_many_geometries_and_labels_are_truncated(nifti, tmp_path):
     table = rows(tmp_path)
     assert table["labels"] == [f"{', '.join(names[:8])} and 2 more"]
     assert len(table["geometry"]) == 6 and table["geometry"][-1] == "and 2 more"
-    assert table["annotated"][9] == "label09 on 21 slices"
+    assert cells(describe(tmp_path))["label09"] == [7, 0, 0, 21]
 
 
 def test_a_dry_run_prints_and_writes_nothing(tiny_cohort, tmp_path, monkeypatch, capsys):

@@ -83,7 +83,8 @@ def read(root: Path, table: bool = True, labels: LabelSet | None = None) -> Coho
         labels,
         found=found,
         label_notes=label_notes,
-        ignored=(*headers.ignored, *left),
+        left_over=left,
+        ignored=tuple(headers.ignored),
         broken=(*broken, *without_grid),
         notes=(*headers.notes, *notes),
     )

@@ -106,7 +106,8 @@ def _cohort(root: Path, found: _Found) -> Cohort:
         tuple(names),
         found=found.found,
         label_notes=notes,
-        ignored=(*found.ignored, *left),
+        left_over=left,
+        ignored=found.ignored,
         broken=(*broken, *odd),
         notes=found.notes,
     )

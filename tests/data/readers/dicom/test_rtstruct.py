@@ -67,7 +67,7 @@ def test_roi_names_are_matched_to_labels(write, clinic, patients, names):
     cohort = read_cohort(clinic, labels=UWMGI)
     assert np.array_equal(cohort.scans[0].read_annotation().masks, patients.scans[0].masks)
     assert f"ROI {names[0]!r} is read as large_bowel (1 of 1 scans)" in cohort.label_notes
-    assert any("'PTV_5000'" in line for line in cohort.ignored)
+    assert any("'PTV_5000'" in line for line in cohort.left_over)
 
 
 @pytest.mark.parametrize(("missing", "annotated"), [("unannotated", [1, 0, 1]), ("absent", [1, 1, 1])])
