@@ -8,12 +8,13 @@ _RUN = "the folder of a run"
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
-    examples = ["gitseg evaluate runs/default", "gitseg evaluate runs/default --data other_cohort --fold 0 --tta flip"]
+    examples = ["gitseg evaluate runs/default", "gitseg evaluate runs/default --data other_cohort --tta flip"]
     purpose = "score a run or a cross-validation and write a report"
     evaluate = command(commands, "evaluate", _evaluate, purpose, examples=examples)
     evaluate.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
     data_argument(evaluate)
-    evaluate.add_argument("--fold", type=int, help="fold to score (default: the held-out fold)")
+    which = "fold to score (default: the held-out fold, or all scans of another dataset)"
+    evaluate.add_argument("--fold", type=int, help=which)
     tta_argument(evaluate)
 
     examples = ["gitseg compare runs/default runs/unet --out compare.png"]
@@ -41,27 +42,30 @@ def _evaluate(options) -> None:
     import_tensorflow()
     from gitseg_tf.cli.dataset import run_and_data
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+    from gitseg_tf.evaluation.scope import choose_scope
 
     if is_cross_validation(options.run_folder):
         if options.fold is None:
             return _evaluate_folds(options)
-        options.run_folder = read_cross_validation(options.run_folder).run_of(options.fold)
+        # The run of the fold is scored on the fold that it held out, or on all scans of another dataset.
+        options.run_folder, options.fold = read_cross_validation(options.run_folder).run_of(options.fold), None
     run, dataset = run_and_data(options)
     print(*summary_lines(evaluate(run, dataset, options.fold)), sep="\n")
-    print(f"report     {run.path / 'report.html'}")
+    print(f"report     {choose_scope(run, dataset, options.fold).folder / 'report.html'}")
 
 
 def _evaluate_folds(options) -> None:
     from gitseg_tf.cli.dataset import open_data
-    from gitseg_tf.evaluation.cross_validation import evaluate_cross_validation
+    from gitseg_tf.evaluation.cross_validation import score_cross_validation
     from gitseg_tf.evaluation.evaluate import summary_lines
     from gitseg_tf.runs.cross_validation import read_cross_validation
 
     folds = read_cross_validation(options.run_folder)
     data = options.data or folds.config.provenance["records"]
     dataset = open_data(data, len(folds.cases), **reading(options))
-    print(*summary_lines(evaluate_cross_validation(folds.path, dataset, overrides=options.tta)), sep="\n")
-    print(f"report     {folds.path / 'report.html'}")
+    summary, folder = score_cross_validation(folds.path, dataset, overrides=options.tta)
+    print(*summary_lines(summary), sep="\n")
+    print(f"report     {folder / 'report.html'}")
 
 
 def _compare(options) -> None:

@@ -14,6 +14,7 @@ from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
 from gitseg_tf.evaluation.calibration import Reliability
 from gitseg_tf.evaluation.evaluate import (
+    evaluate,
     network_details,
     postprocess_details,
     scans_of_fold,
@@ -24,13 +25,42 @@ from gitseg_tf.evaluation.evaluate import (
 )
 from gitseg_tf.evaluation.metrics.scores import summarize
 from gitseg_tf.evaluation.report.selection import PictureShelf
+from gitseg_tf.evaluation.scope import HELD_OUT, choose_scope
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.predictor import doubtful_augmentation
 from gitseg_tf.runs.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
+from gitseg_tf.runs.ensemble import load_ensemble, load_tuned_runs
 from gitseg_tf.runs.matching import check_matches
-from gitseg_tf.runs.run import Run, load_run
+from gitseg_tf.runs.run import Run
 
 logger = logging.getLogger(__name__)
+
+
+def score_cross_validation(
+    path: str | AnyPath, dataset: Dataset, *, overrides: dict[str, Any] | None = None
+) -> tuple[dict, AnyPath]:
+    """Score a cross-validation: out of fold on its own dataset, as an ensemble of all its runs on another one.
+
+    Args:
+        path: the folder of `train_folds`; all of its runs must be finished.
+        dataset: a dataset with annotations.
+        overrides: dotted keys of the section evaluation, for all runs.
+
+    Returns:
+        The content of evaluation.json, and the folder to which it was written.
+
+    Raises:
+        RunError: see `evaluate_cross_validation`, `load_ensemble` and `evaluate`.
+        DataError: see `evaluate`.
+    """
+    folds = read_cross_validation(path)
+    if folds.config.provenance.get("dataset") == dataset.source["fingerprint"]:
+        return evaluate_cross_validation(path, dataset, overrides=overrides), folds.path
+    ensemble = load_ensemble(path, overrides)
+    for line in doubtful_augmentation(folds.path, ensemble.config):
+        logger.warning("%s", line)
+    logger.info("ensemble   mean of the %d runs of %s", len(ensemble.runs), folds.path)
+    return evaluate(ensemble, dataset), choose_scope(ensemble, dataset).folder
 
 
 def evaluate_cross_validation(
@@ -75,7 +105,7 @@ def evaluate_cross_validation(
             parts.append(rows.assign(fold=fold))
         chosen = shelf.chosen()
     rows = pd.concat(parts, ignore_index=True)
-    facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
+    facts = {"fold": "all", "scope": HELD_OUT, "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
     summary = summary_of(rows, reliability=reliability, dataset=dataset, config=config, facts=facts)
     summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
     details = {
@@ -113,14 +143,14 @@ def _runs(folds: CrossValidation, dataset: Dataset) -> list[Run]:
         which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
         raise RunError(f"{folds.path}: {which}; resume the cross-validation")
     if folds.config.provenance.get("dataset") != dataset.source["fingerprint"]:
-        fix = f"score one of its runs instead, such as {folds.runs[0]}"
+        fix = "score it as an ensemble with score_cross_validation"
         raise RunError(f"{folds.path}: was trained on a dataset other than {dataset.root}; {fix}")
     check_matches(folds.config, dataset)
     if cases_by_fold(dataset) != folds.cases:
         raise RunError(
             f"{folds.path}: its folds have different patients from those of {dataset.root}; use the original dataset"
         )
-    runs = [load_run(path) for path in folds.runs]
+    runs = load_tuned_runs(folds)
     for fold, run in enumerate(runs):
         seen = sorted(set(folds.cases[fold]) & set(run.config.provenance.get("trained_on", folds.cases[fold])))
         if seen:
