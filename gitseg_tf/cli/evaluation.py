@@ -26,10 +26,10 @@ def add_parsers(commands) -> None:
         "--out", default="compare.png", metavar="FILE.png", help="plot to write (default: %(default)s)"
     )
 
-    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default"]
-    purpose = "tune a run's post-processing on patients that it was not trained on"
+    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default", "gitseg tune runs/folds"]
+    purpose = "tune the post-processing of a run or cross-validation on patients that it was not trained on"
     tune = command(commands, "tune", _tune, purpose, examples=examples)
-    tune.add_argument("run_folder", metavar="run", help=_RUN)
+    tune.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
     data_argument(tune)
     tune.add_argument("--fold", type=int, help="fold to tune on (default: the held-out fold)")
     tune.add_argument("--dry-run", action="store_true", help="show the gain of each step without saving anything")
@@ -86,9 +86,21 @@ def _compare(options) -> None:
 
 
 def _tune(options) -> None:
+    from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
+
     import_tensorflow()
-    from gitseg_tf.cli.dataset import run_and_data
+    from gitseg_tf.cli.dataset import open_data, run_and_data
     from gitseg_tf.evaluation.tuning.tune import tune
 
+    if is_cross_validation(options.run_folder):
+        from gitseg_tf.evaluation.tuning.cross_validation import tune_cross_validation
+
+        folds = read_cross_validation(options.run_folder)
+        if options.fold is None:
+            data = options.data or folds.config.provenance["records"]
+            dataset = open_data(data, len(folds.cases), **reading(options))
+            tune_cross_validation(folds.path, dataset, overrides=options.tta, dry_run=options.dry_run)
+            return
+        options.run_folder = folds.run_of(options.fold)
     run, dataset = run_and_data(options)
     tune(run, dataset, fold=options.fold, dry_run=options.dry_run)

@@ -31,7 +31,7 @@ from gitseg_tf.inference.predictor import doubtful_augmentation
 from gitseg_tf.runs.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
 from gitseg_tf.runs.ensemble import load_ensemble, load_tuned_runs
 from gitseg_tf.runs.matching import check_matches
-from gitseg_tf.runs.run import Run
+from gitseg_tf.runs.run import Run, load_run
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +89,10 @@ def evaluate_cross_validation(
             different test-time augmentation, or a damaged shard.
     """
     folds, overrides = read_cross_validation(path), overrides or {}
-    runs = [replace(run, config=with_overrides(run.config, overrides, run.path)) for run in _runs(folds, dataset)]
-    config = _with_common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
+    runs = [
+        replace(run, config=with_overrides(run.config, overrides, run.path)) for run in finished_runs(folds, dataset)
+    ]
+    config = common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
     for line in doubtful_augmentation(folds.path, config):
         logger.warning("%s", line)
     tuned_on = [tuned_on_cases(run, list(cases)) for run, cases in zip(runs, folds.cases, strict=True)]
@@ -122,8 +124,12 @@ def evaluate_cross_validation(
     return summary
 
 
-def _with_common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
-    """Set the test-time augmentation with which all runs were tuned in the common config."""
+def common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
+    """Set the test-time augmentation with which all runs were tuned in the common config.
+
+    Raises:
+        RunError: the runs differ in test-time augmentation.
+    """
     words = dict.fromkeys(tta_words(run.config) for run in runs)
     if len(words) > 1:
         fix = "set evaluation.tta for all of them"
@@ -136,8 +142,17 @@ def _means(rows: pd.DataFrame) -> dict:
     return {name: value for name, value in summarize(rows).items() if name != "per_scan"}
 
 
-def _runs(folds: CrossValidation, dataset: Dataset) -> list[Run]:
-    """Load the runs, and check that none of them was trained on the patients of its fold."""
+def finished_runs(folds: CrossValidation, dataset: Dataset, *, tuned: bool = True) -> list[Run]:
+    """Load the runs of a cross-validation, and check that none of them was trained on the patients of its fold.
+
+    Args:
+        folds: the cross-validation.
+        dataset: the dataset on which it was trained.
+        tuned: also check that tuning it was not interrupted.
+
+    Raises:
+        RunError: see `evaluate_cross_validation` and `load_tuned_runs`.
+    """
     unfinished = folds.unfinished()
     if unfinished:
         which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
@@ -150,7 +165,7 @@ def _runs(folds: CrossValidation, dataset: Dataset) -> list[Run]:
         raise RunError(
             f"{folds.path}: its folds have different patients from those of {dataset.root}; use the original dataset"
         )
-    runs = load_tuned_runs(folds)
+    runs = load_tuned_runs(folds) if tuned else [load_run(path) for path in folds.runs]
     for fold, run in enumerate(runs):
         seen = sorted(set(folds.cases[fold]) & set(run.config.provenance.get("trained_on", folds.cases[fold])))
         if seen:
