@@ -11,6 +11,7 @@ from gitseg_tf.data.readers.base import Cohort
 from gitseg_tf.data.sources import open_dataset
 from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet, read_labels
 
 if TYPE_CHECKING:
@@ -94,19 +95,26 @@ def train(config: Config, dataset: Dataset, run: str | PathLike, *, resume: bool
     return train_run(config, dataset, as_path(run), resume=resume)
 
 
-def evaluate(run: "Run | str | PathLike", dataset: Dataset, fold: int | None = None) -> dict[str, Any]:
-    """Score a run on a fold, and write evaluation.json, evaluation.csv and report.html into its folder.
+def evaluate(
+    run: "Run | str | PathLike", dataset: Dataset | str | PathLike | None = None, fold: int | None = None
+) -> dict[str, Any]:
+    """Score a run, and write evaluation.json, evaluation.csv and report.html.
+
+    On the dataset of its training, a run is scored on the fold that it held out, and a cross-validation out of fold;
+    the files go into its folder. On another dataset, all scans are scored, and the files go to
+    RUN/evaluations/NAME-FINGERPRINT.
 
     Args:
-        run: a Run, or its folder.
-        dataset: a dataset with annotations.
-        fold: the fold to score; None is the one that the run held out.
+        run: a Run, or the folder of a run or a cross-validation.
+        dataset: a dataset with annotations; or a folder, see `open_dataset`; None is the dataset of the training.
+        fold: the fold to score; of a cross-validation, the fold whose run is scored.
 
     Returns:
         The content of evaluation.json.
 
     Raises:
-        RunError: no such run or fold, or a dataset without annotations.
+        RunError: no such run or fold, or a dataset without the run's labels or channels.
+        DataError: a dataset without annotations.
 
     Example:
         >>> import gitseg_tf
@@ -115,10 +123,27 @@ def evaluate(run: "Run | str | PathLike", dataset: Dataset, fold: int | None = N
         0.92
     """
     import_tensorflow()
+    from gitseg_tf.evaluation.cross_validation import score_cross_validation
     from gitseg_tf.evaluation.evaluate import evaluate as evaluate_run
+    from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
     from gitseg_tf.runs.run import Run, load_run
 
-    return evaluate_run(run if isinstance(run, Run) else load_run(as_path(run)), dataset, fold)
+    if not isinstance(run, Run) and is_cross_validation(as_path(run)):
+        folds = read_cross_validation(as_path(run))
+        if fold is None:
+            return score_cross_validation(folds.path, _opened(dataset, folds.config, len(folds.cases)))[0]
+        run, fold = folds.run_of(fold), None
+    run = run if isinstance(run, Run) else load_run(as_path(run))
+    return evaluate_run(run, _opened(dataset, run.config, run.config.data.folds), fold)
+
+
+def _opened(dataset: Dataset | str | PathLike | None, config: Config, folds: int) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    records = config.provenance.get("records") if dataset is None else dataset
+    if records is None:
+        raise ConfigError("the run does not record its training data; give the dataset")
+    return open_dataset(as_path(records), folds)
 
 
 def load(models: str | PathLike | Sequence[str | PathLike]) -> "Predictor":

@@ -1,6 +1,6 @@
 """Commands that create, check and serve data."""
 
-from gitseg_tf.cli.parsers import command, data_argument, reading, reading_arguments, set_argument
+from gitseg_tf.cli.parsers import command, data_argument, folds_argument, reading, reading_arguments, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError, DataError
@@ -72,9 +72,7 @@ def _add_convert(commands) -> None:
         "--dry-run", action="store_true", help="describe what would be converted, without writing anything"
     )
     convert.add_argument("--workers", type=int, help="scans read in parallel (default: one per core)")
-    convert.add_argument(
-        "--folds", type=int, default=5, help="number of folds, split by patient (default: %(default)s)"
-    )
+    folds_argument(convert, "5")
     convert.add_argument("--seed", type=int, default=0, help="random seed of the split (default: %(default)s)")
     convert.add_argument("--resume", action="store_true", help="resume an interrupted conversion")
     convert.add_argument(
@@ -117,9 +115,12 @@ def _convert(options) -> None:
         options.wrong_usage("give DATA and OUT, or DATA and --dry-run, or --verify OUT alone")
     if "://" in options.data + (options.out or ""):
         import_tensorflow()
+    folds = 5 if options.folds is None else options.folds
     if options.dry_run:
         from gitseg_tf.data.readers.summary import describe
 
+        if not isinstance(folds, int):
+            _check_fold_table(options, folds)
         print(*describe(options.data, **reading(options)), sep="\n")
         return
     from gitseg_tf.data.tfrecords.convert import convert
@@ -127,7 +128,7 @@ def _convert(options) -> None:
     dataset = convert(
         options.data,
         options.out,
-        folds=options.folds,
+        folds=folds,
         seed=options.seed,
         workers=options.workers,
         resume=options.resume,
@@ -156,6 +157,13 @@ def _counts(dataset) -> str:
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     patients, slices = len({scan.case for scan in scans}), sum(scan.shape[0] for scan in scans)
     return f"{plural(patients, 'patient')}, {plural(len(scans), 'scan')}, {plural(slices, 'slice')}"
+
+
+def _check_fold_table(options, folds: str) -> None:
+    from gitseg_tf.data.readers.registry import read_cohort
+    from gitseg_tf.data.tfrecords.fold_table import folds_from_table
+
+    folds_from_table(folds, read_cohort(options.data, **reading(options)).scans)
 
 
 def _inspect(options) -> None:

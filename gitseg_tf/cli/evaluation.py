@@ -8,12 +8,13 @@ _RUN = "the folder of a run"
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
-    examples = ["gitseg evaluate runs/default", "gitseg evaluate runs/default --data other_cohort --fold 0 --tta flip"]
+    examples = ["gitseg evaluate runs/default", "gitseg evaluate runs/default --data other_cohort --tta flip"]
     purpose = "score a run or a cross-validation and write a report"
     evaluate = command(commands, "evaluate", _evaluate, purpose, examples=examples)
     evaluate.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
     data_argument(evaluate)
-    evaluate.add_argument("--fold", type=int, help="fold to score (default: the held-out fold)")
+    which = "fold to score (default: the held-out fold, or all scans of another dataset)"
+    evaluate.add_argument("--fold", type=int, help=which)
     tta_argument(evaluate)
 
     examples = ["gitseg compare runs/default runs/unet --out compare.png"]
@@ -25,10 +26,10 @@ def add_parsers(commands) -> None:
         "--out", default="compare.png", metavar="FILE.png", help="plot to write (default: %(default)s)"
     )
 
-    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default"]
-    purpose = "tune a run's post-processing on patients that it was not trained on"
+    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default", "gitseg tune runs/folds"]
+    purpose = "tune the post-processing of a run or cross-validation on patients that it was not trained on"
     tune = command(commands, "tune", _tune, purpose, examples=examples)
-    tune.add_argument("run_folder", metavar="run", help=_RUN)
+    tune.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
     data_argument(tune)
     tune.add_argument("--fold", type=int, help="fold to tune on (default: the held-out fold)")
     tune.add_argument("--dry-run", action="store_true", help="show the gain of each step without saving anything")
@@ -41,27 +42,30 @@ def _evaluate(options) -> None:
     import_tensorflow()
     from gitseg_tf.cli.dataset import run_and_data
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
+    from gitseg_tf.evaluation.scope import choose_scope
 
     if is_cross_validation(options.run_folder):
         if options.fold is None:
             return _evaluate_folds(options)
-        options.run_folder = read_cross_validation(options.run_folder).run_of(options.fold)
+        # The run of the fold is scored on the fold that it held out, or on all scans of another dataset.
+        options.run_folder, options.fold = read_cross_validation(options.run_folder).run_of(options.fold), None
     run, dataset = run_and_data(options)
     print(*summary_lines(evaluate(run, dataset, options.fold)), sep="\n")
-    print(f"report     {run.path / 'report.html'}")
+    print(f"report     {choose_scope(run, dataset, options.fold).folder / 'report.html'}")
 
 
 def _evaluate_folds(options) -> None:
     from gitseg_tf.cli.dataset import open_data
-    from gitseg_tf.evaluation.cross_validation import evaluate_cross_validation
+    from gitseg_tf.evaluation.cross_validation import score_cross_validation
     from gitseg_tf.evaluation.evaluate import summary_lines
     from gitseg_tf.runs.cross_validation import read_cross_validation
 
     folds = read_cross_validation(options.run_folder)
     data = options.data or folds.config.provenance["records"]
     dataset = open_data(data, len(folds.cases), **reading(options))
-    print(*summary_lines(evaluate_cross_validation(folds.path, dataset, overrides=options.tta)), sep="\n")
-    print(f"report     {folds.path / 'report.html'}")
+    summary, folder = score_cross_validation(folds.path, dataset, overrides=options.tta)
+    print(*summary_lines(summary), sep="\n")
+    print(f"report     {folder / 'report.html'}")
 
 
 def _compare(options) -> None:
@@ -82,9 +86,21 @@ def _compare(options) -> None:
 
 
 def _tune(options) -> None:
+    from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
+
     import_tensorflow()
-    from gitseg_tf.cli.dataset import run_and_data
+    from gitseg_tf.cli.dataset import open_data, run_and_data
     from gitseg_tf.evaluation.tuning.tune import tune
 
+    if is_cross_validation(options.run_folder):
+        from gitseg_tf.evaluation.tuning.cross_validation import tune_cross_validation
+
+        folds = read_cross_validation(options.run_folder)
+        if options.fold is None:
+            data = options.data or folds.config.provenance["records"]
+            dataset = open_data(data, len(folds.cases), **reading(options))
+            tune_cross_validation(folds.path, dataset, overrides=options.tta, dry_run=options.dry_run)
+            return
+        options.run_folder = folds.run_of(options.fold)
     run, dataset = run_and_data(options)
     tune(run, dataset, fold=options.fold, dry_run=options.dry_run)

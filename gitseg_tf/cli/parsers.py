@@ -117,6 +117,16 @@ def data_argument(
     reading_arguments(parser)
 
 
+def folds_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --folds, a number or the path of a table."""
+    parser.add_argument(
+        "--folds",
+        type=lambda text: int(text) if text.lstrip("-").isdecimal() else text,
+        metavar="N|FILE.csv",
+        help=f"number of folds, split by patient, or a table with the columns patient and fold (default: {default})",
+    )
+
+
 def set_argument(parser: argparse.ArgumentParser, what: str = "any config key") -> None:
     """Add --set, which may be repeated."""
     parser.add_argument(

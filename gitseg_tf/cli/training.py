@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 
-from gitseg_tf.cli.parsers import command, data_argument, reading, set_argument
+from gitseg_tf.cli.parsers import command, data_argument, folds_argument, reading, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import ConfigError
 
@@ -66,6 +66,7 @@ def add_parsers(commands) -> None:
 def _experiment_arguments(parser: argparse.ArgumentParser, fold: Callable | None = None, more: str = "") -> None:
     parser.add_argument("--config", help="a YAML file, or a config's name; omitted keys fall back to the defaults")
     data_argument(parser, "the phantom")
+    folds_argument(parser, "as configured, 5")
     parser.add_argument("--strategy", help="distribution strategy: auto, one_device, mirrored, multiworker or tpu")
     parser.add_argument("--precision", help="numeric precision: auto, float32, mixed_float16 or mixed_bfloat16")
     held_out = f"fold to hold out; none trains on all data and scores nothing{more}"
@@ -83,6 +84,7 @@ def _overrides(options) -> dict:
     flags = {
         "data.path": options.data,
         "data.fold": options.fold,
+        "data.folds": options.folds if isinstance(options.folds, int) else None,
         "data.batch_size": options.batch_size,
         "data.service": options.data_service,
         "training.strategy": options.strategy,
@@ -130,13 +132,13 @@ def _train(options) -> None:
     config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
 
     import_tensorflow()
-    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
     from gitseg_tf.export.savedmodel import export
     from gitseg_tf.inference.predictor import run_probabilities
     from gitseg_tf.training.trainer import train
 
-    dataset = open_data(config.data.path, config.data.folds, **reading(options))
+    config, dataset = open_experiment(config, options)
     run = train(config, dataset, out, resume=options.resume)
     if run is None:
         return
@@ -151,7 +153,7 @@ def _train(options) -> None:
 
 
 def _train_folds(options) -> None:
-    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.config import load_config
     from gitseg_tf.runs.cross_validation import MARKER, is_cross_validation
     from gitseg_tf.training.cross_validation import choose_cross_validation, train_folds
@@ -164,7 +166,7 @@ def _train_folds(options) -> None:
     config = load_config(out / MARKER if resumed and not options.config else options.config, overrides)
     if "://" in str(config.data.path):
         import_tensorflow()
-    dataset = open_data(config.data.path, config.data.folds, **reading(options))
+    config, dataset = open_experiment(config, options)
     train_folds(config, dataset, out, resume=options.resume)
 
     import_tensorflow()
@@ -186,10 +188,10 @@ def _overfit(options) -> None:
     config = load_config(options.config, _overrides(options))
     out = choose_run(options.out, f"{config.name}-overfit")
     import_tensorflow()
-    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.training.search.overfit import overfit
 
-    dataset = open_data(config.data.path, config.data.folds, **reading(options))
+    config, dataset = open_experiment(config, options)
     verdict = overfit(config, dataset, out, batches=options.overfit_batches, passes=options.epochs)
     if not verdict.passed:
         raise ConfigError(verdict.lines())
@@ -203,10 +205,10 @@ def _lr_find(options) -> None:
     config = load_config(options.config, _overrides(options))
     out = choose_run(options.out, f"{config.name}-lr-find")
     import_tensorflow()
-    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.training.search.lr_find import lr_find
 
-    dataset = open_data(config.data.path, config.data.folds, **reading(options))
+    config, dataset = open_experiment(config, options)
     suggestion = lr_find(config, dataset, out, lowest=options.lowest, highest=options.highest, steps=options.steps)
     print(f"minimum    at {suggestion.minimum:.2g}; the steepest descent is at {suggestion.steepest:.2g}")
     print(f"suggested  {suggestion.rate:.2g}, a tenth of the rate at the minimum of the smoothed loss")
@@ -219,6 +221,7 @@ def _again(options) -> str:
     flags = (
         "config",
         "data",
+        "folds",
         "labels",
         "missing",
         "strategy",
@@ -236,19 +239,19 @@ def _again(options) -> str:
 def _grid(options) -> None:
     from pathlib import Path
 
-    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.training.search.grid import failures, read_grid, run_grid, table_lines
 
     overrides = _overrides(options)
     trials = read_grid(options.grid, options.config, overrides)
     out = Path(options.out or Path("runs", Path(options.grid).stem))
     # Open the data before the runs start, so that errors are reported once and a cohort is converted once.
-    data = trials[0].config.data
-    if "://" in str(data.path):
+    config = trials[0].config
+    if "://" in str(config.data.path):
         import_tensorflow()
-    how = reading(options)
-    dataset = open_data(data.path, data.folds, **how)
-    if how:  # let the runs use the dataset that was converted here with these labels
+    given = reading(options) or isinstance(options.folds, str)
+    _, dataset = open_experiment(config, options)
+    if given:  # let the runs use the dataset that was converted here with these labels
         trials = read_grid(options.grid, options.config, overrides | {"data.path": str(dataset.root)})
     table = run_grid(trials, out)
     print(f"{table_lines(table)}\ntable      {out / 'grid.csv'}\npicture    {out / 'grid.png'}")

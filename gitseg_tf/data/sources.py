@@ -10,6 +10,7 @@ from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_cohort
 from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.data.tfrecords.dataset import Dataset, is_dataset, load_dataset
+from gitseg_tf.data.tfrecords.fold_table import Folds, check_same_folds, count_of, table_digest
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
 
@@ -19,14 +20,15 @@ DATASETS = Path("tfrecords")
 
 
 def open_dataset(
-    path: str | AnyPath, folds: int = 5, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    path: str | AnyPath, folds: Folds = 5, *, labels: LabelSet | None = None, missing: str = "unannotated"
 ) -> Dataset:
     """Open TFRecords, or convert a cohort to TFRecords first.
 
     Args:
         path: a dataset written by `convert`; or a cohort of any layout, which is converted once, to
             tfrecords/NAME-FINGERPRINT.
-        folds: folds by patient, for a cohort; fewer are made if it has fewer patients, and a warning says so.
+        folds: folds by patient, for a cohort; fewer are made if it has fewer patients, and a warning says so. Or a CSV
+            file with the fold of each patient, see `read_fold_table`; TFRecords must have the same folds.
         labels, missing: how to read a cohort, see `read_cohort`.
 
     Returns:
@@ -45,33 +47,37 @@ def open_dataset(
     if is_dataset(path):
         if labels is not None:
             logger.warning("%s is already converted, so the given labels are ignored", path)
-        return load_dataset(path)
+        dataset = load_dataset(path)
+        if not isinstance(folds, int):
+            check_same_folds(folds, dataset.fold_of_case, path)
+        return dataset
     if not is_cohort(path):
         expected = expected_layouts()
         raise DataError(f"{path}: contains no data; give TFRecords made by gitseg convert, or a folder with {expected}")
     cohort = read_cohort(path, labels=labels, missing=missing)
     patients = len({scan.case for scan in cohort.scans if scan.labeled})
-    if 0 < patients < folds:
+    if isinstance(folds, int) and 0 < patients < folds:
         split = f"has {plural(patients, 'patient')}, so it is split into {plural(patients, 'fold')}, not {folds}"
         logger.warning("%s %s", path, split)
         folds = patients
     fingerprint = cohort.fingerprint
-    if labels is not None or missing != "unannotated":
+    if labels is not None or missing != "unannotated" or not isinstance(folds, int):
         tree = [fingerprint, labels and labels.to_tree(), missing]
+        tree += [] if isinstance(folds, int) else [table_digest(folds)]
         fingerprint = hashlib.sha256(json.dumps(tree).encode()).hexdigest()
-    records = DATASETS / f"{path.resolve().name}-{folds}folds-{fingerprint[:8]}"
+    records = DATASETS / f"{path.resolve().name}-{count_of(folds)}folds-{fingerprint[:8]}"
     return convert_once(path, records, folds, labels=labels, missing=missing)
 
 
 def convert_once(
-    cohort: AnyPath, records: Path, folds: int, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    cohort: AnyPath, records: Path, folds: Folds, *, labels: LabelSet | None = None, missing: str = "unannotated"
 ) -> Dataset:
     """Convert a cohort unless it is already converted; an interrupted conversion is resumed.
 
     Args:
         cohort: the cohort's folder.
         records: the dataset's folder.
-        folds: folds by patient.
+        folds: as for `convert`.
         labels, missing: how to read the cohort, see `read_cohort`.
 
     Returns:

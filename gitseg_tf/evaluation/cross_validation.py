@@ -14,6 +14,7 @@ from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
 from gitseg_tf.evaluation.calibration import Reliability
 from gitseg_tf.evaluation.evaluate import (
+    evaluate,
     network_details,
     postprocess_details,
     scans_of_fold,
@@ -24,13 +25,42 @@ from gitseg_tf.evaluation.evaluate import (
 )
 from gitseg_tf.evaluation.metrics.scores import summarize
 from gitseg_tf.evaluation.report.selection import PictureShelf
+from gitseg_tf.evaluation.scope import HELD_OUT, choose_scope
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.predictor import doubtful_augmentation
 from gitseg_tf.runs.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
+from gitseg_tf.runs.ensemble import load_ensemble, load_tuned_runs
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run, load_run
 
 logger = logging.getLogger(__name__)
+
+
+def score_cross_validation(
+    path: str | AnyPath, dataset: Dataset, *, overrides: dict[str, Any] | None = None
+) -> tuple[dict, AnyPath]:
+    """Score a cross-validation: out of fold on its own dataset, as an ensemble of all its runs on another one.
+
+    Args:
+        path: the folder of `train_folds`; all of its runs must be finished.
+        dataset: a dataset with annotations.
+        overrides: dotted keys of the section evaluation, for all runs.
+
+    Returns:
+        The content of evaluation.json, and the folder to which it was written.
+
+    Raises:
+        RunError: see `evaluate_cross_validation`, `load_ensemble` and `evaluate`.
+        DataError: see `evaluate`.
+    """
+    folds = read_cross_validation(path)
+    if folds.config.provenance.get("dataset") == dataset.source["fingerprint"]:
+        return evaluate_cross_validation(path, dataset, overrides=overrides), folds.path
+    ensemble = load_ensemble(path, overrides)
+    for line in doubtful_augmentation(folds.path, ensemble.config):
+        logger.warning("%s", line)
+    logger.info("ensemble   mean of the %d runs of %s", len(ensemble.runs), folds.path)
+    return evaluate(ensemble, dataset), choose_scope(ensemble, dataset).folder
 
 
 def evaluate_cross_validation(
@@ -59,8 +89,10 @@ def evaluate_cross_validation(
             different test-time augmentation, or a damaged shard.
     """
     folds, overrides = read_cross_validation(path), overrides or {}
-    runs = [replace(run, config=with_overrides(run.config, overrides, run.path)) for run in _runs(folds, dataset)]
-    config = _with_common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
+    runs = [
+        replace(run, config=with_overrides(run.config, overrides, run.path)) for run in finished_runs(folds, dataset)
+    ]
+    config = common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
     for line in doubtful_augmentation(folds.path, config):
         logger.warning("%s", line)
     tuned_on = [tuned_on_cases(run, list(cases)) for run, cases in zip(runs, folds.cases, strict=True)]
@@ -75,7 +107,7 @@ def evaluate_cross_validation(
             parts.append(rows.assign(fold=fold))
         chosen = shelf.chosen()
     rows = pd.concat(parts, ignore_index=True)
-    facts = {"fold": "all", "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
+    facts = {"fold": "all", "scope": HELD_OUT, "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
     summary = summary_of(rows, reliability=reliability, dataset=dataset, config=config, facts=facts)
     summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
     details = {
@@ -92,8 +124,12 @@ def evaluate_cross_validation(
     return summary
 
 
-def _with_common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
-    """Set the test-time augmentation with which all runs were tuned in the common config."""
+def common_tta(folds: CrossValidation, config: Config, runs: list[Run]) -> Config:
+    """Set the test-time augmentation with which all runs were tuned in the common config.
+
+    Raises:
+        RunError: the runs differ in test-time augmentation.
+    """
     words = dict.fromkeys(tta_words(run.config) for run in runs)
     if len(words) > 1:
         fix = "set evaluation.tta for all of them"
@@ -106,21 +142,30 @@ def _means(rows: pd.DataFrame) -> dict:
     return {name: value for name, value in summarize(rows).items() if name != "per_scan"}
 
 
-def _runs(folds: CrossValidation, dataset: Dataset) -> list[Run]:
-    """Load the runs, and check that none of them was trained on the patients of its fold."""
+def finished_runs(folds: CrossValidation, dataset: Dataset, *, tuned: bool = True) -> list[Run]:
+    """Load the runs of a cross-validation, and check that none of them was trained on the patients of its fold.
+
+    Args:
+        folds: the cross-validation.
+        dataset: the dataset on which it was trained.
+        tuned: also check that tuning it was not interrupted.
+
+    Raises:
+        RunError: see `evaluate_cross_validation` and `load_tuned_runs`.
+    """
     unfinished = folds.unfinished()
     if unfinished:
         which = f"fold {unfinished[0]} of {len(folds.cases)} is not finished"
         raise RunError(f"{folds.path}: {which}; resume the cross-validation")
     if folds.config.provenance.get("dataset") != dataset.source["fingerprint"]:
-        fix = f"score one of its runs instead, such as {folds.runs[0]}"
+        fix = "score it as an ensemble with score_cross_validation"
         raise RunError(f"{folds.path}: was trained on a dataset other than {dataset.root}; {fix}")
     check_matches(folds.config, dataset)
     if cases_by_fold(dataset) != folds.cases:
         raise RunError(
             f"{folds.path}: its folds have different patients from those of {dataset.root}; use the original dataset"
         )
-    runs = [load_run(path) for path in folds.runs]
+    runs = load_tuned_runs(folds) if tuned else [load_run(path) for path in folds.runs]
     for fold, run in enumerate(runs):
         seen = sorted(set(folds.cases[fold]) & set(run.config.provenance.get("trained_on", folds.cases[fold])))
         if seen:

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -26,10 +26,13 @@ from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.evaluation.report.report import write_report
 from gitseg_tf.evaluation.report.selection import Chosen, PictureShelf, worst_labels
 from gitseg_tf.evaluation.report.slices import picture_scan
+from gitseg_tf.evaluation.scope import OTHER_DATASET, choose_scope, seen_line
 from gitseg_tf.evaluation.statistics.intervals import RESAMPLES, mean_intervals
-from gitseg_tf.inference.ensemble import tta_words
+from gitseg_tf.inference.ensemble import Member, tta_words
+from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.inference.predictor import Predictor, run_probabilities
 from gitseg_tf.labels import LabelSet
+from gitseg_tf.runs.ensemble import RunEnsemble
 from gitseg_tf.runs.folder import TUNED, read_history
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run
@@ -51,20 +54,22 @@ _WITH_INTERVAL, _INTERVAL_WIDTH = ("score", "dice"), len(" (0.00-1.00)")
 
 
 def evaluate(
-    run: Run,
+    run: Run | RunEnsemble,
     dataset: Dataset,
     fold: int | None = None,
     *,
     network: Callable | None = None,
 ) -> dict:
-    """Predict the scans of a fold, score them and write evaluation.json, evaluation.csv and report.html into the run.
+    """Predict scans, score them and write evaluation.json, evaluation.csv and report.html.
 
-    Logs a warning if the run was trained, or its post-processing tuned, on patients of the fold.
+    `choose_scope` decides which scans are scored and where the files go: only the scores of the fold that the run held
+    out go into the run's folder. Logs a warning if the run was trained, or its post-processing tuned, on patients who
+    are scored.
 
     Args:
-        run: a trained run.
+        run: a trained run; or the runs of a cross-validation, for a dataset on which they were not trained.
         dataset: a dataset with annotations.
-        fold: the fold to score; None is the one that the run held out.
+        fold: the fold to score; None is the one that the run held out, and all folds of another dataset.
         network: from `run_probabilities`, if it is already loaded.
 
     Returns:
@@ -76,55 +81,63 @@ def evaluate(
         DataError: no such fold.
     """
     check_matches(run.config, dataset)
-    fold, scans = scans_of_fold(run, dataset, fold)
-    history = read_history(run.path)
-    cases = sorted({scan.case for scan in scans})
-    seen = sorted(set(cases) & set(run.config.provenance.get("trained_on", [])))
-    if seen:
-        logger.warning("the run was trained on %s: these scores say nothing about new patients", ", ".join(seen))
-    tuned_on = tuned_on_cases(run, cases)
-    with PictureShelf(len(scans)) as shelf:
+    scope = choose_scope(run, dataset, fold)
+    other = scope.kind == OTHER_DATASET
+    history = [] if other else read_history(run.path)
+    if line := seen_line(scope, dataset):
+        logger.warning("%s", line)
+    tuned_on = tuned_on_cases(run, scope.cases)
+    with PictureShelf(len(scope.scans)) as shelf:
         reliability = Reliability(run.config.label_set)
-        rows = score_fold(run, dataset, fold, shelf=shelf, reliability=reliability, count=len(scans), network=network)
+        rows = score_fold(
+            run, dataset, scope.folds, shelf=shelf, reliability=reliability, count=len(scope.scans), network=network,
+            exclude=scope.exclude,
+        )  # fmt: skip
         chosen = shelf.chosen()
-    facts = {"fold": fold, "trained_on": seen, "tuned_on": tuned_on}
+    facts = {"fold": scope.fold, "scope": scope.kind, "trained_on": list(scope.seen), "tuned_on": tuned_on}
+    part = f"all of its {plural(len(scope.scans), 'scan')}" if scope.fold == "all" else f"fold {scope.fold}"
+    patients = "Patients trained on" if scope.seen else "Patients" if other else "Held-out patients"
     details = {
         **network_details(run.config),
-        "Data": f"{dataset.source['name']}, fold {fold} of {dataset.folds}",
-        "Patients trained on" if seen else "Held-out patients": ", ".join(seen or cases),
+        "Data": f"{dataset.source['name']}, {part}" + ("" if scope.fold == "all" else f" of {dataset.folds}"),
+        patients: ", ".join(scope.seen or scope.cases),
         "Surface Dice tolerance": f"{run.config.evaluation.tolerance_mm} mm",
         "Test-time augmentation": tta_words(run.config),
         "Post-processing": postprocess_details(run.config, tuned_on),
     }
     summary = summary_of(rows, reliability=reliability, dataset=dataset, config=run.config, facts=facts)
     curves = pd.DataFrame(history) if history else None
+    kind = "Cross-validation" if isinstance(run, RunEnsemble) else "Run"
+    scope.folder.mkdir(parents=True, exist_ok=True)
     write_evaluation(
-        run.path, summary, rows, labels=run.config.label_set, chosen=chosen, curves=curves,
-        title=f"Run {run.path.name}", details=details,
+        scope.folder, summary, rows, labels=run.config.label_set, chosen=chosen, curves=curves,
+        title=f"{kind} {run.path.name}" + (f" on {dataset.source['name']}" if other else ""), details=details,
     )  # fmt: skip
     return summary
 
 
 def score_fold(
-    run: Run,
+    run: Run | RunEnsemble,
     dataset: Dataset,
-    fold: int,
+    fold: int | Sequence[int],
     *,
     count: int,
     shelf: PictureShelf,
     reliability: Reliability,
     network: Callable | None = None,
+    exclude: tuple[str, ...] | None = None,
 ) -> pd.DataFrame:
-    """Predict the scans of a fold, and score each while the next one is predicted.
+    """Predict the scans of one or more folds, and score each while the next one is predicted.
 
     Args:
-        run: a trained run.
+        run: a trained run, or several whose probabilities are averaged.
         dataset: a dataset with annotations.
-        fold: a fold of the dataset.
+        fold: a fold of the dataset, or several.
         count: the number of its scans, for the progress bar.
         shelf: receives the images of the scans.
         reliability: receives their probabilities.
         network: from `run_probabilities`, if it is already loaded.
+        exclude: ids of scans to leave out; None is data.exclude_scans.
 
     Returns:
         The rows of `score_scan`, in the order of the records.
@@ -132,7 +145,12 @@ def score_fold(
     Raises:
         RunError: a damaged shard.
     """
-    predictor = Predictor.of_run(run, network or run_probabilities(run))
+    if isinstance(run, RunEnsemble):
+        predictor = Predictor([Member(str(one.path), run_probabilities(one), one.config) for one in run.runs])
+    else:
+        predictor = Predictor.of_run(run, network or run_probabilities(run))
+    folds = [fold] if isinstance(fold, int) else list(fold)
+    exclude = run.config.data.exclude_scans if exclude is None else exclude
     labels, tolerance = run.config.label_set, run.config.evaluation.tolerance_mm
     scored: list[Future[list[dict]]] = []
 
@@ -148,7 +166,7 @@ def score_fold(
         return rows
 
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
-        scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
+        scans = read_scans(dataset, folds, exclude)
         for scan in progress(scans, "evaluate", total=count, unit="scan"):
             predicted = predictor.predict_levels(scan.volume)
             if scored:
@@ -165,15 +183,16 @@ def summary_of(rows: pd.DataFrame, *, reliability: Reliability, dataset: Dataset
         reliability: calibration of their voxels.
         dataset: the dataset of the scans.
         config: the config with which they were scored.
-        facts: fold, trained_on and tuned_on.
+        facts: fold, scope, trained_on and tuned_on.
 
     Returns:
-        The facts, the dataset's fingerprint, tolerance_mm, tta, the version, the means of `summarize`, their
-        intervals, and the calibration.
+        The facts, the dataset's fingerprint and name, the post-processing, tolerance_mm, tta, the version, the means of
+        `summarize`, their intervals, and the calibration.
     """
     evaluation = config.evaluation
     facts = facts | {"dataset": dataset.source["fingerprint"], "tolerance_mm": evaluation.tolerance_mm}
     facts["tta"] = evaluation.tta.model_dump(mode="json")
+    facts |= {"dataset_name": dataset.source["name"], "postprocess": postprocess_facts(config)}
     means = summarize(rows) | {"intervals": mean_intervals(rows), "calibration": reliability.summary()}
     return facts | {"gitseg_tf": __version__} | means
 
@@ -209,32 +228,28 @@ def write_evaluation(
     )  # fmt: skip
 
 
+def postprocess_facts(config: Config) -> dict:
+    """Return thresholds and post-processing of each label, as recorded in evaluation.json."""
+    return {
+        name: settings.model_dump(mode="json")
+        for name, settings in zip(config.label_set.names, label_settings(config), strict=True)
+    }
+
+
 def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
-    """Choose the scans of a dataset on which a run is scored.
-
-    Args:
-        run: a trained run.
-        dataset: a dataset with annotations.
-        fold: the fold; None is the one that the run held out.
-
-    Returns:
-        The fold, and its scans without those in data.exclude_scans.
+    """Choose the scans of a single fold, see `choose_scope`; None is the fold that the run held out.
 
     Raises:
-        RunError: no fold was held out and none is given, or data.exclude_scans leaves no scan of it.
-        DataError: no such fold.
+        RunError: see `choose_scope`.
+        DataError: see `choose_scope`.
     """
     fold = run.config.data.fold if fold is None else fold
     if fold is None:
         raise RunError(f"{run.path}: no fold was held out; choose the fold to score")
-    dataset.check_fold(fold)
-    scans = dataset.scans_of([fold], run.config.data.exclude_scans)
-    if not scans:
-        raise RunError(f"{run.path}: data.exclude_scans excludes all scans of fold {fold}; choose another fold")
-    return fold, scans
+    return fold, list(choose_scope(run, dataset, fold).scans)
 
 
-def tuned_on_cases(run: Run, cases: list[str]) -> list[str]:
+def tuned_on_cases(run: Run | RunEnsemble, cases: list[str]) -> list[str]:
     """Find the patients to score on which a run's post-processing was tuned, and log a warning.
 
     Args:

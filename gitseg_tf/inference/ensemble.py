@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
+from gitseg_tf.config.evaluation import TtaConfig
 from gitseg_tf.config.postprocess import LabelPostprocess
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import RunError
@@ -111,9 +112,9 @@ def _listed(names: Sequence[str] | None) -> str:
     return ", ".join(names or ("unknown",))
 
 
-def tta_words(config: Config) -> str:
+def tta_words(config: Config | TtaConfig) -> str:
     """Describe the test-time augmentation of a config."""
-    tta = config.evaluation.tta
+    tta = config if isinstance(config, TtaConfig) else config.evaluation.tta
     words = ["horizontal flip"] * tta.flip + [f"scale {scale:g}" for scale in tta.scales]
     return ", ".join(words) or "none"
 
@@ -127,13 +128,13 @@ def _views(members: Sequence[Member]) -> Iterator[tuple[float, View]]:
         groups.setdefault((windows, evaluation.batch_size, evaluation.overlap, evaluation.tta), []).append(member)
     for group in groups.values():
         config = group[0].config
-        network = _mean_network([member.network for member in group], config.evaluation.tta.flip)
+        network = mean_network([member.network for member in group], config.evaluation.tta.flip)
         scales = (1.0, *config.evaluation.tta.scales)
         for view in make_views(network, config, scales):
             yield len(group) / len(members) / len(scales), view
 
 
-def _mean_network(networks: Sequence[Callable], flip: bool) -> Callable:
+def mean_network(networks: Sequence[Callable], flip: bool = False) -> Callable:
     """Combine several networks into one that averages their results, optionally also over flipped input."""
     if len(networks) == 1 and not flip:
         return networks[0]

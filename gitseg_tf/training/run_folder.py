@@ -63,14 +63,19 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     import tf_keras as keras
 
     check_run_folder(run, resume=resume)
+    scans = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
+    trained_on = sorted({scan.case for scan in scans})
     if has_begun(run):
-        check_same_experiment(run, load_config(run / "config.yaml"), config, dataset)
+        before = load_config(run / "config.yaml")
+        check_same_experiment(run, before, config, dataset)
+        if before.provenance.get("trained_on", trained_on) != trained_on:
+            fix = "resume with the original folds or choose another run folder"
+            raise RunError(f"{run}: was trained on other patients, because {dataset.root} has other folds; {fix}")
         _check_not_tuned(run, config)
-    trained_on = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
     provenance = {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root.resolve()),
-        "trained_on": sorted({scan.case for scan in trained_on}),
+        "trained_on": trained_on,
         "gitseg_tf": __version__,
         "tensorflow": tf.__version__,
         "tf_keras": keras.__version__,

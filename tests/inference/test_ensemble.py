@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -292,13 +293,14 @@ def test_predict_accepts_several_models_and_overrides(monkeypatch, tmp_path, cap
 @pytest.mark.parametrize("command", ["evaluate", "tune"])
 def test_evaluate_and_tune_use_the_requested_augmentation(models, monkeypatch, command, capsys):
     from gitseg_tf.cli import dataset as sources
-    from gitseg_tf.evaluation import evaluate
+    from gitseg_tf.evaluation import evaluate, scope
     from gitseg_tf.evaluation.tuning import tune
 
     judged = []
     monkeypatch.setattr(sources, "open_data", lambda *_, **__: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda run, *_, **__: judged.append(run.config))
     monkeypatch.setattr(evaluate, "summary_lines", lambda *_: [])
+    monkeypatch.setattr(scope, "choose_scope", lambda run, *_: SimpleNamespace(folder=run.path))
     monkeypatch.setattr(tune, "tune", lambda run, *_, **__: judged.append(run.config))
     for tta in ([], ["--tta", "flip"], ["--tta", "none"]):
         assert cli.main([command, str(models / "wide"), "--data", "data", *tta]) == 0

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 from gitseg_tf import __version__
@@ -27,6 +28,7 @@ from gitseg_tf.data.tfrecords.dataset import (
     load_dataset,
     save_index,
 )
+from gitseg_tf.data.tfrecords.fold_table import Folds, count_of, folds_from_table
 from gitseg_tf.data.tfrecords.folds import assign_folds
 from gitseg_tf.data.tfrecords.shards import (
     ShardJob,
@@ -51,7 +53,7 @@ def convert(
     source: str | AnyPath,
     out: str | AnyPath,
     *,
-    folds: int = 5,
+    folds: Folds = 5,
     seed: int = 0,
     workers: int | None = None,
     resume: bool = False,
@@ -70,8 +72,9 @@ def convert(
     Args:
         source: the cohort's folder, see `read_cohort`.
         out: a new folder.
-        folds: number of folds by patient; scans without annotation are not in any fold.
-        seed: seed of the folds.
+        folds: number of folds by patient, or a CSV file with the fold of each patient, see `read_fold_table`; scans
+            without annotation are not in any fold.
+        seed: seed of the folds; not used with a file.
         workers: number of scans to read at the same time on this machine; None is one per core.
         resume: keep the finished shards of an interrupted conversion, unless their source files changed; wait for
             another process that writes to `out`; return a finished dataset of the same scans unchanged.
@@ -102,6 +105,7 @@ def convert(
         raise ConfigError(f"workers must be >= 1, got {workers}")
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes must be >= 1, got {shard_bytes}")
+    count_of(folds)  # reports an invalid table before the cohort is read
     if not resume and is_dataset(out):
         raise _already_finished(out)
     cohort = read_cohort(source, labels=labels, missing=missing)
@@ -128,7 +132,7 @@ def convert(
             save_index(
                 Dataset(
                     out,
-                    _source_facts(cohort, exclude),
+                    _source_facts(cohort, exclude, folds),
                     plan["folds"],
                     seed,
                     tuple(shards),
@@ -156,8 +160,9 @@ def _logged(cohort: Cohort, dataset: Dataset) -> Dataset:
     return dataset
 
 
-def _source_facts(cohort: Cohort, exclude: Sequence[str]) -> dict[str, str]:
+def _source_facts(cohort: Cohort, exclude: Sequence[str], folds: Folds) -> dict[str, str]:
     facts = {"name": cohort.root.resolve().name, "fingerprint": cohort.fingerprint, "converted_by": __version__}
+    facts |= {} if isinstance(folds, int) else {"folds": as_path(folds).name}
     return facts | ({"excluded": " ".join(sorted(exclude))} if exclude else {})
 
 
@@ -171,14 +176,36 @@ def _selected_scans(cohort: Cohort, exclude: Sequence[str]) -> list[Scan]:
     return scans
 
 
-def _plan(cohort: Cohort, scans: list[Scan], folds: int, seed: int, shard_bytes: int) -> dict:
+def fold_of_patients(cohort: Cohort, scans: list[Scan], folds: Folds, seed: int = 0) -> dict[str, int]:
+    """Assign the patients of the annotated scans to folds.
+
+    Args:
+        cohort: the cohort.
+        scans: the scans of the cohort to convert.
+        folds, seed: as for `convert`.
+
+    Returns:
+        Patient to fold; empty if no scan is annotated.
+
+    Raises:
+        DataError: too few patients, or a table that does not fit the cohort.
+    """
+    if not any(scan.labeled for scan in scans):
+        return {}
+    if not isinstance(folds, int):
+        kept = {scan.id for scan in scans}
+        # Excluded scans do not count as annotated, but their patients may be listed.
+        return folds_from_table(
+            folds, [scan if scan.id in kept else replace(scan, annotated=()) for scan in cohort.scans]
+        )
+    slices = [(scan.case, stratum) for scan in scans if scan.labeled for stratum in scan.slice_strata()]
+    return assign_folds([case for case, _ in slices], [stratum for _, stratum in slices], folds, seed)
+
+
+def _plan(cohort: Cohort, scans: list[Scan], folds: Folds, seed: int, shard_bytes: int) -> dict:
     """Plan which scans go to which shard, as JSON; a resumed conversion must have the same plan."""
-    if any(scan.labeled for scan in scans):
-        slices = [(scan.case, stratum) for scan in scans if scan.labeled for stratum in scan.slice_strata()]
-        fold_of_case = assign_folds([case for case, _ in slices], [stratum for _, stratum in slices], folds, seed)
-        fold_of = {scan.id: fold_of_case[scan.case] if scan.labeled else UNLABELED for scan in scans}
-    else:
-        folds, fold_of = 0, {scan.id: UNLABELED for scan in scans}
+    fold_of_case = fold_of_patients(cohort, scans, folds, seed)
+    fold_of = {scan.id: fold_of_case[scan.case] if scan.labeled else UNLABELED for scan in scans}
     shards = []
     for fold in sorted(set(fold_of.values())):
         parts: list[list[str]] = [[]]
@@ -196,7 +223,7 @@ def _plan(cohort: Cohort, scans: list[Scan], folds: int, seed: int, shard_bytes:
         shards += [[f"{label}-{i:05d}-of-{len(parts):05d}.tfrecord", fold, ids] for i, ids in enumerate(parts)]
     return {
         "version": VERSION,
-        "folds": folds,
+        "folds": max(fold_of.values()) + 1,
         "seed": seed,
         "shards": shards,
         "labels": cohort.labels.to_tree(),

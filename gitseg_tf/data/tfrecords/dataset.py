@@ -115,6 +115,11 @@ class Dataset:
         masked = [scan for scan in scans if any(scan.label_slices.values())]
         return tuple(map(_pool, zip(*(scan.intensities for scan in masked or scans), strict=True)))
 
+    @property
+    def fold_of_case(self) -> dict[str, int]:
+        """Patient to fold, for the patients with an annotated scan."""
+        return {scan.case: shard.fold for shard in self.shards for scan in shard.scans if shard.fold != UNLABELED}
+
     def shards_of(self, folds) -> list[Shard]:
         """List the shards of some folds."""
         return [shard for shard in self.shards if shard.fold in folds]

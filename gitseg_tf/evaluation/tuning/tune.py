@@ -2,20 +2,22 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from gitseg_tf import __version__
+from gitseg_tf.config import Config
 from gitseg_tf.config.evaluation import TtaConfig
 from gitseg_tf.config.postprocess import LabelPostprocess, PostprocessConfig
-from gitseg_tf.core.paths import write_atomically
+from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.selection import select_labels
-from gitseg_tf.data.tfrecords.dataset import Dataset, read_scans
+from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.errors import RunError
 from gitseg_tf.evaluation.evaluate import scans_of_fold
@@ -56,44 +58,84 @@ def tune(
     check_matches(run.config, dataset)
     fold, scans = scans_of_fold(run, dataset, fold)
     cases = sorted({scan.case for scan in scans})
-    _check_unseen(run, cases, fold)
-    threshold = run.config.evaluation.threshold
+    check_unseen(run, cases, fold)
     with tempfile.TemporaryDirectory(prefix="gitseg-tune-") as folder:
-        pairs = PairScores(Path(folder), run.config.label_set, threshold)
-        _predict(run, dataset, fold, len(scans), pairs)
-        if not pairs.labels:
-            raise RunError(f"{dataset.root}: no scan of fold {fold} has a label to tune on; choose another fold")
-        bar = partial(progress, title="tune", unit="step")
-        best, steps, before = search(pairs.means, pairs.labels, threshold, bar)
+        pairs = PairScores(Path(folder), run.config.label_set, run.config.evaluation.threshold)
+        predict_pairs(run, dataset, fold, len(scans), pairs)
+        tuning = search_settings(run.config, dataset, fold, scans, pairs)
+    if dry_run:
+        logger.info("saved      nothing, because this is a dry run")
+        return tuning.settings, tuning.steps
+    write_atomically(run.path / TUNED, tuning.content)
+    logger.info("saved      %s%s", run.path / TUNED, tuning.with_tta)
+    for line in stale_export(run.path, tuning):
+        logger.info(line)
+    return tuning.settings, tuning.steps
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The result of a search.
+
+    Attributes:
+        settings: the best section `postprocess`.
+        tta: the test-time augmentation with which it was found.
+        steps: the adopted steps.
+        content: the content of postprocess.yaml.
+    """
+
+    settings: PostprocessConfig
+    tta: TtaConfig
+    steps: list[Step]
+    content: bytes
+
+    @property
+    def with_tta(self) -> str:
+        """The test-time augmentation as a clause, if there is any."""
+        return f", with test-time augmentation ({tta_words(self.tta)})" if self.tta != TtaConfig() else ""
+
+
+def search_settings(
+    config: Config, dataset: Dataset, fold: int | str, scans: Sequence[ScanEntry], pairs: PairScores
+) -> Tuning:
+    """Search for the best settings, and log the adopted steps.
+
+    Args:
+        config: provides evaluation.threshold and evaluation.tta.
+        dataset: the dataset of the scans.
+        fold: the fold of the scans, or "all".
+        scans: the scans in `pairs`.
+        pairs: their predictions.
+
+    Raises:
+        RunError: no scan has a label to tune on.
+    """
+    which = "any fold" if fold == "all" else f"fold {fold}"
+    if not pairs.labels:
+        raise RunError(f"{dataset.root}: no scan of {which} has a label to tune on; choose another fold")
+    bar = partial(progress, title="tune", unit="step")
+    best, steps, before = search(pairs.means, pairs.labels, config.evaluation.threshold, bar)
     after = steps[-1].after if steps else before
     for line in table_lines(steps):
         logger.info(line)
-    logger.info("score      %.4f before, %.4f after, on %s of fold %d", before, after, plural(len(scans), "scan"), fold)
-    settings = _section(best)
-    if dry_run:
-        logger.info("saved      nothing, because this is a dry run")
-        return settings, steps
+    which = "all folds" if fold == "all" else f"fold {fold}"
+    logger.info("score      %.4f before, %.4f after, on %s of %s", before, after, plural(len(scans), "scan"), which)
+    settings, tta = _section(best), config.evaluation.tta
     tuned = {
         "fold": fold,
         "dataset": dataset.source["fingerprint"],
-        "cases": cases,
+        "cases": sorted({scan.case for scan in scans}),
         "scans": [scan.id for scan in scans],
         "score_before": before,
         "score_after": after,
         "gitseg_tf": __version__,
     }
-    tta = run.config.evaluation.tta
     tree = {
         "evaluation": {"tta": tta.model_dump(mode="json")},
         "postprocess": settings.model_dump(mode="json"),
         "provenance": {"tuned": tuned},
     }
-    write_atomically(run.path / TUNED, yaml.safe_dump(tree, sort_keys=False).encode())
-    with_tta = f", with test-time augmentation ({tta_words(run.config)})" if tta != TtaConfig() else ""
-    logger.info("saved      %s%s", run.path / TUNED, with_tta)
-    for line in _stale_export(run, settings):
-        logger.info(line)
-    return settings, steps
+    return Tuning(settings, tta, steps, yaml.safe_dump(tree, sort_keys=False).encode())
 
 
 def _section(settings: dict[str, LabelPostprocess]) -> PostprocessConfig:
@@ -101,17 +143,22 @@ def _section(settings: dict[str, LabelPostprocess]) -> PostprocessConfig:
     return PostprocessConfig(**settings)
 
 
-def _stale_export(run: Run, settings: PostprocessConfig) -> Iterator[str]:
-    """Yield a line if the run's export has other post-processing than the new settings."""
-    exported = exported_version(run.path / "export")
+def stale_export(path: AnyPath, tuning: Tuning) -> Iterator[str]:
+    """Yield a line if the export of a run or cross-validation has other post-processing than the new settings."""
+    exported = exported_version(path / "export")
     if exported is None:
         return
     before = exported_config(exported)
-    if (before.postprocess, before.evaluation.tta) != (settings, run.config.evaluation.tta):
-        yield f"stale      {exported} still has the old settings; export {run.path} again as version {exported.name}"
+    if (before.postprocess, before.evaluation.tta) != (tuning.settings, tuning.tta):
+        yield f"stale      {exported} still has the old settings; export {path} again as version {exported.name}"
 
 
-def _check_unseen(run: Run, cases: list[str], fold: int) -> None:
+def check_unseen(run: Run, cases: list[str], fold: int) -> None:
+    """Check that a run was not trained on the patients of a fold.
+
+    Raises:
+        RunError: it was, or its config does not tell.
+    """
     trained_on = run.config.provenance.get("trained_on")
     if trained_on is None:
         raise RunError(
@@ -124,7 +171,8 @@ def _check_unseen(run: Run, cases: list[str], fold: int) -> None:
         )
 
 
-def _predict(run: Run, dataset: Dataset, fold: int, count: int, pairs: PairScores) -> None:
+def predict_pairs(run: Run, dataset: Dataset, fold: int, count: int, pairs: PairScores) -> None:
+    """Predict the scans of a fold with a run's network, and add them to `pairs`; `count` is their number."""
     predictor = Predictor.of_run(run, run_probabilities(run))
     with naming_damaged_shards(dataset):
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
