@@ -14,6 +14,7 @@ from gitseg_tf.client.address import GRPC_SCHEMES, Address, parse_address
 from gitseg_tf.client.transport import Busy, Unavailable
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, DependencyError, ScanError, ServerError
+from gitseg_tf.inference.identity import ModelIdentity
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.labels import LabelSet
 
@@ -53,6 +54,8 @@ class ServerPredictor(BasePredictor):
         self._address, self._transport, self._back_off, self._timeout = address, transport, back_off, timeout
         _check_signatures(address, transport, self._attempt(transport.signatures))
         self.labels, self.channels = self._description()
+        version = "" if address.version is None else f"/{address.version}"
+        self.identity = ModelIdentity(f"{address.name}{version}")
 
     def _predict(self, volume: Volume, probabilities: bool) -> Prediction:
         if probabilities:

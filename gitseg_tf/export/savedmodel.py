@@ -1,6 +1,5 @@
 """Export SavedModels for TensorFlow Serving that contain everything between a scan and its masks."""
 
-import hashlib
 import json
 import logging
 import re
@@ -19,7 +18,7 @@ from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
 from gitseg_tf.runs.folder import read_history
-from gitseg_tf.runs.run import Run
+from gitseg_tf.runs.run import Run, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +156,6 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
 def _traced(*specs: tf.TensorSpec) -> Callable:
     return tf.function(input_signature=specs, autograph=False)
-
-
-def weights_digest(run: Run) -> str:
-    """Compute the SHA-256 of a run's best weights, which its exports store as provenance.best_weights."""
-    return hashlib.sha256(run.weights.read_bytes()).hexdigest()
 
 
 def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from gitseg_tf.config import Config
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import DataError
+from gitseg_tf.inference.identity import UNKNOWN, ModelIdentity
 from gitseg_tf.labels import LabelSet
 
 # Dtypes returned by readers; arrays of other dtypes are converted to float32.
@@ -44,11 +45,13 @@ class BasePredictor(ABC):
         labels: the segmented labels, in the order of the masks.
         channels: names of the input's channels; None if they are unknown.
         config: the config of the first model; None if it is unknown, as for a server.
+        identity: name, version and weights of the model, which files with its masks state.
     """
 
     labels: LabelSet
     channels: tuple[str, ...] | None
     config: Config | None
+    identity: ModelIdentity = ModelIdentity(UNKNOWN)
 
     def predict(
         self,

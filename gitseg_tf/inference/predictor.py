@@ -13,6 +13,7 @@ from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, RunError
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_mean
+from gitseg_tf.inference.identity import ModelIdentity, model_identity, run_identity
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.postprocess import clean_mask, label_settings, postprocess
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
@@ -35,6 +36,7 @@ class Predictor(BasePredictor):
     Args:
         members: the networks, with the same labels and channels; they may differ in everything else.
         settings: post-processing of each label, with thresholds; None uses the first member's config.
+        identity: what files with its masks state; None is the name of the first member, with unknown weights.
 
     Example:
         >>> predictor = load_predictor("runs/uwmgi")  # doctest: +SKIP
@@ -44,8 +46,15 @@ class Predictor(BasePredictor):
 
     config: Config
 
-    def __init__(self, members: Sequence[Member], settings: Sequence[LabelPostprocess] | None = None):
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: Sequence[LabelPostprocess] | None = None,
+        *,
+        identity: ModelIdentity | None = None,
+    ):
         self.config = members[0].config
+        self.identity = identity or ModelIdentity(self.config.name)
         self.labels, self.channels = self.config.label_set, self.config.channels
         self.settings = label_settings(self.config) if settings is None else list(settings)
         self._mean = make_mean(members)
@@ -60,7 +69,8 @@ class Predictor(BasePredictor):
     @classmethod
     def of_run(cls, run: Run, network: Callable | None = None) -> "Predictor":
         """Create a predictor from a run; `network` is from `run_probabilities` if it is already loaded."""
-        return cls([Member(str(run.path), network or run_probabilities(run), run.config)])
+        member = Member(str(run.path), network or run_probabilities(run), run.config)
+        return cls([member], identity=run_identity(run))
 
     def probabilities(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Compute the probabilities of a scan at its own size, without post-processing: float32 [L, D, H, W]."""
@@ -144,7 +154,8 @@ def load_predictor(
     if len(opened) > 1:
         logger.info("ensemble   mean of %d models: %s", len(opened), ", ".join(str(path) for path, *_ in opened))
     # Load the networks last, after all other checks of the models.
-    return Predictor([Member(str(path), load(), config) for path, config, load in opened], settings)
+    members = [Member(str(path), load(), config) for path, config, load in opened]
+    return Predictor(members, settings, identity=model_identity([path for path, *_ in opened]))
 
 
 def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | None = None) -> dict[str, Any]:

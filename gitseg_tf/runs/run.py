@@ -1,5 +1,6 @@
 """Load a trained run."""
 
+import hashlib
 from dataclasses import dataclass
 
 from gitseg_tf.config import Config
@@ -54,3 +55,8 @@ def load_run(path: str | AnyPath) -> Run:
     if not weights.is_file():
         raise RunError(f"{path}: no epoch of this run has finished; resume its training")
     return Run(path, load_run_config(path), weights)
+
+
+def weights_digest(run: Run) -> str:
+    """Compute the SHA-256 of a run's best weights, which its exports store as provenance.best_weights."""
+    return hashlib.sha256(run.weights.read_bytes()).hexdigest()

@@ -24,12 +24,11 @@ from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.export.formats.export import check_trained_on, compared_windows
 from gitseg_tf.export.formats.registry import FORMATS, SAVED_MODEL
 from gitseg_tf.export.model_card import with_section
-from gitseg_tf.export.savedmodel import weights_digest
 from gitseg_tf.inference.exported import exported_file, exported_version
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.predictor import Predictor
 from gitseg_tf.runs.matching import check_matches
-from gitseg_tf.runs.run import Run
+from gitseg_tf.runs.run import Run, weights_digest
 
 logger = logging.getLogger(__name__)
 
