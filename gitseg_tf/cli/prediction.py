@@ -11,8 +11,8 @@ from gitseg_tf.inference.writers.registry import WRITERS
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
     purpose = "segment the scans of a folder, or a single PNG or NIfTI file"
-    examples = ["gitseg predict runs/default scans predictions --format nifti"]
-    examples += ["gitseg predict runs/a runs/b scans predictions --tta flip"]
+    examples = ["gitseg predict runs/default scans predictions --preview --report predictions/report.json"]
+    examples += ["gitseg predict runs/a runs/b scans predictions --format nifti --tta flip"]
     examples += ["gitseg predict --server grpc://localhost:8500/gitseg scans predictions"]
     predict = command(commands, "predict", _predict, purpose, examples=examples, intermixed=True)
     predict.add_argument(
@@ -28,6 +28,19 @@ def add_parsers(commands) -> None:
         choices=WRITERS.names(),
         help="output format; see docs/how-to/predict.md "
         "(default: submission for the competition's labels, nifti for any others)",
+    )
+    predict.add_argument(
+        "--save-probabilities", action="store_true", help="also write OUT/SCAN/probabilities/LABEL.nii.gz"
+    )
+    predict.add_argument(
+        "--preview",
+        action="store_true",
+        help="also write OUT/previews/SCAN.png: slices with contours, and the volume of each label",
+    )
+    predict.add_argument(
+        "--report",
+        metavar="FILE.json",
+        help="also write volumes, warnings, versions and timings of all scans to a file",
     )
     tta_argument(predict)
     predict.add_argument(
@@ -70,6 +83,8 @@ def _predict(options) -> None:
         options.wrong_usage("--timeout requires --server")
     if options.server and (options.tta or options.set or options.postprocess):
         options.wrong_usage("--tta, --set and --postprocess require MODEL; a server runs the model as it was exported")
+    if options.server and options.save_probabilities:
+        options.wrong_usage("--save-probabilities requires MODEL; a server returns masks only")
     import_tensorflow()
     from gitseg_tf.config import parse_assignment
     from gitseg_tf.inference.predict import predict_cohort
@@ -85,7 +100,16 @@ def _predict(options) -> None:
 
         overrides = options.tta | dict(map(parse_assignment, options.set))
         models, load = options.models, partial(load_predictor, overrides=overrides, postprocess=options.postprocess)
-    out = predict_cohort(models, options.input, options.out, output=options.format, load=load)
+    out = predict_cohort(
+        models,
+        options.input,
+        options.out,
+        output=options.format,
+        load=load,
+        save_probabilities=options.save_probabilities,
+        preview=options.preview,
+        report=options.report,
+    )
     print(f"written    {out}")
 
 

@@ -49,6 +49,7 @@ class ServerPredictor(BasePredictor):
     """
 
     config = None
+    has_probabilities = False
 
     def __init__(self, address: Address, transport: Transport, back_off: tuple[float, ...], *, timeout: float):
         self._address, self._transport, self._back_off, self._timeout = address, transport, back_off, timeout

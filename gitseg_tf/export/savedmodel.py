@@ -11,14 +11,16 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
+from gitseg_tf.core.text import plural
 from gitseg_tf.errors import RunError
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
 from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
-from gitseg_tf.runs.folder import read_history
+from gitseg_tf.runs.folder import training_progress
 from gitseg_tf.runs.run import Run, weights_digest
+from gitseg_tf.runs.training_data import read_training_data, write_training_data
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +99,10 @@ def check_finished(run: Run) -> None:
     Raises:
         RunError: the run has not finished.
     """
-    history, training = read_history(run.path), run.config.training
-    without_gain = history[-1].get("epochs_without_gain", 0) if history else 0
-    stopped = 0 < training.early_stopping_patience <= without_gain
-    if len(history) < training.epochs and not stopped:
+    epochs, ended = training_progress(run.path, run.config)
+    if not ended:
         raise RunError(
-            f"{run.path}: {len(history)} of its {training.epochs} epochs are done; "
+            f"{run.path}: {epochs} of its {run.config.training.epochs} epochs are done; "
             "resume training first, or force the export of an unfinished run"
         )
 
@@ -174,7 +174,12 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
     """
     (folder / "labels.txt").write_text("\n".join(run.config.label_set.names) + "\n", encoding="utf-8")
     provenance = run.config.provenance | {"best_weights": weights_digest(run)}
+    epochs, ended = training_progress(run.path, run.config)
+    if not ended:
+        provenance["unfinished"] = f"{epochs} of its {plural(run.config.training.epochs, 'epoch')}"
     save_config(run.config.model_copy(update={"provenance": provenance}), folder / "config.yaml")
+    if (data := read_training_data(run.path)) is not None:
+        write_training_data(folder, data)
     scores = run.path / "evaluation.json"
     evaluation = _read_scores(scores) if scores.is_file() else None
     if evaluation is not None:

@@ -1,9 +1,12 @@
 """Segment the scans of a folder, or a single file."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from gitseg_tf.core.paths import AnyPath, as_path
@@ -11,9 +14,12 @@ from gitseg_tf.core.progress import progress
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.registry import read_cohort, read_file
 from gitseg_tf.data.volume import Volume
-from gitseg_tf.errors import DataError, GitsegError, ScanError
+from gitseg_tf.errors import ConfigError, DataError, GitsegError, ScanError
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.predictor import load_predictor
+from gitseg_tf.inference.report import Report, reporting, scan_entry
+from gitseg_tf.inference.writers.preview import preview_files, write_preview
+from gitseg_tf.inference.writers.probabilities import probability_files, write_probabilities
 from gitseg_tf.inference.writers.registry import WRITERS, open_writer, predicted_files, predicted_scans
 from gitseg_tf.labels import UWMGI, LabelSet
 
@@ -29,10 +35,14 @@ def predict_cohort(
     *,
     output: str | None = None,
     load: Callable[[Any], BasePredictor] | None = None,
+    save_probabilities: bool = False,
+    preview: bool = False,
+    report: str | AnyPath | None = None,
 ) -> AnyPath:
     """Segment every scan of a folder, or a single file; a scan that cannot be read does not stop the others.
 
-    Earlier predictions of a scan that fails are removed, so that they are not mistaken for new ones.
+    Earlier predictions of a scan that fails are removed, so that they are not mistaken for new ones. Scans unlike the
+    training data, and models that are not fully trained, are named in a warning, see `gitseg_tf.inference.trust`.
 
     Args:
         models: runs, exported SavedModels or cross-validations, see `load_predictor`; several are averaged.
@@ -42,6 +52,10 @@ def predict_cohort(
         output: a format of WRITERS; None is "submission" if the competition has all labels of the models, otherwise
             "nifti".
         load: function that creates the predictor of the models; None is `load_predictor`.
+        save_probabilities: also write probabilities, see `write_probabilities`.
+        preview: also write an image of each scan, see `write_preview`.
+        report: a JSON file for volumes, warnings, versions and timings, see `Report`; None writes none. It is also
+            written if there is an error.
 
     Returns:
         The folder.
@@ -50,9 +64,32 @@ def predict_cohort(
         DataError: no scans, scans that cannot be written in this format, or, after all others are written, scans that
             failed.
         RunError, ServerError: no model, or models that are incompatible.
-        ConfigError: an unknown format, or labels that it does not support.
+        ConfigError: an unknown format, labels that it does not support, or probabilities of a server.
     """
     out, source = as_path(out), as_path(source)
+    with reporting(None if report is None else as_path(report), source) as facts:
+        extras = _Extras(save_probabilities, preview)
+        return _predict_cohort(models, source, out, output=output, load=load, extras=extras, report=facts)
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What to write in addition to the masks."""
+
+    probabilities: bool
+    preview: bool
+
+
+def _predict_cohort(
+    models,
+    source: AnyPath,
+    out: AnyPath,
+    *,
+    output: str | None,
+    load: Callable[[Any], BasePredictor] | None,
+    extras: _Extras,
+    report: Report,
+) -> AnyPath:
     if output is not None:
         WRITERS.check(output)
     try:
@@ -67,20 +104,45 @@ def predict_cohort(
     total = len(cohort.scans) + len(failed)
     predictor = (load or load_predictor)(models)
     output = output or _default_output(predictor.labels)
+    if extras.probabilities and not predictor.has_probabilities:
+        raise ConfigError(
+            f"{models}: a server returns masks only, not probabilities; load the run or the export instead"
+        )
+    report.describe(cohort, predictor, output, out)
+    _log_trust(predictor)
+    timings: dict[str, dict[str, float]] = {}
     with open_writer(output, cohort, out, predictor.labels, predictor.identity) as writer:
         out.mkdir(parents=True, exist_ok=True)
 
         def fail(scan_id: str, reason: object) -> None:
             logger.warning("%s failed: %s", scan_id, reason)
+            report.failed.append({"id": scan_id, "error": str(reason)})
             _remove_earlier(output, out, source, scan_id, predictor.labels)
 
         for name, reason in cohort.broken:
             fail(name, reason)
-        finished = predict_scans(cohort.scans, predictor, writer.write, probabilities=_uses_probabilities(output))
+
+        def write(scan: Scan, volume: Volume, prediction: Prediction) -> None:
+            warnings = predictor.check(volume)
+            writer.write(scan, volume, prediction)
+            if extras.probabilities and prediction.probabilities is not None:
+                write_probabilities(out, scan, prediction.probabilities, predictor.labels)
+            if extras.preview:
+                write_preview(out, scan, volume, prediction.masks, predictor.labels, predictor.identity.text, warnings)
+            entries[scan.id] = scan_entry(scan, prediction, predictor.labels, warnings)
+
+        entries: dict[str, dict[str, Any]] = {}
+        probabilities = predictor.has_probabilities and (extras.probabilities or _uses_probabilities(output))
+        finished = predict_scans(cohort.scans, predictor, write, probabilities=probabilities, timings=timings)
         for scan, fault in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
             if fault is not None:
                 fail(scan.id, fault)
                 failed.append(scan.id)
+                continue
+            entry, steps = entries.pop(scan.id), timings.pop(scan.id)
+            if entry["warnings"]:
+                logger.warning("%s: check this result: %s", scan.id, "; ".join(entry["warnings"]))
+            report.scans.append(entry | {"seconds": round(sum(steps.values()), 3), "timings": steps})
         if len(failed) == total:
             if table := WRITERS.facts(output).get("table"):
                 (out / table).unlink(missing_ok=True)  # left by an earlier call
@@ -99,6 +161,7 @@ def predict_scans(
     write: Callable[[Scan, Volume, Prediction], None],
     *,
     probabilities: bool = False,
+    timings: dict[str, dict[str, float]] | None = None,
 ) -> Iterator[tuple[Scan, GitsegError | None]]:
     """Segment scans, reading the next one and writing the previous one at the same time.
 
@@ -109,6 +172,7 @@ def predict_scans(
         predictor: called in this thread; its ScanError or DataError concerns one scan only.
         write: called for the scans in order, in another thread.
         probabilities: also predict probabilities.
+        timings: receives the seconds of each scan, by id, to "read", "predict" and "write" it.
 
     Returns:
         Iterator over (scan, None or its error), in the order of the scans.
@@ -116,14 +180,20 @@ def predict_scans(
     Raises:
         OSError: a file cannot be written.
     """
+    timings = {} if timings is None else timings
+
+    def read(scan):
+        with _timed(timings, scan, "read"):
+            return _read(scan)
 
     def segmented():
-        for reading in _ahead(_read, scans):
+        for reading in _ahead(read, scans):
             scan, volume, error = reading.result()
             prediction = None
             if error is None:
                 try:
-                    prediction = predictor.predict(volume, probabilities=probabilities)
+                    with _timed(timings, scan, "predict"):
+                        prediction = predictor.predict(volume, probabilities=probabilities)
                 except (ScanError, DataError) as refused:
                     error = refused
             yield scan, volume, prediction, error
@@ -132,13 +202,30 @@ def predict_scans(
         scan, volume, prediction, error = item
         if error is None:
             try:
-                write(scan, volume, prediction)
+                with _timed(timings, scan, "write"):
+                    write(scan, volume, prediction)
             except GitsegError as refused:
                 error = refused
         return scan, error
 
     for writing in _ahead(finish, segmented()):
         yield writing.result()
+
+
+@contextmanager
+def _timed(timings: dict[str, dict[str, float]], scan: Scan, step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings.setdefault(scan.id, {})[step] = round(time.perf_counter() - start, 3)
+
+
+def _log_trust(predictor: BasePredictor) -> None:
+    for warning in predictor.warnings:
+        logger.warning("check all results: %s", warning)
+    if predictor.config is not None and not predictor.training_data:
+        logger.info("warnings   scans are not compared with the training data, which the model does not describe")
+    elif any(data.channels is None for data in predictor.training_data):
+        logger.info("warnings   intensities are not compared with the training data, which the model does not describe")
 
 
 def _default_output(labels: LabelSet) -> str:
@@ -155,7 +242,8 @@ def _uses_probabilities(output: str) -> bool:
 
 
 def _remove_earlier(output: str, out: AnyPath, source: AnyPath, scan_id: str, labels: LabelSet) -> None:
-    earlier = predicted_files(output, out, scan_id, labels)
+    earlier = [*predicted_files(output, out, scan_id, labels), *probability_files(out, scan_id)]
+    earlier += preview_files(out, scan_id)
     if not earlier:
         return
     if out.resolve() == source.resolve():  # these files may be the annotation of the scan

@@ -12,7 +12,9 @@ from gitseg_tf.core.text import plural
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import DataError
 from gitseg_tf.inference.identity import UNKNOWN, ModelIdentity
+from gitseg_tf.inference.trust import scan_warnings
 from gitseg_tf.labels import LabelSet
+from gitseg_tf.runs.training_data import TrainingData
 
 # Dtypes returned by readers; arrays of other dtypes are converted to float32.
 _DTYPES = (np.uint8, np.uint16, np.int16, np.float32)
@@ -46,12 +48,18 @@ class BasePredictor(ABC):
         channels: names of the input's channels; None if they are unknown.
         config: the config of the first model; None if it is unknown, as for a server.
         identity: name, version and weights of the model, which files with its masks state.
+        has_probabilities: whether `predict` can return probabilities; a server returns masks only.
+        warnings: reasons to distrust all results, such as an unfinished training.
+        training_data: ranges of the training data of each model, as far as they are known.
     """
 
     labels: LabelSet
     channels: tuple[str, ...] | None
     config: Config | None
     identity: ModelIdentity = ModelIdentity(UNKNOWN)
+    has_probabilities: bool = True
+    warnings: tuple[str, ...] = ()
+    training_data: tuple[TrainingData, ...] = ()
 
     def predict(
         self,
@@ -75,6 +83,21 @@ class BasePredictor(ABC):
             ScanError: this scan cannot be segmented; others are unaffected.
         """
         return self._predict(self._checked(volume, spacing), probabilities)
+
+    def check(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> list[str]:
+        """List the reasons to distrust the prediction of a scan: facts that lie far from the training data.
+
+        Args:
+            volume, spacing: as for `predict`.
+
+        Returns:
+            See `scan_warnings`; for an ensemble, those of the first model with any.
+
+        Raises:
+            DataError: see `predict`.
+        """
+        volume = self._checked(volume, spacing)
+        return next(filter(None, (scan_warnings(volume, data) for data in self.training_data)), [])
 
     @abstractmethod
     def _predict(self, volume: Volume, probabilities: bool) -> Prediction:

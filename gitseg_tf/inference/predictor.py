@@ -17,6 +17,7 @@ from gitseg_tf.inference.identity import ModelIdentity, model_identity, run_iden
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.postprocess import clean_mask, label_settings, postprocess
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
+from gitseg_tf.inference.trust import model_training_data, model_warnings
 from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.runs.run import Run
 
@@ -70,7 +71,9 @@ class Predictor(BasePredictor):
     def of_run(cls, run: Run, network: Callable | None = None) -> "Predictor":
         """Create a predictor from a run; `network` is from `run_probabilities` if it is already loaded."""
         member = Member(str(run.path), network or run_probabilities(run), run.config)
-        return cls([member], identity=run_identity(run))
+        predictor = cls([member], identity=run_identity(run))
+        predictor._distrust([(run.path, run.config)])
+        return predictor
 
     def probabilities(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Compute the probabilities of a scan at its own size, without post-processing: float32 [L, D, H, W]."""
@@ -96,6 +99,13 @@ class Predictor(BasePredictor):
         masks = codes >= _REACHED
         codes &= _REACHED - 1
         return Prediction(self._cleaned(masks, volume), levels=codes)
+
+    def _distrust(self, models: Sequence[tuple[AnyPath, Config]]) -> None:
+        """Set `warnings` and `training_data` from the folders of the models."""
+        known = [model_training_data(path) for path, _ in models]
+        self.training_data = tuple(data for data in known if data is not None)
+        each = (model_warnings(path, config, data) for (path, config), data in zip(models, known, strict=True))
+        self.warnings = tuple(warning for warnings in each for warning in warnings)
 
     def _predict(self, volume: Volume, probabilities: bool) -> Prediction:
         if not (probabilities or self._smoothed):
@@ -155,7 +165,9 @@ def load_predictor(
         logger.info("ensemble   mean of %d models: %s", len(opened), ", ".join(str(path) for path, *_ in opened))
     # Load the networks last, after all other checks of the models.
     members = [Member(str(path), load(), config) for path, config, load in opened]
-    return Predictor(members, settings, identity=model_identity([path for path, *_ in opened]))
+    predictor = Predictor(members, settings, identity=model_identity([path for path, *_ in opened]))
+    predictor._distrust([(path, config) for path, config, _ in opened])
+    return predictor
 
 
 def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | None = None) -> dict[str, Any]:

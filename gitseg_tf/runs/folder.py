@@ -73,3 +73,22 @@ def read_history(run: AnyPath) -> list[dict]:
         ]
     except (ValueError, TypeError) as error:
         raise RunError(f"{path}: is damaged ({error}); restore it, or train again in another run folder") from None
+
+
+def training_progress(run: AnyPath, config: Config) -> tuple[int, bool]:
+    """Determine how far a run has been trained.
+
+    Args:
+        run: its folder.
+        config: its config.
+
+    Returns:
+        The number of finished epochs, and whether training has ended: after all epochs, or by early stopping.
+
+    Raises:
+        RunError: history.csv is damaged.
+    """
+    history, training = read_history(run), config.training
+    without_gain = history[-1].get("epochs_without_gain", 0) if history else 0
+    stopped = 0 < training.early_stopping_patience <= without_gain
+    return len(history), stopped or len(history) >= training.epochs

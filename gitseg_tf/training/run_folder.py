@@ -1,15 +1,20 @@
 """The folder of a run during training: choose it, and check its existing content."""
 
+import logging
 import platform
 from pathlib import Path
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.folder import TUNED, has_begun, read_history
+from gitseg_tf.runs.training_data import summarize_scans, write_training_data
 from gitseg_tf.training.distribute.cluster import has_workers
+
+logger = logging.getLogger(__name__)
 
 # The keys that may change when a run is resumed, by section.
 MAY_CHANGE = {
@@ -54,7 +59,9 @@ def check_run_folder(run: AnyPath, *, resume: bool) -> None:
 
 
 def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) -> None:
-    """Create the run's folder, or check that it contains a run of the same experiment; write its config.yaml.
+    """Create the run's folder, or check that it contains a run of the same experiment; describe the run in it.
+
+    Writes config.yaml and training_data.json, and warns about labels without a voxel in the training data.
 
     Raises:
         RunError: see `check_run_folder`; or the run belongs to another experiment or dataset.
@@ -83,6 +90,10 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     }
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
+    data = summarize_scans(trained_on, config.label_set.names)
+    write_training_data(run, data)
+    for name in data.missing_labels:
+        logger.warning("%s has no voxel in the %s to train on; it cannot be learned", name, plural(data.scans, "scan"))
 
 
 def check_same_experiment(

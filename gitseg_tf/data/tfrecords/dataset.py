@@ -51,6 +51,8 @@ class ScanEntry:
         label_slices: annotated label to the number of slices with it; empty for a scan without annotation.
         empty_slices: number of slices without any label; 0 for a scan without annotation.
         intensities: one `Intensities` per channel.
+        percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
+            before these were stored.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -62,6 +64,7 @@ class ScanEntry:
     label_slices: dict[str, int]
     empty_slices: int
     intensities: tuple[Intensities, ...]
+    percentiles: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)

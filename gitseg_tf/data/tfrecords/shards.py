@@ -57,6 +57,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
         {name: count for name, count in slices.items() if name in scan.annotated},
         0 if shown is None else int((~shown.any(0)).sum()),
         measure_intensities(volume, annotation),
+        tuple(tuple(float(f"{value:.7g}") for value in channel) for channel in volume.percentiles),
     )
     return serialize_scan(scan.id, scan.case, volume=volume, annotation=annotation, labels=scan.labels), entry
 

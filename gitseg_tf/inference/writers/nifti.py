@@ -1,6 +1,7 @@
 """Write masks as NIfTI: one folder per scan, with the image and one mask per label."""
 
 import gzip
+import struct
 
 import nibabel
 import numpy as np
@@ -14,6 +15,7 @@ from gitseg_tf.inference.writers.registry import Writer
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT of nifti1.h: scanner coordinates in mm
 _SAME_MM = 1e-3
+_SCL_SLOPE = 112  # offset of scl_slope in nifti1.h; scl_inter follows and is 0
 _LEVEL = 1  # as in nibabel: higher levels take several times as long and save a few percent
 
 
@@ -32,12 +34,13 @@ class NiftiMasks(Writer):
             write_atomically(folder / name, to_nifti(with_gaps(voxels, scan, grid), grid))
 
 
-def to_nifti(volume: np.ndarray, grid: Grid) -> bytes:
+def to_nifti(volume: np.ndarray, grid: Grid, slope: float | None = None) -> bytes:
     """Encode a volume as a .nii.gz file.
 
     Args:
         volume: [D, H, W] or [D, H, W, C] in the axes of the records, with the size of the grid.
         grid: position of the voxels; the file has its axes, and channels as the last axis.
+        slope: factor by which readers multiply the stored integers (scl_slope); None is none.
 
     Returns:
         The content of the file.
@@ -54,7 +57,10 @@ def to_nifti(volume: np.ndarray, grid: Grid) -> bytes:
     nifti.set_qform(affine, _SCANNER)
     if not np.allclose(nifti.get_qform(), affine, atol=_SAME_MM):
         nifti.set_qform(None, 0)
-    return gzip.compress(nifti.to_bytes(), _LEVEL, mtime=0)
+    content = bytearray(nifti.to_bytes())
+    if slope is not None:  # nibabel would divide the voxels by it
+        struct.pack_into(f"{nifti.header.endianness}f", content, _SCL_SLOPE, slope)
+    return gzip.compress(content, _LEVEL, mtime=0)
 
 
 def with_gaps(volume: np.ndarray, scan: Scan, grid: Grid) -> np.ndarray:
