@@ -73,6 +73,10 @@ class TrainingModel(keras.Model):
 
     def test_step(self, data):
         image, mask, weight = keras.utils.unpack_x_y_sample_weight(data)
+        if weight is not None:
+            # Losses that reduce over the batch ignore the weights, so the padding must be excluded voxel by voxel.
+            padding = tf.reshape(weight, [-1, *[1] * (mask.shape.rank - 1)]) <= 0.0
+            mask = tf.where(padding, tf.cast(-1.0, mask.dtype), mask)
         outputs = self(image, training=False)
         self._measure(mask, outputs, self.loss_of(mask, outputs), weight)
         return self.get_metrics_result()

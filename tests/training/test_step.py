@@ -6,7 +6,9 @@ import tensorflow as tf
 import tf_keras as keras
 from helpers.configs import tiny_config
 
+from gitseg_tf.config.loss import LossConfig
 from gitseg_tf.models.build import build_model
+from gitseg_tf.training.losses import training_loss
 from gitseg_tf.training.optim.averages import WeightAverage, ema_share, swa_share
 from gitseg_tf.training.optim.layer_rates import rate_shares
 from gitseg_tf.training.optim.optimizers import build_optimizer
@@ -215,3 +217,36 @@ def test_training_steps_resume_exactly_from_a_checkpoint(tmp_path, optimizer, sc
     assert all(map(np.array_equal, weights_of(resumed), weights_of(uninterrupted)))
     for average, expected in zip(resumed.average.values, uninterrupted.average.values, strict=True):
         assert np.array_equal(average, expected)
+
+
+def hand_computed_loss(mask, logits, reduce_over):
+    """Cross-entropy plus 1 - Dice of each window [N, 1, 1, 3], without any code of the package."""
+    probability = 1 / (1 + np.exp(-logits))
+    entropy = -(mask * np.log(probability) + (1 - mask) * np.log(1 - probability)).mean((1, 2, 3))
+    axes = (0, 1, 2) if reduce_over == "batch" else (1, 2)
+    both, sizes = (probability * mask).sum(axes), (probability + mask).sum(axes)
+    return entropy + np.mean(1 - (2 * both + 1) / (sizes + 1), axis=-1)
+
+
+@pytest.mark.parametrize("reduce_over", ["batch", "sample"])
+@pytest.mark.parametrize("batch", [2, 4, 5, 8])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.xla)])
+def test_the_padding_of_the_last_batch_does_not_enter_the_validation_loss(reduce_over, batch, jit_compile):
+    rng = np.random.default_rng(7)
+    image = rng.normal(size=(5, 1, 1, 3)).astype(np.float32)
+    mask = (rng.random(image.shape) < 0.4).astype(np.float32)
+    loss = training_loss(LossConfig.model_validate({"dice": {"reduce_over": reduce_over}}))
+    model = linear_model(jit_compile=jit_compile, loss=loss)
+    logits = model(image, training=False).numpy().astype(float)
+    parts = [slice(start, start + batch) for start in range(0, 5, batch)]
+    costs = np.concatenate([hand_computed_loss(mask[part], logits[part], reduce_over) for part in parts])
+    # The padding is neither blank nor without labels, so that it would change the loss if it counted.
+    missing = -5 % batch
+    padding = np.full((missing, 1, 1, 3), 3.0, np.float32)
+    samples = (np.concatenate([image, padding]), np.concatenate([mask, padding / 3]), [1.0] * 5 + [0.0] * missing)
+    windows = tf.data.Dataset.from_tensor_slices(samples).batch(batch, drop_remainder=True)
+    evaluated = model.evaluate(windows, verbose=0, return_dict=True)
+    assert evaluated["loss"] == pytest.approx(costs.mean(), abs=1e-5)
+    inside, truth = logits >= 0, mask > 0
+    dice = 2 * (inside & truth).sum((0, 1, 2)) / (inside.sum((0, 1, 2)) + truth.sum((0, 1, 2)))
+    assert evaluated["dice"] == pytest.approx(dice.mean(), abs=1e-5)
