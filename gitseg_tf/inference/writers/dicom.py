@@ -1,6 +1,8 @@
 """What all DICOM files with masks share: the images they refer to, and the model they name."""
 
+import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,12 +12,15 @@ from gitseg_tf import __version__
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.dicom.source import DicomSource, read_dicom
 from gitseg_tf.errors import DataError
-from gitseg_tf.inference.identity import ModelIdentity
-from gitseg_tf.labels import Label
+from gitseg_tf.inference.identity import UNKNOWN, ModelIdentity
+from gitseg_tf.labels import Label, LabelSet
 
 UTF8 = "ISO_IR 192"
 # Limits in characters of the value representations SH, LO and ST (PS3.5 6.2).
 SHORT, LONG, TEXT = 16, 64, 1024
+# Type 2 attributes of the patient and study modules: present, but possibly empty.
+OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+OF_STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
 
 
@@ -29,6 +34,7 @@ class Origin:
         line: at most 64 characters.
         text: at most 1024 characters, with the whole hash of the weights.
         software: values of SoftwareVersions: of this package, and of the model if there is one.
+        serial: at most 64 characters for DeviceSerialNumber: the whole hash of the weights, or "unknown".
     """
 
     algorithm: str
@@ -36,6 +42,7 @@ class Origin:
     line: str
     text: str
     software: tuple[str, ...]
+    serial: str = UNKNOWN
 
     @classmethod
     def of(cls, model: ModelIdentity | None) -> "Origin":
@@ -51,7 +58,7 @@ class Origin:
         text = f"{model.text}; SHA-256 of the weights: {model.weights}"
         versions = (model.version, f"model {model.name}", f"weights {model.short_weights}")
         texts = (_plain(model.label, SHORT), _plain(model.text, LONG), _plain(text, TEXT))
-        return cls("AUTOMATIC", *texts, tuple(_plain(version, LONG) for version in versions))
+        return cls("AUTOMATIC", *texts, tuple(_plain(one, LONG) for one in versions), _plain(model.weights, LONG))
 
 
 def check_layout(cohort: Cohort, what: str) -> None:
@@ -100,3 +107,33 @@ def character_set(header: Dataset, *texts: str) -> str | list[str] | None:
 def _plain(text: str, most: int) -> str:
     """Replace backslashes, which separate values in DICOM, and control characters; truncate the text."""
     return re.sub(r"[\\\x00-\x1f\x7f]", "_", text)[:most].strip()
+
+
+def label_texts(labels: LabelSet) -> Iterator[str]:
+    """Yield the texts of labels that are written to DICOM files."""
+    for label in labels:
+        yield roi_name(label)
+        if label.code:
+            yield label.code.meaning
+
+
+def reference(header: Dataset) -> Dataset:
+    """Refer to an instance by its header."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
+
+
+def by_series(headers: list[Dataset]) -> list[tuple[str, list[Dataset]]]:
+    """Refer to all images: (SeriesInstanceUID, references); some exports give each slice a series of its own."""
+    of_series: dict[str, list[Dataset]] = {}
+    for header in headers:
+        of_series.setdefault(str(header.SeriesInstanceUID), []).append(reference(header))
+    return list(of_series.items())
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """Encode an instance as the content of a file."""
+    file = io.BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()

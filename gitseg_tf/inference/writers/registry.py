@@ -27,6 +27,7 @@ WRITERS.register("table", f"{_WRITERS}.tables:Table", table="predictions.csv")
 WRITERS.register("nifti", f"{_WRITERS}.nifti:NiftiMasks", folder="{scan}", files=("{label}.nii.gz",))
 WRITERS.register("labelmap", f"{_WRITERS}.labelmap:Labelmap", files=("{scan}.nii.gz",), probabilities=True)
 WRITERS.register("rtstruct", f"{_WRITERS}.rtstruct:StructureSets", files=("{scan}.dcm",))
+WRITERS.register("seg", f"{_WRITERS}.seg:Segmentations", folder="{scan}", files=("segmentation.dcm",))
 WRITERS.register("png", f"{_WRITERS}.pictures:Pngs", folder="{scan}", files=("{scan}_slice_*.png",))
 WRITERS.register("gif", f"{_WRITERS}.pictures:Gifs", files=("{scan}.gif",))
 

@@ -1,6 +1,5 @@
 """Write masks as the contours of a DICOM RT structure set."""
 
-import io
 from datetime import datetime
 from itertools import pairwise
 from typing import cast
@@ -18,16 +17,27 @@ from gitseg_tf.data.readers.dicom.source import DicomSource
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.inference.identity import ModelIdentity
 from gitseg_tf.inference.prediction import Prediction
-from gitseg_tf.inference.writers.dicom import SHORT, Origin, character_set, check_layout, image_headers, roi_name
+from gitseg_tf.inference.writers.dicom import (
+    LONG,
+    OF_PATIENT,
+    OF_STUDY,
+    SHORT,
+    Origin,
+    by_series,
+    character_set,
+    check_layout,
+    encoded,
+    image_headers,
+    label_texts,
+    reference,
+    roi_name,
+)
 from gitseg_tf.inference.writers.registry import Writer
 from gitseg_tf.labels import Code, Label, LabelSet
 
 _REACH = 0.49  # distance of the outline from the centers of the pixels inside, in pixels
 _STRAIGHT = 1e-6
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired; the class of referenced studies
-# Type 2 attributes of the patient and study modules: present, but possibly empty.
-_OF_PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
-_OF_STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
 
 
 class StructureSets(Writer):
@@ -40,13 +50,6 @@ class StructureSets(Writer):
         content = encoded(structure_set(scan, prediction.masks, self.labels, self.model))
         self.out.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out / f"{scan.id}.dcm", content)
-
-
-def encoded(dataset: Dataset) -> bytes:
-    """Encode a DICOM instance as the content of a file."""
-    file = io.BytesIO()
-    dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelIdentity | None = None) -> FileDataset:
@@ -69,9 +72,9 @@ def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelI
         DataError: an image cannot be read, or has no FrameOfReferenceUID or another identifier to refer to.
     """
     source, headers, origin = cast(DicomSource, scan.source), image_headers(scan, "the contours"), Origin.of(model)
-    references = [_reference(header.SOPClassUID, header.SOPInstanceUID) for header in headers]
+    references = [reference(header) for header in headers]
     dataset = _new_instance(headers[0], origin, labels)
-    dataset.ReferencedFrameOfReferenceSequence = [_frame_reference(headers, references)]
+    dataset.ReferencedFrameOfReferenceSequence = [_frame_reference(headers)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
     for number, (label, mask) in enumerate(zip(labels, masks, strict=True), 1):
         roi, observation = Dataset(), Dataset()
@@ -91,7 +94,7 @@ def _code(code: Code) -> Dataset:
     item = Dataset()
     # SH is limited to 16 characters; longer codes have a separate attribute (PS3.3 8.1).
     setattr(item, "CodeValue" if len(code.value) <= SHORT else "LongCodeValue", code.value)
-    item.CodingSchemeDesignator, item.CodeMeaning = code.scheme, code.meaning[:64]
+    item.CodingSchemeDesignator, item.CodeMeaning = code.scheme, code.meaning[:LONG]
     return item
 
 
@@ -167,11 +170,10 @@ def _new_instance(header: Dataset, origin: Origin, labels: LabelSet) -> FileData
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, generate_uid()
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # type: ignore[arg-type]
     now = datetime.now()
-    meanings = (label.code.meaning for label in labels if label.code)
-    if characters := character_set(header, origin.text, *map(roi_name, labels), *meanings):
+    if characters := character_set(header, *label_texts(labels), origin.text):
         dataset.SpecificCharacterSet = characters
     dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, meta.MediaStorageSOPInstanceUID
-    for name in (*_OF_PATIENT, *_OF_STUDY):
+    for name in (*OF_PATIENT, *OF_STUDY):
         setattr(dataset, name, header.get(name, ""))
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = header.StudyInstanceUID, generate_uid()
     dataset.Modality, dataset.SeriesNumber, dataset.OperatorsName = "RTSTRUCT", None, ""
@@ -187,22 +189,13 @@ def _new_instance(header: Dataset, origin: Origin, labels: LabelSet) -> FileData
     return dataset
 
 
-def _frame_reference(headers: list[Dataset], references: list[Dataset]) -> Dataset:
-    """Refer to all images, by series; some exports give each slice a series of its own."""
-    of_series: dict[str, list[Dataset]] = {}
-    for header, reference in zip(headers, references, strict=True):
-        of_series.setdefault(str(header.SeriesInstanceUID), []).append(reference)
-    frame, study = Dataset(), _reference(_STUDY_CLASS, headers[0].StudyInstanceUID)
+def _frame_reference(headers: list[Dataset]) -> Dataset:
+    frame, study = Dataset(), Dataset()
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, headers[0].StudyInstanceUID
     study.RTReferencedSeriesSequence = []
-    for uid, images in of_series.items():
-        item = Dataset()
-        item.SeriesInstanceUID, item.ContourImageSequence = uid, images
-        study.RTReferencedSeriesSequence.append(item)
+    for uid, images in by_series(headers):
+        series = Dataset()
+        series.SeriesInstanceUID, series.ContourImageSequence = uid, images
+        study.RTReferencedSeriesSequence.append(series)
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = headers[0].FrameOfReferenceUID, [study]
     return frame
-
-
-def _reference(sop_class: str, sop_uid: str) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
-    return item

@@ -23,13 +23,13 @@ def write_format(name, root, out, masks, labels=UWMGI, model=MODEL):
     (scan,) = cohort.scans
     with open_writer(name, cohort, out, labels, model) as writer:
         writer.write(scan, scan.read_volume(), Prediction(masks))
-    (path,) = out.glob("*.dcm")
+    (path,) = out.rglob("*.dcm")
     return path
 
 
 def hard_masks(shape):
     """Single voxels, diagonals, rings with islands, combs, several components and noise: bool [3, D, H, W]."""
-    depth, height, width = shape
+    _, height, width = shape
     masks = np.zeros((3, *shape), bool)
     masks[0, 0, 5, 7] = masks[0, 0, 5, 9] = masks[0, -1, 0, 0] = True
     masks[0, 1, 3:20, 4:30], masks[0, 1, 6:17, 7:27], masks[0, 1, 10, 12:20] = True, False, True
@@ -62,7 +62,7 @@ def test_plastimatch_rasterizes_the_masks_without_a_different_voxel(patients, wr
         assert (read != stored_as(mask, "LPI")).sum() == 0
 
 
-@pytest.mark.parametrize("name", ["rtstruct"])
+@pytest.mark.parametrize("name", ["rtstruct", "seg"])
 @needs("dciodvfy")
 def test_the_files_conform_to_the_standard_and_to_the_images(tmp_path, name):
     write_ct(tmp_path / "ct")
@@ -86,7 +86,7 @@ def with_a_foreign_name(dataset, k):
 
 
 @needs("dciodvfy")
-@pytest.mark.parametrize("name", ["rtstruct"])
+@pytest.mark.parametrize("name", ["rtstruct", "seg"])
 @pytest.mark.parametrize("change", [without_identifiers, with_a_foreign_name])
 def test_the_files_conform_for_unusual_patients_and_labels(tmp_path, name, change):
     write_ct(tmp_path / "ct", change=change)
@@ -98,7 +98,7 @@ def test_the_files_conform_for_unusual_patients_and_labels(tmp_path, name, chang
     assert errors_of("dciodvfy", path) == []
 
 
-@pytest.mark.parametrize("name", ["rtstruct"])
+@pytest.mark.parametrize("name", ["rtstruct", "seg"])
 def test_two_models_can_be_told_apart_in_a_planning_system(tmp_path, name):
     write_ct(tmp_path / "ct")
     masks = np.ones((3, 5, 128, 128), bool)
