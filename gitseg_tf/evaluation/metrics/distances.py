@@ -3,13 +3,15 @@
 docs/how-to/evaluate.md has the formulas and the conventions for empty masks.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gitseg_tf.data.masks import bounding_box
-from gitseg_tf.evaluation.metrics.nearest import Points, reach, search_radius
+from gitseg_tf.evaluation.metrics.nearest import Points, radius_within, reach, search_radius
 from gitseg_tf.evaluation.metrics.surfels import surfel_areas, surfels
 
 # Tolerance for rounding: with a spacing of 0.1 mm, three voxels are 0.30000000000000004 mm.
@@ -105,6 +107,7 @@ class MaskPair:
         spacing: the distance between voxels along each of these axes.
         truth_surface: int [N], the surface voxels, as indices into the flattened `truth`.
         prediction_surface: int [M], the same for `prediction`.
+        planes: int, the positions of the planes along the second axis in steps, or None if no slice is missing.
     """
 
     box: tuple[slice, ...]
@@ -113,14 +116,28 @@ class MaskPair:
     spacing: tuple[float, ...]
     truth_surface: np.ndarray
     prediction_surface: np.ndarray
+    planes: np.ndarray | None = None
 
     @classmethod
-    def of(cls, truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> "MaskPair":
+    def of(
+        cls,
+        truth: np.ndarray,
+        prediction: np.ndarray,
+        spacing: tuple[float, ...],
+        numbers: Sequence[int] | None = None,
+    ) -> "MaskPair":
         """Crop two masks of the same shape.
 
+        Missing slices are empty in both masks. Long gaps are shortened in the arrays, `planes` has the true positions.
+
+        Args:
+            truth, prediction: bool arrays, 2-D or 3-D.
+            spacing: the distance between voxels along each axis.
+            numbers: the slice numbers of 3-D masks, with gaps where slices are missing; None: no slice is missing.
+
         Raises:
-            ValueError: the masks are not 2-D or 3-D, their shapes differ, or `spacing` does not have one positive
-                number per axis.
+            ValueError: the masks are not 2-D or 3-D, their shapes differ, `spacing` does not have one positive number
+                per axis, or `numbers` does not have one ascending integer per slice.
         """
         truth, prediction = as_masks(truth, prediction)
         if truth.ndim not in (2, 3):
@@ -132,10 +149,19 @@ class MaskPair:
             slice(min(part.start for part in along), max(part.stop for part in along))
             for along in zip(*boxes, strict=True)
         )
+        if numbers is not None:
+            check_numbers(numbers, truth.shape)
         *first, columns, last = map(float, spacing)
         spacing = (columns, *first, last)
-        truth, prediction = (_with_border(np.moveaxis(mask[box], -2, 0), spacing) for mask in (truth, prediction))
-        return cls(box, truth, prediction, spacing, _surface(truth), _surface(prediction))
+        truth, prediction = (np.moveaxis(mask[box], -2, 0) for mask in (truth, prediction))
+        planes = None
+        if numbers is not None and (gaps := _planes(np.asarray(numbers)[box[0]], reach(spacing)[1])) is not None:
+            rows, planes = gaps
+            truth, prediction = (_with_missing_planes(mask, rows, len(planes)) for mask in (truth, prediction))
+            before = np.arange(-reach(spacing)[1] - 1, 0)
+            planes = np.concatenate([before, planes, planes[-1] - before[::-1]])
+        truth, prediction = (_with_border(mask, spacing) for mask in (truth, prediction))
+        return cls(box, truth, prediction, spacing, _surface(truth), _surface(prediction), planes)
 
     def voxel_distances(self) -> VoxelDistances:
         """Measure the distances between surface voxels, see `voxel_distances`."""
@@ -146,17 +172,47 @@ class MaskPair:
         distances, truth, prediction = self._measured_voxels()
         if not truth.places.size or not prediction.places.size:
             return distances, distances.hausdorff()
-        largest = 0.0
+        voxels, radius, largest = (1.0,) * len(self.spacing), float(min(reach(self.spacing))), 0.0
         pairs = ((distances.from_truth, truth, prediction), (distances.from_prediction, prediction, truth))
         for in_unit, points, others in pairs:
-            largest = self._largest_in_voxels(in_unit, points, others, largest)
+            # A distance in voxels is at most the distance in the unit of the spacing divided by the smallest spacing.
+            farthest = int(in_unit.argmax())
+            largest = others.largest_distance(points.places[[farthest]], voxels, radius, least=largest)
+            left = np.flatnonzero(in_unit > largest * min(self.spacing))
+            first = int(in_unit.take(left).argmax()) if left.size else 0
+            largest = others.largest_distance(points.places.take(left), voxels, radius, first=first, least=largest)
         return distances, largest
+
+    def set_distance(self, units: tuple[float, ...]) -> float:
+        """Compute the Hausdorff distance between all voxels of the masks, not only between their surfaces.
+
+        A voxel inside the other mask has distance 0, so only voxels in one of the masks are measured.
+
+        Args:
+            units: the distance between voxels along each axis of the original masks, in any unit.
+
+        Returns:
+            The distance in that unit. Both masks empty: NaN. One empty: infinity.
+        """
+        *leading, columns, last = map(float, units)
+        units = (columns, *leading, last)
+        radius, largest = radius_within(reach(self.spacing), units), 0.0
+        both_empty = not self.truth_surface.size and not self.prediction_surface.size
+        for mask, other, surface in (
+            (self.truth, self.prediction, self.prediction_surface),
+            (self.prediction, self.truth, self.truth_surface),
+        ):
+            alone = np.flatnonzero(np.greater(mask, other).reshape(-1))
+            if alone.size:
+                nearest = Points.of(surface, self.truth.shape, self.spacing, self.planes)
+                largest = nearest.largest_distance(alone, units, radius, least=largest)
+        return math.nan if both_empty else largest
 
     def surfel_distances(self, limit: float = math.inf) -> SurfelDistances:
         """Measure as `surfel_distances`; distances above the limit may be inexact but stay above it, to save time."""
         (truth_places, truth_codes), (prediction_places, prediction_codes) = map(surfels, (self.truth, self.prediction))
         truth, prediction = (
-            Points.of(places, self.truth.shape, self.spacing) for places in (truth_places, prediction_places)
+            Points.of(places, self.truth.shape, self.spacing, self.planes) for places in (truth_places, prediction_places)
         )
         table, radius = surfel_areas(self.spacing), search_radius(self.spacing)
         return SurfelDistances(
@@ -168,43 +224,25 @@ class MaskPair:
 
     def surface_dice(self, tolerance: float) -> float:
         """Compute the surface Dice, see `SurfelDistances.dice`."""
-        return self.surfel_distances(tolerance + 2 * _ROUNDING).dice(tolerance)
+        return self.surface_dices((tolerance,))[0]
+
+    def surface_dices(self, tolerances: Sequence[float]) -> list[float]:
+        """Compute the surface Dice at several tolerances from one set of distances."""
+        distances = self.surfel_distances(max(tolerances) + 2 * _ROUNDING)
+        return [distances.dice(tolerance) for tolerance in tolerances]
 
     def _measured_voxels(self) -> tuple[VoxelDistances, Points, Points]:
         shape, radius = self.truth.shape, search_radius(self.spacing)
-        truth = Points.of(self.truth_surface, shape, self.spacing)
-        prediction = Points.of(self.prediction_surface, shape, self.spacing)
+        truth = Points.of(self.truth_surface, shape, self.spacing, self.planes)
+        prediction = Points.of(self.prediction_surface, shape, self.spacing, self.planes)
         from_truth = prediction.distances(truth.places, self.spacing, radius)
         from_prediction = truth.distances(prediction.places, self.spacing, radius)
         return VoxelDistances(from_truth, from_prediction), truth, prediction
 
-    def _largest_in_voxels(self, in_unit: np.ndarray, points: Points, others: Points, least: float) -> float:
-        """Find the largest distance in voxels from points to others, or `least` if that is larger.
 
-        A distance in voxels is at most the distance in the unit of the spacing divided by the smallest spacing, and at
-        most the distance to any of the others, so only points that could exceed the current maximum are candidates.
-        They are measured one by one, the most promising first, as long as that rules out most of the others.
-        """
-        all_others, voxels, smallest = others.indices(), (1.0,) * len(self.spacing), min(self.spacing)
-        candidate = points.indices(points.places[[in_unit.argmax()]])
-        least, nearest = _distance_to_nearest(candidate, all_others, least)
-        left = np.flatnonzero(in_unit > least * smallest)
-        limits = np.full(left.size, math.inf)
-        while left.size:
-            here = points.indices(points.places.take(left))
-            limits = np.minimum(limits, np.sqrt(sum((a - b) ** 2 for a, b in zip(here, nearest, strict=True))))
-            open_ = np.flatnonzero(limits > least)
-            if open_.size > left.size / 2:
-                places = points.places.take(left.take(open_))
-                return max(least, float(others.distances(places, voxels, min(reach(self.spacing))).max()))
-            left, limits = left.take(open_), limits.take(open_)
-            if left.size:
-                candidate = points.indices(points.places[[left[limits.argmax()]]])
-                least, nearest = _distance_to_nearest(candidate, all_others, least)
-        return least
-
-
-def voxel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> VoxelDistances:
+def voxel_distances(
+    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...], numbers: Sequence[int] | None = None
+) -> VoxelDistances:
     """Measure every surface voxel's distance to the other mask's surface, between voxel centers, as MONAI does.
 
     The surface is the mask without its binary erosion by the cross of face neighbors (6 in 3-D, 4 in 2-D). Everything
@@ -214,18 +252,20 @@ def voxel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[fl
         truth: bool array, 2-D or 3-D.
         prediction: bool array of the same shape.
         spacing: the distance between voxels along each axis, in any unit; (1, 1, 1) for voxels.
+        numbers: the slice numbers of 3-D masks; missing ones are empty slices. None: no slice is missing.
 
     Returns:
         The distances in both directions, in the unit of `spacing`.
 
     Raises:
-        ValueError: the masks are not 2-D or 3-D, their shapes differ, or `spacing` does not have one positive number
-            per axis.
+        ValueError: see `MaskPair.of`.
     """
-    return MaskPair.of(truth, prediction, spacing).voxel_distances()
+    return MaskPair.of(truth, prediction, spacing, numbers).voxel_distances()
 
 
-def surfel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> SurfelDistances:
+def surfel_distances(
+    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...], numbers: Sequence[int] | None = None
+) -> SurfelDistances:
     """Measure every surface element's distance to the other mask's surface, as DeepMind's surface-distance does.
 
     A surface element is the piece of surface that marching cubes places in a cell of 2 x 2 x 2 neighboring voxels (in
@@ -235,16 +275,17 @@ def surfel_distances(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[f
         truth: bool array, 2-D or 3-D.
         prediction: bool array of the same shape.
         spacing: the distance between voxels along each axis, in any unit.
+        numbers: as for `voxel_distances`.
 
     Returns:
         The distances in both directions, in the unit of `spacing`, and the elements' areas.
 
     Raises:
-        ValueError: see `voxel_distances`.
+        ValueError: see `MaskPair.of`.
 
     Source: Nikolov et al. 2018, https://arxiv.org/abs/1809.04430.
     """
-    return MaskPair.of(truth, prediction, spacing).surfel_distances()
+    return MaskPair.of(truth, prediction, spacing, numbers).surfel_distances()
 
 
 def as_masks(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,13 +312,36 @@ def check_spacing(spacing: tuple[float, ...], axes: int) -> None:
         raise ValueError(f"spacing must be {axes} positive numbers for {axes}-D masks, got {tuple(spacing)}")
 
 
-def _distance_to_nearest(
-    point: list[np.ndarray], others: list[np.ndarray], least: float
-) -> tuple[float, tuple[np.ndarray, ...]]:
-    """Find the nearest of others to a point; return its distance in voxels, but at least `least`, and its indices."""
-    squares = sum((theirs - mine) ** 2 for theirs, mine in zip(others, point, strict=True))
-    nearest = int(squares.argmin())
-    return max(least, math.sqrt(squares[nearest])), tuple(theirs[nearest] for theirs in others)
+def check_numbers(numbers: Sequence[int], shape: tuple[int, ...]) -> None:
+    """Check that 3-D masks have one slice number per slice, in ascending order.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(shape) != 3 or len(numbers) != shape[0] or any(b <= a for a, b in itertools.pairwise(numbers)):
+        raise ValueError(f"numbers must be {shape[0]} ascending slice numbers of 3-D masks, got {tuple(numbers)[:8]}")
+
+
+def _planes(numbers: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Place slices with gaps on a grid that shortens gaps to `steps` + 1 planes.
+
+    Returns:
+        int [D], the plane of each slice, and int [planes], the position of each plane in steps; the missing planes of a
+        gap directly precede the slice after it. None if no slice is missing.
+    """
+    gaps = np.diff(numbers) - 1
+    if not gaps.any():
+        return None
+    rows = np.concatenate([[0], (np.minimum(gaps, steps + 1) + 1).cumsum()])
+    planes = np.arange(rows[-1] + 1)
+    following = rows.searchsorted(planes)
+    return rows, (numbers - numbers[0])[following] - (rows[following] - planes)
+
+
+def _with_missing_planes(mask: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    grid = np.zeros((mask.shape[0], count, mask.shape[2]), bool)
+    grid[:, rows] = mask
+    return grid
 
 
 def _percentile(distances: np.ndarray, areas: np.ndarray, percentile: float) -> float:

@@ -26,14 +26,23 @@ class Points:
         places: int [N], ascending indices into the flattened grid. Along all axes but the first they are at least
             `reach` steps away from the border.
         steps: uint8, the flattened grid: steps along the column to the nearest point, or reach + 1 if it is further.
+        planes: int [shape[1]], the positions of the planes along the second axis, in steps, if there are gaps between
+            them that the grid shortens; a gap must still be longer than `reach`. None: planes are one step apart.
     """
 
     shape: tuple[int, ...]
     places: np.ndarray
     steps: np.ndarray
+    planes: np.ndarray | None = None
 
     @classmethod
-    def of(cls, places: np.ndarray, shape: tuple[int, ...], spacing: tuple[float, ...]) -> "Points":
+    def of(
+        cls,
+        places: np.ndarray,
+        shape: tuple[int, ...],
+        spacing: tuple[float, ...],
+        planes: np.ndarray | None = None,
+    ) -> "Points":
         """Create points from flat indices into a grid with this shape and spacing."""
         steps = np.full(shape, reach(spacing)[0] + 1, np.uint8)
         steps.reshape(-1)[places] = 0
@@ -41,20 +50,23 @@ class Points:
         for here, before in [*zip(steps[1:], steps, strict=False), *zip(steps[-2::-1], steps[:0:-1], strict=True)]:
             np.add(before, np.uint8(1), out=further)
             np.minimum(here, further, out=here)
-        return cls(shape, places, steps.reshape(-1))
+        return cls(shape, places, steps.reshape(-1), planes)
 
     def coordinates(self, spacing: tuple[float, ...], places: np.ndarray | None = None) -> np.ndarray:
         """Compute coordinates [N, axes] of the points, or of other flat indices, in the unit of the spacing."""
         return np.column_stack([index * float(s) for index, s in zip(self.indices(places), spacing, strict=True)])
 
     def indices(self, places: np.ndarray | None = None) -> list[np.ndarray]:
-        """Convert the points, or other flat indices, to indices along each axis: int64 [N] per axis."""
+        """Convert the points, or other flat indices, to positions along each axis in steps: int64 [N] per axis."""
         left, indices = self.places if places is None else places, []
         for axis in range(1, len(self.shape)):
             stride = math.prod(self.shape[axis:])
             indices.append(left // stride)  # several times as fast as np.unravel_index
             left = left - indices[-1] * stride
-        return [*indices, left]
+        indices.append(left)
+        if self.planes is not None:
+            indices[1] = self.planes.take(indices[1])
+        return indices
 
     def distances(
         self, places: np.ndarray, spacing: tuple[float, ...], radius: float, limit: float = math.inf
@@ -103,6 +115,46 @@ class Points:
             np.minimum(best, squares.take(column) + square, out=best)
         squared[left] = best
         return np.sqrt(squared)
+
+    def largest_distance(
+        self, places: np.ndarray, spacing: tuple[float, ...], radius: float, *, first: int = 0, least: float = 0.0
+    ) -> float:
+        """Find the largest distance from any of the indices to its nearest point.
+
+        Indices whose distance to a known point does not exceed the largest distance so far are ruled out without a
+        search. The most promising index is measured first, as long as that rules out most of the others.
+
+        Args:
+            places, spacing, radius: as for `distances`.
+            first: position in `places` of the index to measure first; the farther, the faster.
+            least: a lower bound.
+
+        Returns:
+            The distance, at least `least`; infinite if there are no points.
+        """
+        if not places.size:
+            return least
+        if not self.places.size:
+            return math.inf
+        points = self.coordinates(spacing)
+        limits, candidate = np.full(places.size, math.inf), first
+        while True:
+            squares = ((points - self.coordinates(spacing, places[[candidate]])) ** 2).sum(1)
+            nearest = int(squares.argmin())
+            least = max(least, math.sqrt(squares[nearest]))
+            limits = np.minimum(limits, np.sqrt(((self.coordinates(spacing, places) - points[nearest]) ** 2).sum(1)))
+            remaining = np.flatnonzero(limits > least)
+            if not remaining.size:
+                return least
+            if remaining.size > places.size / 2:
+                return max(least, float(self.distances(places.take(remaining), spacing, radius).max()))
+            places, limits = places.take(remaining), limits.take(remaining)
+            candidate = int(limits.argmax())
+
+
+def radius_within(steps: tuple[int, ...], spacing: tuple[float, ...]) -> float:
+    """Return the largest radius, in the unit of a spacing, that spans at most these steps along each axis."""
+    return min((n + 1) * s for n, s in zip(steps, spacing, strict=True)) * (1 - 1e-9)
 
 
 def search_radius(spacing: tuple[float, ...]) -> float:

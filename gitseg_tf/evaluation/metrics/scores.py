@@ -1,39 +1,44 @@
 """Scores of predicted masks: overlap, surface distances, volumes, and the competition's score.
 
-The work is divided among four files: this one computes scores of two masks and averages them; distances.py crops a pair
-of masks and measures distances between their surfaces; surfels.py finds the surface elements and their areas;
-nearest.py quickly finds the nearest point of a surface. docs/how-to/evaluate.md has the formulas, the conventions for
-empty masks, and the differences from the definitions of other packages.
+The work is divided among seven files: this one scores scans and averages the scores; label_scores.py has all scores of
+one label, competition.py the competition's score, and added_path.py the added path length; distances.py crops a pair of
+masks and measures distances between them; surfels.py finds the surface elements and their areas; nearest.py quickly
+finds the nearest point of a surface. docs/how-to/evaluate.md has the formulas, the conventions for empty masks, and the
+differences from the definitions of other packages.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
 from gitseg_tf.data.volume import Annotation
-from gitseg_tf.evaluation.metrics.distances import MaskPair, as_masks, check_spacing, voxel_distances
+from gitseg_tf.evaluation.metrics.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT
+from gitseg_tf.evaluation.metrics.distances import MaskPair, as_masks, check_numbers, check_spacing, voxel_distances
+from gitseg_tf.evaluation.metrics.label_scores import OF_TEXT, UNANNOTATED, score_label
 from gitseg_tf.labels import LabelSet
 
-DICE_WEIGHT, HAUSDORFF_WEIGHT = 0.4, 0.6
-_DISTANCES = ("hausdorff_voxels", "hausdorff_mm", "hd95_mm", "mean_surface_mm")
-_SCORES = ("dice", "iou", "hausdorff_score", "score", "surface_dice", *_DISTANCES)
 # Name in the summary: column of the rows of `score_scan`.
 _MEANS = {
-    "score": "score",
+    "score_volume": "score_volume",
     "dice": "dice",
     "iou": "iou",
     "hausdorff": "hausdorff_score",
+    "hausdorff_volume": "hausdorff_score_volume",
     "hausdorff_mm": "hausdorff_mm",
     "hd95_mm": "hd95_mm",
     "mean_surface_mm": "mean_surface_mm",
     "surface_dice": "surface_dice",
+    "surface_dice_2mm": "surface_dice_2mm",
+    "surface_dice_3mm": "surface_dice_3mm",
+    "added_path_mm": "added_path_mm",
     "volume_bias_ml": "volume_error_ml",
 }
+# Means that are weighted sums of other means.
+COMBINED = {"score": {"dice_2d": DICE_WEIGHT, "hausdorff": HAUSDORFF_WEIGHT}}
 _MEANS_OF_SIZES = ("volume_error_ml", "volume_error_relative")
-_VOLUMES = ("truth_ml", "prediction_ml", "volume_error_ml", "volume_error_relative", "false_positive_ml")
-_UNANNOTATED = dict.fromkeys((*_SCORES, *_VOLUMES), math.nan) | {"dice_2d_sum": 0.0, "dice_2d_slices": 0}
 _MOST_THREADS = 8
 
 
@@ -74,7 +79,11 @@ def iou(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def hausdorff(
-    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...], percentile: float = 100.0
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: tuple[float, ...],
+    percentile: float = 100.0,
+    numbers: Sequence[int] | None = None,
 ) -> float:
     """Compute the symmetric Hausdorff distance between the surface voxels of two masks, or a percentile, like MONAI.
 
@@ -83,35 +92,43 @@ def hausdorff(
         prediction: bool array of the same shape.
         spacing: the distance between voxels along each axis, in any unit; (1, 1, 1) for voxels.
         percentile: 100 for the Hausdorff distance; 95 for HD95, the larger of the two directions' 95th percentiles.
+        numbers: the slice numbers of 3-D masks; missing ones are empty slices. None: no slice is missing.
 
     Returns:
         The distance in the unit of `spacing`. Identical masks: 0. Both empty: NaN. One empty: infinity.
 
     Raises:
-        ValueError: see `distances.voxel_distances`.
+        ValueError: see `distances.MaskPair.of`.
     """
-    return voxel_distances(truth, prediction, spacing).hausdorff(percentile)
+    return voxel_distances(truth, prediction, spacing, numbers).hausdorff(percentile)
 
 
-def mean_surface_distance(truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> float:
+def mean_surface_distance(
+    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...], numbers: Sequence[int] | None = None
+) -> float:
     """Compute the average symmetric distance between the surface voxels of two masks, like MONAI with symmetric=True.
 
     Args:
         truth: bool array, 2-D or 3-D.
         prediction: bool array of the same shape.
         spacing: the distance between voxels along each axis, in any unit.
+        numbers: as for `hausdorff`.
 
     Returns:
         The distance in the unit of `spacing`. Identical masks: 0. Both empty: NaN. One empty: infinity.
 
     Raises:
-        ValueError: see `distances.voxel_distances`.
+        ValueError: see `distances.MaskPair.of`.
     """
-    return voxel_distances(truth, prediction, spacing).mean()
+    return voxel_distances(truth, prediction, spacing, numbers).mean()
 
 
 def surface_dice(
-    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...], tolerance_mm: float = 3.0
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: tuple[float, ...],
+    tolerance_mm: float = 3.0,
+    numbers: Sequence[int] | None = None,
 ) -> float:
     """Compute the fraction of the surface area of both masks within a tolerance of the other mask's surface.
 
@@ -120,16 +137,17 @@ def surface_dice(
         prediction: bool array of the same shape.
         spacing: the distance between voxels along each axis, in mm.
         tolerance_mm: the accepted deviation, inclusive, in mm.
+        numbers: as for `hausdorff`.
 
     Returns:
         0 to 1. Identical masks: 1.0. Both empty: 1.0. One empty: 0.0.
 
     Raises:
-        ValueError: see `distances.voxel_distances`.
+        ValueError: see `distances.MaskPair.of`.
 
     Source: Nikolov et al. 2018 (https://arxiv.org/abs/1809.04430), as computed by DeepMind's surface-distance.
     """
-    return MaskPair.of(truth, prediction, spacing).surface_dice(tolerance_mm)
+    return MaskPair.of(truth, prediction, spacing, numbers).surface_dice(tolerance_mm)
 
 
 def score_scan(
@@ -140,13 +158,14 @@ def score_scan(
     *,
     labels: LabelSet,
     spacing: tuple[float, float, float],
+    numbers: Sequence[int] | None = None,
     tolerance_mm: float = 3.0,
 ) -> list[dict]:
     """Score a scan's predicted labels, several labels at a time in threads.
 
-    `score = 0.4 * dice + 0.6 * hausdorff_score` with `hausdorff_score = 1 - hausdorff_voxels / diagonal`, where the
-    diagonal is the length of (depth, height, width) of the whole scan, as in the public MONAI-based solutions of the
-    competition (https://www.kaggle.com/competitions/uw-madison-gi-tract-image-segmentation).
+    `score` and `hausdorff_score` follow the text of the competition, `score_volume` and `hausdorff_score_volume` the
+    public notebooks, see competition.py. They are computed in voxels of the given slices; distances in mm know the gaps
+    between slice numbers: missing slices are empty in both masks.
 
     Args:
         scan: the scan's id.
@@ -155,22 +174,26 @@ def score_scan(
         prediction: bool array [L, depth, height, width].
         labels: the labels of the masks, in order.
         spacing: (z, y, x) in mm.
-        tolerance_mm: tolerance of the surface Dice, in mm.
+        numbers: the slice numbers, with gaps where slices are missing; None: no slice is missing.
+        tolerance_mm: tolerance of surface_dice, in mm.
 
     Returns:
-        One row per label, of plain values: scan, case, label; dice, iou, hausdorff_score, score, surface_dice;
-        hausdorff_voxels, hausdorff_mm, hd95_mm, mean_surface_mm; truth_ml, prediction_ml, volume_error_ml (predicted
+        One row per label, of plain values: scan, case, label; score, hausdorff_score, score_volume,
+        hausdorff_score_volume, dice, iou, surface_dice, surface_dice_2mm, surface_dice_3mm; hausdorff_voxels,
+        hausdorff_mm, hd95_mm, mean_surface_mm; added_path_mm; truth_ml, prediction_ml, volume_error_ml (predicted
         minus reference), volume_error_relative (the same divided by the reference volume), false_positive_ml;
-        dice_2d_sum (the sum of the 2-D Dice over the slices where the reference has the label) and dice_2d_slices
+        dice_2d_sum (the sum of the 2-D Dice over the slices in which either mask has the label) and dice_2d_slices
         (their number).
         A label absent from the reference has NaN in all scores and volume errors; its predicted volume is
-        false_positive_ml, which is NaN for the other labels. A label that is missed completely has 0 in all scores and
-        NaN in all distances. An unannotated label has NaN in every column, including truth_ml, and 0 in dice_2d_sum and
+        false_positive_ml, which is NaN for the other labels. If that is not 0, its score and hausdorff_score are 0. A
+        label that is missed completely has 0 in all scores and NaN in all distances; added_path_mm is its whole
+        contour. An unannotated label has NaN in every column, including truth_ml, and 0 in dice_2d_sum and
         dice_2d_slices; `summarize`, the intervals, charts and comparisons leave it out.
         Voxels of `truth.ignore` are removed from reference and prediction first.
 
     Raises:
-        ValueError: the shapes differ or are not [L, depth, height, width], or `spacing` is not three positive numbers.
+        ValueError: the shapes differ or are not [L, depth, height, width], `spacing` is not three positive numbers, or
+            `numbers` are not ascending, one per slice.
 
     Example:
         >>> truth = np.zeros((2, 3, 4, 5), bool)
@@ -184,14 +207,17 @@ def score_scan(
     if masks.ndim != 4 or len(masks) != len(labels):
         raise ValueError(f"masks of {scan} must be [{len(labels)}, depth, height, width], got shape {masks.shape}")
     check_spacing(spacing, 3)
+    if numbers is not None:
+        check_numbers(numbers, masks.shape[1:])
+        numbers = numbers if numbers[-1] - numbers[0] >= len(numbers) else None
     counted = None if annotation is None or annotation.ignore is None else ~annotation.ignore
     annotated = [True] * len(labels) if annotation is None else annotation.annotated.tolist()
 
     def score(k: int) -> dict:
         if not annotated[k]:
-            return dict(_UNANNOTATED)
+            return dict(UNANNOTATED)
         pair = (masks[k], prediction[k]) if counted is None else (masks[k] & counted, prediction[k] & counted)
-        return _score_label(*pair, spacing, tolerance_mm)
+        return score_label(*pair, spacing, numbers, tolerance_mm)
 
     with ThreadPoolExecutor(min(len(labels), _MOST_THREADS)) as threads:
         scores = threads.map(score, range(len(labels)))
@@ -207,15 +233,16 @@ def summarize(rows: pd.DataFrame) -> dict:
         rows: the rows of any number of scans, with the columns of `score_scan`; they may be read from a CSV file.
 
     Returns:
-        The content of `evaluation.json`, valid for `json.dumps(..., allow_nan=False)`: score, dice, iou, hausdorff (the
-        mean hausdorff_score), hausdorff_mm, hd95_mm, mean_surface_mm, surface_dice, volume_bias_ml (the mean signed
-        error), volume_error_ml and volume_error_relative (the mean absolute errors), dice_2d (over all slices where the
-        reference has the label), missed (labels of the reference that are not predicted at all), false_positive_ml (the
+        The content of `evaluation.json`, valid for `json.dumps(..., allow_nan=False)`: score (0.4 dice_2d + 0.6
+        hausdorff), dice_2d (the mean over all slices that are not empty in both masks), hausdorff (the mean
+        hausdorff_score), score_volume, hausdorff_volume (the mean hausdorff_score_volume), dice, iou, hausdorff_mm,
+        hd95_mm, mean_surface_mm, surface_dice, surface_dice_2mm, surface_dice_3mm, added_path_mm, volume_bias_ml (the
+        mean signed error), volume_error_ml and volume_error_relative (the mean absolute errors), missed (labels of the reference that are not predicted at all), false_positive_ml (the
         total predicted volume of labels absent from the reference); scans and cases (their numbers); labels, {label:
         the same means}; unannotated, {label: the number of scans in which it is unannotated}, if there are any;
         per_scan, {scan: the same means, its case, and labels with the means again}.
-        An empty mean is None. Absent and unannotated labels do not enter any mean, missed labels do not enter means of
-        distances.
+        An empty mean is None. Unannotated labels do not enter any mean, absent ones only score, dice_2d and hausdorff,
+        and only if they are predicted; missed labels do not enter means of distances.
     """
     rows = rows.reset_index(drop=True)
     unannotated = rows.loc[rows["truth_ml"].isna(), "label"].value_counts()
@@ -247,20 +274,27 @@ def mean_terms(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         rows: rows of `score_scan`.
 
     Returns:
-        Numerators and denominators, each with the rows of `rows` and one column per mean, named as in the summary. Both
-        are 0 if a pair does not enter a mean: the label is absent or unannotated, or missed and has no distance.
+        Numerators and denominators, each with the rows of `rows` and one column per mean, named as in the summary; the
+        means in `COMBINED` are weighted sums of these. Both are 0 if a pair does not enter a mean, see `summarize`.
     """
     present = rows["truth_ml"] > 0
-    values = {name: rows[column] for name, column in _MEANS.items()}
-    values |= {name: rows[name].abs() for name in _MEANS_OF_SIZES}
-    table = pd.DataFrame(values, index=rows.index).where(present)
-    counts = table.notna().astype(float).assign(dice_2d=rows["dice_2d_slices"].where(present, 0.0))
-    return table.fillna(0.0).assign(dice_2d=rows["dice_2d_sum"].where(present, 0.0)), counts
+    scored = present | (rows["prediction_ml"] > 0)
+    values = {name: rows[column].where(scored if column in OF_TEXT else present) for name, column in _MEANS.items()}
+    values |= {name: rows[name].abs().where(present) for name in _MEANS_OF_SIZES}
+    table = pd.DataFrame(values, index=rows.index)
+    counts = table.notna().astype(float).assign(dice_2d=rows["dice_2d_slices"].where(scored, 0.0))
+    return table.fillna(0.0).assign(dice_2d=rows["dice_2d_sum"].where(scored, 0.0)), counts
+
+
+def scan_score(rows: Sequence[Mapping]) -> float | None:
+    """Compute the mean `score` of some rows of `score_scan`, as in `summarize`; None if there is none."""
+    return _means(pd.DataFrame(list(rows)))["score"]
 
 
 def _means(rows: pd.DataFrame) -> dict:
     sums, counts = (terms.sum() for terms in mean_terms(rows))
-    return {name: float(sums[name] / counts[name]) if counts[name] else None for name in sums.index} | {
+    means = {name: float(sums[name] / counts[name]) if counts[name] else None for name in sums.index}
+    return _with_combined(means) | {
         "missed": int(((rows["truth_ml"] > 0) & (rows["prediction_ml"] == 0)).sum()),
         "false_positive_ml": float(rows["false_positive_ml"].sum()),
     }
@@ -273,54 +307,17 @@ def _means_of_pairs(rows: pd.DataFrame) -> list[dict]:
     missed = (rows["truth_ml"] > 0) & (rows["prediction_ml"] == 0)
     counted = pd.DataFrame({"missed": missed.astype(int), "false_positive_ml": rows["false_positive_ml"].fillna(0.0)})
     return [
-        row | row_counts
+        _with_combined(row) | row_counts
         for row, row_counts in zip(
             means.where(means.notna(), None).to_dict("records"), counted.to_dict("records"), strict=True
         )
     ]
 
 
-def _score_label(
-    truth: np.ndarray, prediction: np.ndarray, spacing: tuple[float, float, float], tolerance_mm: float
-) -> dict:
-    pair = MaskPair.of(truth, prediction, spacing)
-    cut = truth[pair.box], prediction[pair.box]
-    in_truth, in_prediction, in_both = (
-        np.array([np.count_nonzero(plane) for plane in mask], int) for mask in (*cut, cut[0] & cut[1])
-    )
-    volumes = _volumes(in_truth, in_prediction, in_both, math.prod(spacing) / 1000)
-    if not in_truth.any():
-        return dict.fromkeys(_SCORES, math.nan) | volumes
-    if not in_prediction.any():
-        return {name: math.nan if name in _DISTANCES else 0.0 for name in _SCORES} | volumes
-    voxels, both = int(in_truth.sum() + in_prediction.sum()), int(in_both.sum())
-    in_mm, hausdorff_voxels = pair.voxel_distances_and_steps()
-    hausdorff_score = 1 - hausdorff_voxels / float(np.linalg.norm(truth.shape))
-    return {
-        "dice": 2 * both / voxels,
-        "iou": both / (voxels - both),
-        "hausdorff_score": hausdorff_score,
-        "score": DICE_WEIGHT * 2 * both / voxels + HAUSDORFF_WEIGHT * hausdorff_score,
-        "surface_dice": pair.surface_dice(tolerance_mm),
-        "hausdorff_voxels": hausdorff_voxels,
-        "hausdorff_mm": in_mm.hausdorff(),
-        "hd95_mm": in_mm.hausdorff(95),
-        "mean_surface_mm": in_mm.mean(),
-    } | volumes
-
-
-def _volumes(in_truth: np.ndarray, in_prediction: np.ndarray, in_both: np.ndarray, ml: float) -> dict:
-    """Compute volumes and 2-D Dice from the number of voxels in each slice."""
-    annotated = in_truth > 0
-    truth_ml, prediction_ml = float(in_truth.sum() * ml), float(in_prediction.sum() * ml)
-    present = annotated.any()
-    dice_2d = 2 * in_both[annotated] / (in_truth[annotated] + in_prediction[annotated])
-    return {
-        "truth_ml": truth_ml,
-        "prediction_ml": prediction_ml,
-        "volume_error_ml": prediction_ml - truth_ml if present else math.nan,
-        "volume_error_relative": (prediction_ml - truth_ml) / truth_ml if present else math.nan,
-        "false_positive_ml": math.nan if present else prediction_ml,
-        "dice_2d_sum": float(dice_2d.sum()),
-        "dice_2d_slices": int(annotated.sum()),
+def _with_combined(means: dict) -> dict:
+    """Put the means of `COMBINED` before the others; one is None if a part is."""
+    combinations = {
+        name: None if any(means[part] is None for part in parts) else sum(w * means[part] for part, w in parts.items())
+        for name, parts in COMBINED.items()
     }
+    return combinations | means
