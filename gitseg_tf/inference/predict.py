@@ -79,6 +79,11 @@ class _Extras:
     probabilities: bool
     preview: bool
 
+    def outdated(self, out: AnyPath, scan_id: str) -> list[AnyPath]:
+        """List the files of an earlier call that this one does not write again."""
+        probabilities = [] if self.probabilities else probability_files(out, scan_id)
+        return probabilities + ([] if self.preview else preview_files(out, scan_id))
+
 
 def _predict_cohort(
     models,
@@ -110,7 +115,6 @@ def _predict_cohort(
         )
     report.describe(cohort, predictor, output, out)
     _log_trust(predictor)
-    timings: dict[str, dict[str, float]] = {}
     with open_writer(output, cohort, out, predictor.labels, predictor.identity) as writer:
         out.mkdir(parents=True, exist_ok=True)
 
@@ -129,20 +133,23 @@ def _predict_cohort(
                 write_probabilities(out, scan, prediction.probabilities, predictor.labels)
             if extras.preview:
                 write_preview(out, scan, volume, prediction.masks, predictor.labels, predictor.identity.text, warnings)
-            entries[scan.id] = scan_entry(scan, prediction, predictor.labels, warnings)
+            for path in extras.outdated(out, scan.id) if out.resolve() != source.resolve() else ():
+                path.unlink()
+                logger.warning("%s: removed %s, which is not from this prediction", scan.id, path)
+            doubts[scan.id] = warnings
+            if report.path is not None:
+                report.scans.append(scan_entry(scan, prediction, predictor.labels, warnings))
 
-        entries: dict[str, dict[str, Any]] = {}
+        doubts: dict[str, list[str]] = {}
         probabilities = predictor.has_probabilities and (extras.probabilities or _uses_probabilities(output))
-        finished = predict_scans(cohort.scans, predictor, write, probabilities=probabilities, timings=timings)
+        finished = predict_scans(cohort.scans, predictor, write, probabilities=probabilities, timings=report.timings)
         for scan, fault in progress(finished, "predict", total=len(cohort.scans), unit="scan"):
             if fault is not None:
                 fail(scan.id, fault)
                 failed.append(scan.id)
                 continue
-            entry, steps = entries.pop(scan.id), timings.pop(scan.id)
-            if entry["warnings"]:
-                logger.warning("%s: check this result: %s", scan.id, "; ".join(entry["warnings"]))
-            report.scans.append(entry | {"seconds": round(sum(steps.values()), 3), "timings": steps})
+            if warnings := doubts.pop(scan.id):
+                logger.warning("%s: check this result: %s", scan.id, "; ".join(warnings))
         if len(failed) == total:
             if table := WRITERS.facts(output).get("table"):
                 (out / table).unlink(missing_ok=True)  # left by an earlier call

@@ -27,14 +27,18 @@ class Report:
     """Collects the facts of a prediction; see docs/how-to/predict.md for the file.
 
     Attributes:
+        path: the file; None if no report is wanted.
         facts: the fields of the whole prediction.
-        scans: the entry of each segmented scan.
+        scans: the `scan_entry` of each segmented scan.
         failed: {"id", "error"} of each scan that failed.
+        timings: seconds of each scan, by id, to "read", "predict" and "write" it.
     """
 
+    path: AnyPath | None
     facts: dict[str, Any] = field(default_factory=dict)
     scans: list[dict[str, Any]] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
+    timings: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def describe(self, cohort: Cohort, predictor: BasePredictor, output: str, out: AnyPath) -> None:
         """Add the facts of the whole prediction."""
@@ -61,6 +65,11 @@ class Report:
     def tree(self, seconds: float, error: str | None) -> dict[str, Any]:
         """Build the content of the file."""
         tensorflow = installed(TENSORFLOWS)
+        each = {scan["id"]: self.timings.get(scan["id"], {}) for scan in self.scans}
+        timed = [
+            scan | {"seconds": round(sum(each[scan["id"]].values()), 3), "timings": each[scan["id"]]}
+            for scan in self.scans
+        ]
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -70,7 +79,7 @@ class Report:
             **self.facts,
             "seconds": round(seconds, 3),
             "error": error,
-            "scans": self.scans,
+            "scans": timed,
             "failed": self.failed,
         }
 
@@ -114,7 +123,8 @@ def reporting(path: AnyPath | None, source: AnyPath) -> Iterator[Report]:
     Raises:
         DataError: the file exists and is not a report, or is a folder.
     """
-    report = Report({"started": datetime.now().astimezone().isoformat(timespec="seconds"), "source": str(source)})
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    report = Report(path, {"started": started, "source": str(source)})
     if path is None:
         yield report
         return
