@@ -104,7 +104,7 @@ def reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the given options among labels, missing and structure_set as keyword arguments for functions that read a cohort."""
+    """Return the given options for reading a cohort, as keyword arguments of functions that read one."""
     given: dict[str, Any] = {}
     if options.labels is not None:
         from gitseg_tf.labels import read_labels

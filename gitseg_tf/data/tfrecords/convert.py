@@ -103,9 +103,7 @@ def convert(
         raise ConfigError(f"shard_bytes must be >= 1, got {shard_bytes}")
     if not resume and is_dataset(out):
         raise _already_finished(out)
-    cohort = read_cohort(
-        source, labels=labels, missing=missing, structure_set=structure_set, list_broken=bool(exclude)
-    )
+    cohort = read_cohort(source, labels=labels, missing=missing, structure_set=structure_set, list_broken=bool(exclude))
     for note in (*cohort.label_notes, *cohort.notes):
         logger.info("%s", note)
     scans = _selected_scans(cohort, exclude)

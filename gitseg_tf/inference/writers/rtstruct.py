@@ -153,7 +153,7 @@ def _roi_contour(number: int, label: Label, mask: np.ndarray, source: DicomSourc
         for polygon in mask_to_polygons(stored[:, :, k].T):
             voxels = np.column_stack([polygon, np.full(len(polygon), source.grid.steps[k])])
             contour = Dataset()
-            contour.ContourImageSequence = [_reference(image_class, source.sop_uids[k])]
+            contour.ContourImageSequence = [_reference(image_class, source.sop_uids[k], source.frames[k])]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(polygon)
             contour.ContourData = [f"{mm:.4f}" for mm in source.grid.points_at(voxels).ravel()]
             contours.append(contour)
@@ -187,13 +187,15 @@ def _new_instance(header: Dataset) -> FileDataset:
 def _frame_reference(source: DicomSource, image_class: str) -> Dataset:
     frame, study, series = Dataset(), _reference(_STUDY_CLASS, source.study_uid), Dataset()
     series.SeriesInstanceUID = source.series_uid
-    series.ContourImageSequence = [_reference(image_class, uid) for uid in source.sop_uids]
+    series.ContourImageSequence = [_reference(image_class, uid) for uid in dict.fromkeys(source.sop_uids)]
     study.RTReferencedSeriesSequence = [series]
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = source.frame_uid, [study]
     return frame
 
 
-def _reference(sop_class: str, sop_uid: str) -> Dataset:
+def _reference(sop_class: str, sop_uid: str, frame: int | None = None) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, sop_uid
+    if frame is not None:
+        item.ReferencedFrameNumber = frame + 1
     return item

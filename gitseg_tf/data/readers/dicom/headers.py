@@ -36,7 +36,7 @@ _TAGS = [
     "ApprovalStatus",
 ]
 # For files whose Modality is empty.
-_MODALITY_OF_CLASS = {
+_MODALITY_OF_CLASS: dict[str, str] = {
     MRImageStorage: "MR",
     EnhancedMRImageStorage: "MR",
     LegacyConvertedEnhancedMRImageStorage: "MR",
