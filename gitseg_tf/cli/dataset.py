@@ -26,7 +26,7 @@ def open_data(path: str | PathLike | None, folds: Folds, **how: Any) -> Dataset:
     Args:
         path: TFRecords, a cohort, or None for the phantom.
         folds: number of folds by patient if the data has to be converted, or a table, see `open_dataset`.
-        how: labels and missing, for reading a cohort.
+        how: labels, missing and structure_set, for reading a cohort.
 
     Returns:
         The dataset.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.text import plural
@@ -20,7 +21,12 @@ DATASETS = Path("tfrecords")
 
 
 def open_dataset(
-    path: str | AnyPath, folds: Folds = 5, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    path: str | AnyPath,
+    folds: Folds = 5,
+    *,
+    labels: LabelSet | None = None,
+    missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Dataset:
     """Open TFRecords, or convert a cohort to TFRecords first.
 
@@ -29,7 +35,7 @@ def open_dataset(
             tfrecords/NAME-FINGERPRINT.
         folds: folds by patient, for a cohort; fewer are made if it has fewer patients, and a warning says so. Or a CSV
             file with the fold of each patient, see `read_fold_table`; TFRecords must have the same folds.
-        labels, missing: how to read a cohort, see `read_cohort`.
+        labels, missing, structure_set: how to read a cohort, see `read_cohort`.
 
     Returns:
         The dataset.
@@ -47,6 +53,8 @@ def open_dataset(
     if is_dataset(path):
         if labels is not None:
             logger.warning("%s is already converted, so the given labels are ignored", path)
+        if structure_set is not None:
+            logger.warning("%s is already converted, so the given structure set is ignored", path)
         dataset = load_dataset(path)
         if not isinstance(folds, int):
             check_same_folds(folds, dataset.fold_of_case, path)
@@ -54,7 +62,7 @@ def open_dataset(
     if not is_cohort(path):
         expected = expected_layouts()
         raise DataError(f"{path}: contains no data; give TFRecords made by gitseg convert, or a folder with {expected}")
-    cohort = read_cohort(path, labels=labels, missing=missing)
+    cohort = read_cohort(path, labels=labels, missing=missing, structure_set=structure_set)
     patients = len({scan.case for scan in cohort.scans if scan.labeled})
     if isinstance(folds, int) and 0 < patients < folds:
         split = f"has {plural(patients, 'patient')}, so it is split into {plural(patients, 'fold')}, not {folds}"
@@ -66,11 +74,17 @@ def open_dataset(
         tree += [] if isinstance(folds, int) else [table_digest(folds)]
         fingerprint = hashlib.sha256(json.dumps(tree).encode()).hexdigest()
     records = DATASETS / f"{path.resolve().name}-{count_of(folds)}folds-{fingerprint[:8]}"
-    return convert_once(path, records, folds, labels=labels, missing=missing)
+    return convert_once(path, records, folds, labels=labels, missing=missing, structure_set=structure_set)
 
 
 def convert_once(
-    cohort: AnyPath, records: Path, folds: Folds, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    cohort: AnyPath,
+    records: Path,
+    folds: Folds,
+    *,
+    labels: LabelSet | None = None,
+    missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Dataset:
     """Convert a cohort unless it is already converted; an interrupted conversion is resumed.
 
@@ -78,7 +92,7 @@ def convert_once(
         cohort: the cohort's folder.
         records: the dataset's folder.
         folds: as for `convert`.
-        labels, missing: how to read the cohort, see `read_cohort`.
+        labels, missing, structure_set: how to read the cohort, see `read_cohort`.
 
     Returns:
         The dataset.
@@ -89,4 +103,5 @@ def convert_once(
     if is_dataset(records):
         return load_dataset(records)
     logger.info("converting %s to %s (once)", cohort, records)
-    return convert(cohort, records, folds=folds, resume=True, labels=labels, missing=missing)
+    how: dict[str, Any] = {"labels": labels, "missing": missing, "structure_set": structure_set}
+    return convert(cohort, records, folds=folds, resume=True, **how)
