@@ -25,6 +25,7 @@ def open_cohort(
     labels: LabelSet | Sequence[str] | str | PathLike | None = None,
     *,
     missing: str = "unannotated",
+    structure_set: str | None = None,
     table: bool = True,
 ) -> Cohort:
     """Find the scans of a folder, or open a single file as a scan, without reading voxels.
@@ -34,6 +35,8 @@ def open_cohort(
         labels: the labels to read: a LabelSet, a list of names, a YAML file of `gitseg labels`, or the name of a
             preset ("uwmgi"); None reads all labels of the cohort.
         missing: how to treat a label that other scans have and this one lacks: "unannotated" or "absent".
+        structure_set: which structure set of a DICOM series to read: "newest", "approved", or a StructureSetLabel;
+            None reads all, and refuses a scan if two of them have contours of the same label.
         table: False ignores annotations, and reads the test scans if there are training and test scans.
 
     Returns:
@@ -58,7 +61,7 @@ def open_cohort(
 
     if as_path(path).is_file():
         return read_file(path)
-    return read_cohort(path, table=table, labels=_label_set(labels), missing=missing)
+    return read_cohort(path, table=table, labels=_label_set(labels), missing=missing, structure_set=structure_set)
 
 
 def _label_set(labels: LabelSet | Sequence[str] | str | PathLike | None) -> LabelSet | None:

@@ -24,7 +24,7 @@ def open_data(path: str | PathLike | None, folds: int, **how: Any) -> Dataset:
     Args:
         path: TFRecords, a cohort, or None for the phantom.
         folds: number of folds by patient if the data has to be converted.
-        how: labels and missing, for reading a cohort.
+        how: labels, missing and structure_set, for reading a cohort.
 
     Returns:
         The dataset.

@@ -95,10 +95,16 @@ def reading_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["unannotated", "absent"],
         help="how to treat a label that other annotated scans have but a scan lacks (default: unannotated)",
     )
+    parser.add_argument(
+        "--structure-set",
+        metavar="newest|approved|LABEL",
+        help="which of several DICOM structure sets of a series to read: the newest, the approved one, or the one with "
+        "this StructureSetLabel (default: all, unless two have contours of the same label)",
+    )
 
 
 def reading(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the given options among labels and missing as keyword arguments for functions that read a cohort."""
+    """Return the given options for reading a cohort, as keyword arguments of functions that read one."""
     given: dict[str, Any] = {}
     if options.labels is not None:
         from gitseg_tf.labels import read_labels
@@ -106,6 +112,8 @@ def reading(options: argparse.Namespace) -> dict[str, Any]:
         given["labels"] = read_labels(options.labels)
     if options.missing is not None:
         given["missing"] = options.missing
+    if options.structure_set is not None:
+        given["structure_set"] = options.structure_set
     return given
 
 

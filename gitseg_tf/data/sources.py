@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.text import plural
@@ -19,7 +20,12 @@ DATASETS = Path("tfrecords")
 
 
 def open_dataset(
-    path: str | AnyPath, folds: int = 5, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    path: str | AnyPath,
+    folds: int = 5,
+    *,
+    labels: LabelSet | None = None,
+    missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Dataset:
     """Open TFRecords, or convert a cohort to TFRecords first.
 
@@ -27,7 +33,7 @@ def open_dataset(
         path: a dataset written by `convert`; or a cohort of any layout, which is converted once, to
             tfrecords/NAME-FINGERPRINT.
         folds: folds by patient, for a cohort; fewer are made if it has fewer patients, and a warning says so.
-        labels, missing: how to read a cohort, see `read_cohort`.
+        labels, missing, structure_set: how to read a cohort, see `read_cohort`.
 
     Returns:
         The dataset.
@@ -45,11 +51,13 @@ def open_dataset(
     if is_dataset(path):
         if labels is not None:
             logger.warning("%s is already converted, so the given labels are ignored", path)
+        if structure_set is not None:
+            logger.warning("%s is already converted, so the given structure set is ignored", path)
         return load_dataset(path)
     if not is_cohort(path):
         expected = expected_layouts()
         raise DataError(f"{path}: contains no data; give TFRecords made by gitseg convert, or a folder with {expected}")
-    cohort = read_cohort(path, labels=labels, missing=missing)
+    cohort = read_cohort(path, labels=labels, missing=missing, structure_set=structure_set)
     patients = len({scan.case for scan in cohort.scans if scan.labeled})
     if 0 < patients < folds:
         split = f"has {plural(patients, 'patient')}, so it is split into {plural(patients, 'fold')}, not {folds}"
@@ -60,11 +68,17 @@ def open_dataset(
         tree = [fingerprint, labels and labels.to_tree(), missing]
         fingerprint = hashlib.sha256(json.dumps(tree).encode()).hexdigest()
     records = DATASETS / f"{path.resolve().name}-{folds}folds-{fingerprint[:8]}"
-    return convert_once(path, records, folds, labels=labels, missing=missing)
+    return convert_once(path, records, folds, labels=labels, missing=missing, structure_set=structure_set)
 
 
 def convert_once(
-    cohort: AnyPath, records: Path, folds: int, *, labels: LabelSet | None = None, missing: str = "unannotated"
+    cohort: AnyPath,
+    records: Path,
+    folds: int,
+    *,
+    labels: LabelSet | None = None,
+    missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Dataset:
     """Convert a cohort unless it is already converted; an interrupted conversion is resumed.
 
@@ -72,7 +86,7 @@ def convert_once(
         cohort: the cohort's folder.
         records: the dataset's folder.
         folds: folds by patient.
-        labels, missing: how to read the cohort, see `read_cohort`.
+        labels, missing, structure_set: how to read the cohort, see `read_cohort`.
 
     Returns:
         The dataset.
@@ -83,4 +97,5 @@ def convert_once(
     if is_dataset(records):
         return load_dataset(records)
     logger.info("converting %s to %s (once)", cohort, records)
-    return convert(cohort, records, folds=folds, resume=True, labels=labels, missing=missing)
+    how: dict[str, Any] = {"labels": labels, "missing": missing, "structure_set": structure_set}
+    return convert(cohort, records, folds=folds, resume=True, **how)

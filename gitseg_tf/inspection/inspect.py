@@ -56,7 +56,7 @@ def inspect_data(root: str | Path, **reading) -> Inspection:
 
     Args:
         root: a cohort for `read_cohort`, or a folder that `gitseg convert` wrote.
-        **reading: how to read a cohort, see `read_cohort`: labels and missing.
+        **reading: how to read a cohort, see `read_cohort`: labels, missing and structure_set.
 
     Returns:
         Measurements and findings.

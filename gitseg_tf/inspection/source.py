@@ -33,7 +33,7 @@ def open_source(root: str | Path, **reading) -> Cohort | Dataset:
 
     Args:
         root: a cohort, or the folder of a dataset.
-        **reading: how to read a cohort, see `read_cohort`: labels and missing.
+        **reading: how to read a cohort, see `read_cohort`: labels, missing and structure_set.
 
     Returns:
         The cohort, which lists table rows without an image and unreadable scans, or the dataset.

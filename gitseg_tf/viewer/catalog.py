@@ -78,7 +78,7 @@ def open_library(
             an export for `load_predictor`.
         data: a cohort or dataset, for a run or an export; None is the dataset on which the run was trained.
         allowed: further folders to which links may lead.
-        **reading: how to read a cohort, see `read_cohort`: labels and missing.
+        **reading: how to read a cohort, see `read_cohort`: labels, missing and structure_set.
 
     Returns:
         The library.

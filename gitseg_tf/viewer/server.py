@@ -31,7 +31,7 @@ def view(
         host: the address to listen on.
         port: the port to listen on; 0 chooses a free one.
         open_browser: also open the page in a browser.
-        **reading: how to read a cohort, see `read_cohort`: labels and missing.
+        **reading: how to read a cohort, see `read_cohort`: labels, missing and structure_set.
 
     Raises:
         DependencyError: FastAPI or uvicorn is not installed.

@@ -139,12 +139,13 @@ class Reader:
 
     Attributes:
         is_here: true if a folder has this layout. Layouts without remote support take a Path here and below.
-        read: function from (root, table, labels) to the cohort, see `registry.read_cohort`; reads no voxels.
+        read: function from (root, table, labels) to the cohort, see `registry.read_cohort`; reads no voxels. A layout
+            registered with the fact `structure_sets` also takes `structure_set`.
         read_file: reads a single file as a cohort of one scan; None if the layout has no single files.
     """
 
     is_here: Callable[[Any], bool]
-    read: Callable[[Any, bool, LabelSet | None], "Cohort"]
+    read: Callable[..., "Cohort"]
     read_file: Callable[[Any], "Cohort"] | None = None
 
 

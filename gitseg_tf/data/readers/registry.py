@@ -14,7 +14,7 @@ MISSING = ("unannotated", "absent")
 
 
 # Facts: `expected` (what a folder must contain), `remote` (whether SCHEME:// folders are supported), `endings` (of
-# single files).
+# single files), `structure_sets` (whether a scan may have several structure sets to choose from).
 LAYOUTS = Registry("layout")
 LAYOUTS.register(
     "competition",
@@ -29,7 +29,12 @@ LAYOUTS.register(
     expected="NIfTI files (imagesTr/ and labelsTr/, or a folder per scan with image.nii.gz and one mask per label)",
     endings=(".nii", ".nii.gz"),
 )
-LAYOUTS.register("DICOM", "gitseg_tf.data.readers.dicom.cohort:READER", expected="DICOM series with RTSTRUCT")
+LAYOUTS.register(
+    "DICOM",
+    "gitseg_tf.data.readers.dicom.cohort:READER",
+    expected="DICOM series with RTSTRUCT",
+    structure_sets=True,
+)
 
 
 def expected_layouts() -> str:
@@ -40,7 +45,7 @@ def expected_layouts() -> str:
 def is_cohort(root: str | PathLike) -> bool:
     """Check whether a folder has one of LAYOUTS."""
     root = as_path(root)
-    return root.is_dir() and _reader_of(root) is not None
+    return root.is_dir() and _layout_of(root) is not None
 
 
 def read_cohort(
@@ -51,6 +56,7 @@ def read_cohort(
     list_broken: bool = False,
     labels: LabelSet | None = None,
     missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Cohort:
     """Find the scans of a folder in any of LAYOUTS, without reading pixels.
 
@@ -61,24 +67,30 @@ def read_cohort(
         list_broken: True lists unreadable scans in the cohort instead of rejecting them, if at least one is readable.
         labels: the labels to read, matched by name, aliases and ROI name; None reads all labels found.
         missing: how to treat a label that other scans have and this one lacks: "unannotated" or "absent".
+        structure_set: which structure set of a DICOM series to read: "newest" (by StructureSetDate and -Time),
+            "approved" (by ApprovalStatus), or a StructureSetLabel; None reads all, and refuses a scan if two of them
+            have contours of the same label.
 
     Returns:
         The cohort, scans sorted by id.
 
     Raises:
         DataError: no scans, or a file that cannot be read without guessing; the message names it.
-        ConfigError: an invalid value of `missing`.
+        ConfigError: an invalid value of `missing`, or a structure set for a layout without any.
     """
     if missing not in MISSING:
         raise ConfigError(f"missing must be {' or '.join(MISSING)}, got {missing!r}")
     root = as_path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give a folder with {expected_layouts()}")
-    reader = _reader_of(root)
-    if reader is None:
+    layout = _layout_of(root)
+    if layout is None:
         fix = "; copy NIfTI and DICOM to a local folder" if isinstance(root, RemotePath) else ""
         raise DataError(f"{root}: no slices found; expected {expected_layouts()}{fix}")
-    cohort = reader.read(root, table, labels)
+    choice = {} if structure_set is None else {"structure_set": structure_set}
+    if choice and not LAYOUTS.facts(layout).get("structure_sets"):
+        raise ConfigError(f"{root}: has the layout {layout}, so there is no structure set {structure_set!r} to read")
+    cohort = LAYOUTS.get(layout).read(root, table, labels, **choice)
     if cohort.broken and not (list_broken and cohort.scans):
         raise DataError(cohort.broken[0][1])
     duplicates = [name for name, n in Counter(scan.id for scan in cohort.scans).items() if n > 1]
@@ -150,10 +162,10 @@ def _with_missing(cohort: Cohort, missing: str) -> Cohort:
     return replace(cohort, scans=scans, label_notes=(*cohort.label_notes, *notes))
 
 
-def _reader_of(root: AnyPath) -> Reader | None:
+def _layout_of(root: AnyPath) -> str | None:
     for name in LAYOUTS:
         if LAYOUTS.facts(name).get("remote") or not isinstance(root, RemotePath):
             reader: Reader = LAYOUTS.get(name)
             if reader.is_here(root):
-                return reader
+                return name
     return None

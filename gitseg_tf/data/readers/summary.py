@@ -13,11 +13,17 @@ _LISTED = 5
 _LISTED_LABELS = 8
 
 
-def describe(root: str | PathLike, *, labels: LabelSet | None = None, missing: str = "unannotated") -> list[str]:
+def describe(
+    root: str | PathLike,
+    *,
+    labels: LabelSet | None = None,
+    missing: str = "unannotated",
+    structure_set: str | None = None,
+) -> list[str]:
     """Describe a cohort from its headers and labels; writes nothing.
 
     Args:
-        root, labels, missing: see `read_cohort`.
+        root, labels, missing, structure_set: see `read_cohort`.
 
     Returns:
         Lines on the layout, counts, geometries, labels, files with their roles, and what was ignored.
@@ -25,7 +31,7 @@ def describe(root: str | PathLike, *, labels: LabelSet | None = None, missing: s
     Raises:
         DataError: see `read_cohort` and `Scan.read_annotation`.
     """
-    cohort = read_cohort(root, labels=labels, missing=missing)
+    cohort = read_cohort(root, labels=labels, missing=missing, structure_set=structure_set)
     depths = [scan.shape[0] for scan in cohort.scans]
     rows = [
         ("layout", [cohort.layout]),

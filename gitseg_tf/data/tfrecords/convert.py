@@ -59,6 +59,7 @@ def convert(
     beam_options: str = "",
     labels: LabelSet | None = None,
     missing: str = "unannotated",
+    structure_set: str | None = None,
 ) -> Dataset:
     """Convert a cohort to TFRecords.
 
@@ -73,11 +74,11 @@ def convert(
         workers: number of scans to read at the same time on this machine; None is one per core.
         resume: keep the finished shards of an interrupted conversion, unless their source files changed; wait for
             another process that writes to `out`; return a finished dataset of the same scans unchanged.
-        exclude: ids of scans to leave out.
+        exclude: ids of scans to leave out, including scans that cannot be read.
         shard_bytes: maximum number of voxel bytes of a shard with several scans, planned from the headers.
         runner: "local", or "beam" to distribute the shards with Apache Beam.
         beam_options: pipeline options, as on Beam's command line: "--runner=DataflowRunner --project=...".
-        labels, missing: see `read_cohort`.
+        labels, missing, structure_set: see `read_cohort`.
 
     Returns:
         The finished dataset.
@@ -102,7 +103,7 @@ def convert(
         raise ConfigError(f"shard_bytes must be >= 1, got {shard_bytes}")
     if not resume and is_dataset(out):
         raise _already_finished(out)
-    cohort = read_cohort(source, labels=labels, missing=missing)
+    cohort = read_cohort(source, labels=labels, missing=missing, structure_set=structure_set, list_broken=bool(exclude))
     for note in (*cohort.label_notes, *cohort.notes):
         logger.info("%s", note)
     scans = _selected_scans(cohort, exclude)
@@ -145,7 +146,10 @@ def _source_facts(cohort: Cohort, exclude: Sequence[str]) -> dict[str, str]:
 
 
 def _selected_scans(cohort: Cohort, exclude: Sequence[str]) -> list[Scan]:
-    unknown = sorted(set(exclude) - {scan.id for scan in cohort.scans})
+    for name, reason in cohort.broken:
+        if name not in exclude:
+            raise DataError(reason)
+    unknown = sorted(set(exclude) - {scan.id for scan in cohort.scans} - {name for name, _ in cohort.broken})
     if unknown:
         raise DataError(f"{cohort.root}: has no scan {unknown[0]} to exclude; its first scan is {cohort.scans[0].id}")
     scans = [scan for scan in cohort.scans if scan.id not in exclude]

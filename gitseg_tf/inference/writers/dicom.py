@@ -72,7 +72,7 @@ def check_layout(cohort: Cohort, what: str) -> None:
 
 
 def image_headers(scan: Scan, what: str) -> list[Dataset]:
-    """Read the headers of a scan's images, in the order of the grid's third axis.
+    """Read the header of each slice, in the order of the grid's third axis; frames of one file share a header.
 
     Args:
         scan: a scan read from DICOM.
@@ -82,12 +82,12 @@ def image_headers(scan: Scan, what: str) -> list[Dataset]:
         DataError: an image cannot be read, or lacks an identifier that the output must refer to.
     """
     source = cast(DicomSource, scan.source)
-    headers = [read_dicom(path, stop_before_pixels=True) for path in source.paths]
-    for path, header in zip(source.paths, headers, strict=True):
+    headers = {path: read_dicom(path, stop_before_pixels=True) for path in dict.fromkeys(source.paths)}
+    for path, header in headers.items():
         for name in _REQUIRED:
             if not header.get(name):
                 raise DataError(f"{path}: has no {name}, which {what} need; write nifti instead")
-    return headers
+    return [headers[path] for path in source.paths]
 
 
 def roi_name(label: Label) -> str:
@@ -117,17 +117,19 @@ def label_texts(labels: LabelSet) -> Iterator[str]:
             yield label.code.meaning
 
 
-def reference(header: Dataset) -> Dataset:
-    """Refer to an instance by its header."""
+def reference(header: Dataset, frame: int | None = None) -> Dataset:
+    """Refer to an image by its header, or to one of its frames, counted from 0."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    if frame is not None:
+        item.ReferencedFrameNumber = frame + 1
     return item
 
 
 def by_series(headers: list[Dataset]) -> list[tuple[str, list[Dataset]]]:
     """Refer to all images: (SeriesInstanceUID, references); some exports give each slice a series of its own."""
     of_series: dict[str, list[Dataset]] = {}
-    for header in headers:
+    for header in {str(header.SOPInstanceUID): header for header in headers}.values():
         of_series.setdefault(str(header.SeriesInstanceUID), []).append(reference(header))
     return list(of_series.items())
 

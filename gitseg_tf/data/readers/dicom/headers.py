@@ -7,20 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MediaStorageDirectoryStorage,
+    MRImageStorage,
+    RTStructureSetStorage,
+)
 
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
-from gitseg_tf.data.readers.dicom.source import read_dicom, starts_like_dicom
+from gitseg_tf.data.readers.dicom.files import is_truncated, read_dicom, starts_like_dicom, text
+from gitseg_tf.data.readers.dicom.slices import is_multi_frame
 from gitseg_tf.errors import DataError, GitsegError
 
 IMAGES = ("MR", "CT")
+_STRUCTURES = "RTSTRUCT"
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "StudyInstanceUID", "StudyDate"),
     *("StudyTime", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns"),
     *("NumberOfFrames", "PixelSpacing", "SpacingBetweenSlices", "SliceThickness", "ImagePositionPatient"),
-    *("ImageOrientationPatient", "PhotometricInterpretation", "StructureSetROISequence"),
-    "ReferencedFrameOfReferenceSequence",
+    *("ImageOrientationPatient", "PhotometricInterpretation", "GantryDetectorTilt", "DimensionIndexSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "StructureSetROISequence"),
+    *("ReferencedFrameOfReferenceSequence", "StructureSetLabel", "StructureSetDate", "StructureSetTime"),
+    "ApprovalStatus",
 ]
+# For files whose Modality is empty.
+_MODALITY_OF_CLASS: dict[str, str] = {
+    MRImageStorage: "MR",
+    EnhancedMRImageStorage: "MR",
+    LegacyConvertedEnhancedMRImageStorage: "MR",
+    CTImageStorage: "CT",
+    EnhancedCTImageStorage: "CT",
+    LegacyConvertedEnhancedCTImageStorage: "CT",
+    RTStructureSetStorage: _STRUCTURES,
+}
 
 File = tuple[Path, pydicom.Dataset]
 
@@ -59,20 +83,30 @@ class Headers:
     Attributes:
         images, structures: (path, header) of images and of structure sets, without copies.
         ignored: lines on other files.
-        damaged: the fault of a file by its folder.
+        faults: why a series cannot be read, by `series_key`.
+        conflicts: why a structure set cannot be read, by its file.
+        unreadable: files of which no header can be read, and why.
         notes: lines on copies.
     """
 
     images: list[File] = field(default_factory=list)
     structures: list[File] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    damaged: dict[Path, str] = field(default_factory=dict)
+    faults: dict[tuple[str, str], str] = field(default_factory=dict)
+    conflicts: dict[Path, str] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def series_key(path: Path, header: pydicom.Dataset) -> tuple[str, str]:
+    """Return what the images of a series share: the SeriesInstanceUID or, where that is blank, the folder."""
+    uid = text(header, "SeriesInstanceUID")
+    return uid, "" if uid else str(path.parent)
 
 
 def read_headers(root: Path) -> Headers:
     """Read the headers of all DICOM files below a folder."""
-    found = Headers()
+    found, others = Headers(), []
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     for path in progress(files, f"list {root.name}", unit="file", delay=2):
         try:
@@ -81,22 +115,42 @@ def read_headers(root: Path) -> Headers:
             elif path.suffix.lower() in (".dcm", ".ima"):
                 raise DataError(f"{path}: is not a DICOM file; copy it again or remove it")
             else:
-                found.ignored.append(f"{path}: not a DICOM file")
+                others.append(path)
+        except OSError as error:
+            found.unreadable[path] = f"{path}: {error.strerror}"
         except GitsegError as error:
-            found.damaged.setdefault(path.parent, str(error))
+            found.unreadable[path] = str(error)
+    named_like_images = {(path.parent, path.suffix) for path, _ in found.images}
+    for path in others:
+        if (path.parent, path.suffix) in named_like_images and _is_blank(path):
+            found.unreadable[path] = f"{path}: is empty; copy it again or remove it"
+        else:
+            found.ignored.append(f"{path}: not a DICOM file")
     found.images = list(_without_copies(found.images, found))
     found.structures = list(_without_copies(found.structures, found))
     return found
 
 
+def _is_blank(path: Path) -> bool:
+    """Check whether a file has no content, as after a copy that failed."""
+    with open(path, "rb") as file:
+        return not file.read(132).strip(b"\0")
+
+
 def _sort(path: Path, header: pydicom.Dataset, found: Headers) -> None:
-    modality = header.get("Modality")
-    if modality == "RTSTRUCT":
+    modality = text(header, "Modality") or _MODALITY_OF_CLASS.get(text(header, "SOPClassUID"), "")
+    kinds = text(header, "ImageType").split("\\")
+    known = modality == _STRUCTURES or (modality in IMAGES and text(header, "SeriesInstanceUID"))
+    if not known and (modality in (*IMAGES, "")) and is_truncated(path):
+        raise DataError(f"{path}: is truncated, so that its series is unknown; copy it again")
+    if modality == _STRUCTURES:
         found.structures.append((path, header))
-    elif modality in IMAGES and "LOCALIZER" not in (header.get("ImageType") or ()):
+    elif modality in IMAGES and "LOCALIZER" not in kinds:
         found.images.append((path, header))
-    elif modality:  # a DICOMDIR has none
+    elif modality:
         found.ignored.append(f"{path}: {'localizer' if modality in IMAGES else modality}")
+    elif header.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
+        found.ignored.append(f"{path}: has no Modality")
 
 
 def _without_copies(files: list[File], found: Headers) -> Iterator[File]:
@@ -104,16 +158,21 @@ def _without_copies(files: list[File], found: Headers) -> Iterator[File]:
     first: dict[tuple[str, str], Path] = {}
     copies = []
     for path, header in files:
-        uid, series = (str(header.get(name) or "") for name in ("SOPInstanceUID", "SeriesInstanceUID"))
-        original = first.setdefault((uid, series), path) if uid else path
-        if original == path:
+        uid = text(header, "SOPInstanceUID")
+        original = first.setdefault((uid, text(header, "SeriesInstanceUID")), path) if uid else path
+        try:
+            if original == path:
+                yield path, header
+            elif _same(original, path):
+                copies.append(path)
+            else:
+                raise DataError(
+                    f"{path}: has the SOPInstanceUID of {original}, but different content; remove one of them"
+                )
+        except DataError as error:
+            found.faults.setdefault(series_key(path, header), str(error))
+            found.conflicts |= {original: str(error), path: str(error)}
             yield path, header
-        elif _same(original, path):
-            copies.append(path)
-        else:
-            found.damaged.setdefault(
-                path.parent, f"{path}: has the SOPInstanceUID of {original}, but different content; remove one of them"
-            )
     if copies:
         found.notes.append(f"{plural(len(copies), 'duplicate file')} left out; the first is {copies[0]}")
 
@@ -131,55 +190,28 @@ def series_of(images: list[File]) -> list[Series]:
     Images whose UIDs are blank belong together if they are in one folder. Where an export gave each slice a series of
     its own, the slices of a study with one frame of reference are one series.
     """
-    by_uid: dict[tuple[str, str], list[File]] = {}
+    by_key: dict[tuple[str, str], list[File]] = {}
     for path, header in images:
-        uid = str(header.get("SeriesInstanceUID") or "")
-        by_uid.setdefault((uid, "" if uid else str(path.parent)), []).append((path, header))
+        by_key.setdefault(series_key(path, header), []).append((path, header))
     groups: dict[tuple, list[list[File]]] = {}
-    for files in by_uid.values():
+    for files in by_key.values():
         path, header = files[0]
-        frame = str(header.get("FrameOfReferenceUID") or "")
-        single = len(files) == 1
+        frame = text(header, "FrameOfReferenceUID")
+        single = len(files) == 1 and not is_multi_frame(header)
         groups.setdefault((_study(path, header), frame, path.parent) if single else (id(files),), []).append(files)
     series = []
     for parts in groups.values():
         # One or two single slices may well be separate scans.
         for files in [[file for part in parts for file in part]] if len(parts) > 2 else parts:
             path, header = files[0]
-            uids = frozenset(str(h.get("SeriesInstanceUID")) for _, h in files if h.get("SeriesInstanceUID"))
+            uids = frozenset(text(h, "SeriesInstanceUID") for _, h in files) - {""}
             study = _study(path, header)
-            series.append(Series(tuple(files), uids, study, str(header.get("PatientID") or "").strip() or study))
+            series.append(Series(tuple(files), uids, study, text(header, "PatientID") or study))
     return series
 
 
 def _study(path: Path, header: pydicom.Dataset) -> str:
-    return str(header.get("StudyInstanceUID") or "") or str(path.parent)
-
-
-def check_image(path: Path, header: pydicom.Dataset) -> None:
-    """Check that a file is a grayscale slice with a size, a pixel size, a position and an orientation.
-
-    Raises:
-        DataError: names the file, and what is missing or has the wrong number of values.
-    """
-    kind = getattr(header.get("SOPClassUID"), "name", "unknown class")
-    if (header.get("NumberOfFrames") or 1) > 1 or "Enhanced" in kind:
-        raise DataError(f"{path}: is a multi-frame image ({kind}); export the series as single frames")
-    for name, count in (
-        ("Rows", 1),
-        ("Columns", 1),
-        ("PixelSpacing", 2),
-        ("ImagePositionPatient", 3),
-        ("ImageOrientationPatient", 6),
-    ):
-        values = header.get(name)
-        if values is None or values == "":
-            raise DataError(f"{path}: has no {name}, which is required; export the series again")
-        values = values if isinstance(values, pydicom.multival.MultiValue) else [values]
-        if len(values) != count:
-            raise DataError(f"{path}: {name} must have {plural(count, 'value')}, got {len(values)}; export it again")
-    if (header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
-        raise DataError(f"{path}: is {header.PhotometricInterpretation}; slices must be grayscale (MONOCHROME2)")
+    return text(header, "StudyInstanceUID") or str(path.parent)
 
 
 def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], list[str]]:
@@ -192,7 +224,7 @@ def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], lis
         DataError: two PatientIDs would have the same name.
     """
     names: dict[str, str] = {}
-    identified = [item for item in series if str(item.header.get("PatientID") or "").strip()]
+    identified = [item for item in series if text(item.header, "PatientID")]
     for patient in dict.fromkeys(item.patient for item in identified):
         name = safe(patient)
         if name in names.values():

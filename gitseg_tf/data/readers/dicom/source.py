@@ -7,30 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_rescale
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan, Source
 from gitseg_tf.data.readers.contours import contours_to_mask
+from gitseg_tf.data.readers.dicom.files import read_dicom as read_dicom
+from gitseg_tf.data.readers.dicom.files import text
 from gitseg_tf.data.readers.dicom.geometry import SeriesGrid
+from gitseg_tf.data.readers.dicom.pixels import read_pixels
+from gitseg_tf.data.readers.dicom.structures import Roi, contours_of
 from gitseg_tf.data.readers.grid import Grid, stored_voxels
 from gitseg_tf.data.volume import Annotation
-from gitseg_tf.errors import DataError, first_line
+from gitseg_tf.errors import DataError
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
 _PLANE = 0.2  # tolerance between a contour and its slice, as a fraction of the slice distance
-
-
-@dataclass(frozen=True)
-class Roi:
-    """An ROI that matches a label: its structure set, and its number and name in it."""
-
-    label: str
-    path: Path
-    number: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,9 @@ class DicomSource(Source):
     """One series with the structure sets that refer to it.
 
     Attributes:
-        paths: the images, in the order of the grid's third axis.
-        sop_uids: the images' SOPInstanceUIDs.
+        paths: the file of each slice, in the order of the grid's third axis; the same for all frames of a file.
+        frames: the 0-based frame of each slice in its file; None for single-frame files.
+        sop_uids: the SOPInstanceUID of each slice's file.
         series_uid, study_uid, frame_uid: UIDs that a new structure set must refer to.
         grid: the grid as acquired; its third axis points the same way as the nearest axis of the records.
         structures: RTSTRUCT files.
@@ -47,6 +39,7 @@ class DicomSource(Source):
     """
 
     paths: tuple[Path, ...]
+    frames: tuple[int | None, ...]
     sop_uids: tuple[str, ...]
     series_uid: str
     study_uid: str
@@ -56,7 +49,10 @@ class DicomSource(Source):
     rois: tuple[Roi, ...]
 
     def files(self) -> Sequence[tuple[str, Path]]:
-        return [*(("image", path) for path in self.paths), *(("contours", path) for path in self.structures)]
+        return [
+            *(("image", path) for path in dict.fromkeys(self.paths)),
+            *(("contours", path) for path in self.structures),
+        ]
 
     def digest(self):
         for role, path in self.files():
@@ -65,17 +61,23 @@ class DicomSource(Source):
                 yield hashlib.sha256(path.read_bytes()).digest()
 
     def read_image(self, scan: Scan) -> np.ndarray:
-        volume = stored_voxels(np.stack([_read_pixels(path) for path in self.paths]), self.paths[0].parent)
+        of_path: dict[Path, list[int]] = {}
+        for i, path in enumerate(self.paths):
+            of_path.setdefault(path, []).append(i)
+        planes: dict[int, np.ndarray] = {}
+        for path, indices in of_path.items():
+            planes |= zip(indices, read_pixels(path, [self.frames[i] for i in indices]), strict=True)
+        volume = stored_voxels(np.stack([planes[i] for i in range(len(self.paths))]), self.paths[0].parent)
         return np.ascontiguousarray(self.grid.to_records(volume.transpose(2, 1, 0)))
 
     def read_annotation(self, scan: Scan) -> Annotation:
         masks = np.zeros((len(scan.labels), *scan.shape), bool)
         drawn, skipped = 0, {}
         for path in self.structures:
-            contours = _contours_of(path)
+            contours = contours_of(path)
             for roi in self.rois:
                 if roi.path == path and roi.number in contours:
-                    by_slice, without_slice = self._by_slice(roi, contours[roi.number].get("ContourSequence") or ())
+                    by_slice, without_slice = self._by_slice(roi, contours[roi.number])
                     masks[scan.labels.index(roi.label)] = self.grid.to_records(self._fill(by_slice))
                     drawn += len(by_slice)
                     if without_slice:
@@ -98,7 +100,7 @@ class DicomSource(Source):
         by_slice: dict[int, list[np.ndarray]] = {}
         without_slice = []
         for item in items:
-            kind = item.get("ContourGeometricType", "CLOSED_PLANAR")
+            kind = text(item, "ContourGeometricType") or "CLOSED_PLANAR"
             if kind == "POINT":
                 continue
             if kind not in _CLOSED:
@@ -125,57 +127,9 @@ class DicomSource(Source):
         return mask
 
 
-def has_contours(roi: Roi) -> bool:
-    """Check whether an ROI has any contour."""
-    items = _contours_of(roi.path).get(roi.number)
-    return items is not None and bool(items.get("ContourSequence"))
-
-
-def _contours_of(path: Path) -> dict[int, pydicom.Dataset]:
-    """Read the contours of a structure set by ROI number; those without a number belong to none."""
-    sequence = read_dicom(path).get("ROIContourSequence") or ()
-    return {int(c.ReferencedROINumber): c for c in sequence if c.get("ReferencedROINumber") is not None}
-
-
 def _skipped_note(roi: Roi, positions: list[str]) -> str:
     what = f"{plural(len(positions), 'contour')} of ROI {roi.name!r} skipped because the series has no slice there"
     return f"{roi.path}: {what}; the first is at {positions[0]}"
-
-
-def starts_like_dicom(path: Path) -> bool:
-    """Check whether a file starts with DICOM's preamble or, as some planning systems write it, with its first group."""
-    with open(path, "rb") as file:
-        start = file.read(132)
-    # Without a preamble: group 0008 in little endian, a low element, and a value representation or a short length.
-    return start[128:] == b"DICM" or (
-        start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and (start[4:6].isalpha() or start[5:8] == b"\x00\x00\x00")
-    )
-
-
-def read_dicom(path: Path, **options) -> pydicom.Dataset:
-    """Read a DICOM file, with or without preamble.
-
-    Args:
-        path: the file.
-        options: passed to pydicom.dcmread.
-
-    Raises:
-        DataError: not a DICOM file, or a damaged one.
-    """
-    try:
-        try:
-            dataset = pydicom.dcmread(path, **options)
-        except InvalidDicomError:
-            if not starts_like_dicom(path):
-                raise
-            dataset = pydicom.dcmread(path, force=True, **options)
-        if "TransferSyntaxUID" not in dataset.file_meta:  # a file without preamble; needed to decode pixels
-            implicit, little = dataset.original_encoding
-            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-        return dataset
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise DataError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy the file again") from None
 
 
 def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
@@ -188,17 +142,3 @@ def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
         return np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
     except ValueError:
         raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again") from None
-
-
-def _read_pixels(path: Path) -> np.ndarray:
-    dataset = read_dicom(path)
-    try:
-        pixels = apply_rescale(dataset.pixel_array, dataset)
-    except (RuntimeError, NotImplementedError):
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        raise DataError(f"{path}: cannot decode {syntax}; pip install 'pylibjpeg[all]'") from None
-    except (ValueError, AttributeError, KeyError, EOFError) as error:
-        raise DataError(f"{path}: its pixels cannot be read ({first_line(error)}); copy the file again") from None
-    # Rescaled pixels are float64, four times the size of the stored voxels.
-    whole = pixels.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all())
-    return pixels.astype(np.int32 if whole and np.abs(pixels).max(initial=0) < 2**31 else np.float32)

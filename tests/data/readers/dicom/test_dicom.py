@@ -243,16 +243,6 @@ def test_other_files_are_listed_and_damaged_ones_refused(write, clinic, refusal)
     assert "IM0099.dcm: is not a DICOM file" in refusal(read_cohort, clinic)
 
 
-def test_an_unsupported_compression_is_named(write, clinic, refusal):
-    def compress(dataset, _):
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLSLossless
-        dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
-        dataset["PixelData"].VR = "OB"
-
-    write().write_series(change=compress)
-    assert "cannot decode JPEG-LS Lossless Image Compression" in refusal(only(clinic).read_volume)
-
-
 def test_truncated_pixel_data_is_named(write, clinic, refusal):
     writer = write().write_series()
     path = writer.root / "IM0003"

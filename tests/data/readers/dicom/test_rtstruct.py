@@ -92,13 +92,6 @@ def test_labels_are_the_roi_names_unless_labels_are_given(write, clinic, patient
     assert np.array_equal(cohort.scans[0].read_annotation().masks, patients.scans[0].masks[[0, 2]])
 
 
-def test_labels_can_be_split_over_two_structure_sets(write, clinic, patients):
-    writer = write().write_series()
-    lines = writer.polygons()
-    writer.write_structures({"stomach": lines.pop("stomach")}, "RS1.dcm").write_structures(lines, "RS2.dcm")
-    assert np.array_equal(only(clinic).read_annotation().masks, patients.scans[0].masks)
-
-
 def test_a_structure_set_can_refer_to_the_frame_of_reference(write, clinic, patients):
     write().write_series().write_structures(by_frame=True)
     assert np.array_equal(only(clinic).read_annotation().masks, patients.scans[0].masks)
@@ -120,12 +113,6 @@ def test_a_study_without_a_structure_set_among_annotated_ones_is_refused(write, 
     write(2).write_series()
     line = refusal(read_cohort, clinic)
     assert "patient case2" in line and "no RTSTRUCT refers to it" in line
-
-
-def test_a_structure_set_without_its_series_is_refused(write, clinic, refusal, patients):
-    write().write_series().write_structures(series="1.2.3.4")
-    assert "RS.dcm: refers to a series without images" in refusal(read_cohort, clinic)
-    assert np.array_equal(only(clinic, table=False).read_volume().voxels, patients.scans[0].image)
 
 
 def test_a_structure_set_without_a_matching_roi_is_refused_with_its_roi_names(write, clinic, refusal, patients):
@@ -222,15 +209,3 @@ def test_an_roi_without_a_name_or_a_number_is_left_out(write, clinic, patients, 
     masks = only(clinic, labels=UWMGI).read_annotation().masks
     assert np.array_equal(masks[2], patients.scans[0].masks[2])
     assert sum(mask.any() for mask in masks) == 2
-
-
-def test_of_two_structure_sets_the_one_with_contours_is_read(write, clinic, patients, refusal):
-    writer = write().write_series().write_structures()
-    empty = {name: [] for name in UWMGI.names}
-    writer.write_structures(empty, name="RS0.dcm").write_structures(empty, name="RS9.dcm")
-    assert np.array_equal(only(clinic).read_annotation().masks, patients.scans[0].masks)
-    writer.write_structures(name="RS5.dcm")
-    line = refusal(read_cohort, clinic)
-    assert (
-        f"{writer.root / 'RS5.dcm'}: ROIs 'large_bowel' of {writer.root / 'RS.dcm'} and 'large_bowel' are both" in line
-    )
