@@ -10,8 +10,7 @@ from pydicom import Dataset
 
 from gitseg_tf import __version__
 from gitseg_tf.data.readers.base import Cohort, Scan
-from gitseg_tf.data.readers.dicom.files import read_dicom
-from gitseg_tf.data.readers.dicom.source import DicomSource
+from gitseg_tf.data.readers.dicom.source import DicomSource, read_dicom
 from gitseg_tf.errors import DataError
 from gitseg_tf.inference.identity import UNKNOWN, ModelIdentity
 from gitseg_tf.labels import Label, LabelSet
@@ -73,7 +72,7 @@ def check_layout(cohort: Cohort, what: str) -> None:
 
 
 def image_headers(scan: Scan, what: str) -> list[Dataset]:
-    """Read the header of each slice's image, in the order of the grid's third axis; that of its file, if it is a frame.
+    """Read the header of each slice, in the order of the grid's third axis; frames of one file share a header.
 
     Args:
         scan: a scan read from DICOM.
@@ -83,12 +82,12 @@ def image_headers(scan: Scan, what: str) -> list[Dataset]:
         DataError: an image cannot be read, or lacks an identifier that the output must refer to.
     """
     source = cast(DicomSource, scan.source)
-    of_path = {path: read_dicom(path, stop_before_pixels=True) for path in dict.fromkeys(source.paths)}
-    for path, header in of_path.items():
+    headers = {path: read_dicom(path, stop_before_pixels=True) for path in dict.fromkeys(source.paths)}
+    for path, header in headers.items():
         for name in _REQUIRED:
             if not header.get(name):
                 raise DataError(f"{path}: has no {name}, which {what} need; write nifti instead")
-    return [of_path[path] for path in source.paths]
+    return [headers[path] for path in source.paths]
 
 
 def roi_name(label: Label) -> str:
@@ -119,7 +118,7 @@ def label_texts(labels: LabelSet) -> Iterator[str]:
 
 
 def reference(header: Dataset, frame: int | None = None) -> Dataset:
-    """Refer to an instance by its header, and to one of its frames, counted from 0, if it has several."""
+    """Refer to an image by its header, or to one of its frames, counted from 0."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     if frame is not None:

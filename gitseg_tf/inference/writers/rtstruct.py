@@ -72,7 +72,7 @@ def structure_set(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelI
         DataError: an image cannot be read, or has no FrameOfReferenceUID or another identifier to refer to.
     """
     source, headers, origin = cast(DicomSource, scan.source), image_headers(scan, "the contours"), Origin.of(model)
-    references = list(map(reference, headers, source.frames))
+    references = [reference(header, frame) for header, frame in zip(headers, source.frames, strict=True)]
     dataset = _new_instance(headers[0], origin, labels)
     dataset.ReferencedFrameOfReferenceSequence = [_frame_reference(headers)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
