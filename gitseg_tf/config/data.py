@@ -42,7 +42,9 @@ class DataConfig(Section):
     empty_slice_fraction: float = Field(
         0.25, ge=0, le=1, description="fraction of the slices without any label that each epoch uses"
     )
-    balance_labels: float = Field(0.0, ge=0, le=1, description="how strongly to oversample rare labels, from 0 to 1")
+    balance_labels: float = Field(
+        0.0, ge=0, le=1, description="oversampling of rare labels: 0 as in the data, 1 as balanced as it permits"
+    )
     exclude_scans: tuple[str, ...] = Field((), description="IDs of scans to leave out")
     shuffle_buffer: int = Field(256, ge=1, description="number of windows in the shuffle buffer")
     service: str | None = Field(None, description="grpc://HOST:PORT of a data service that prepares training windows")

@@ -7,12 +7,11 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config
 from gitseg_tf.config.data import DataConfig
+from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
 from gitseg_tf.data.pipeline.service import distribute
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
 from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
 from gitseg_tf.errors import DataError
-
-_MOST_REPEATS = 10
 
 
 def steps_per_epoch(dataset: Dataset, config: Config) -> int:
@@ -32,7 +31,8 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
     """
     data = config.data
     scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
-    windows = _windows_in_epoch(scans, config, max_filled_slices)
+    names = dataset.labels.names
+    windows = _windows_in_epoch(scans, names, config, balancing_repeats(scans, names, config), max_filled_slices)
     if not windows:
         labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
         annotated = any(annotated_slices(scan, config) for scan in scans)
@@ -56,9 +56,10 @@ def numbered_batches(
     fits = data.service is None and fits_in_memory(dataset, folds, config)
     in_memory = prepared_scans(files, dataset, config).cache() if fits else None
     used = dataset.scans_of(folds, data.exclude_scans)
-    repeats = _label_repeats(used, config)
+    repeats = balancing_repeats(used, dataset.labels.names, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
-    rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, min_filled_slices), 1))
+    least = _windows_in_epoch(used, dataset.labels.names, config, repeats, min_filled_slices)
+    rounds = math.ceil(steps * data.batch_size / max(least, 1))
 
     def one_epoch(epoch):
         # This sets the seed of this function's graph only: the order must not depend on the process's global seed.
@@ -107,26 +108,19 @@ def min_filled_slices(scan: ScanEntry, slices: dict[str, int]) -> int:
     return max(*slices.values(), scan.shape[0] - scan.empty_slices - left_out, 0)
 
 
-def _label_repeats(scans: list[ScanEntry], config: Config) -> list[float]:
-    """Return how many extra windows an epoch shows per slice with each label, to oversample rare labels."""
-    annotated = [annotated_slices(scan, config) for scan in scans]
-    slices = [sum(counts.get(name, 0) for counts in annotated) for name in config.label_set.names]
-    most = max(slices, default=0)
-    return [config.data.balance_labels * min(most / n - 1, _MOST_REPEATS) if n else 0.0 for n in slices]
-
-
-def _windows_in_epoch(scans: list[ScanEntry], config: Config, filled_slices: Callable) -> int:
-    data, repeats, windows = config.data, _label_repeats(scans, config), 0
-    repeat_of = dict(zip(config.label_set.names, repeats, strict=True))
+def _windows_in_epoch(
+    scans: list[ScanEntry], names: tuple[str, ...], config: Config, repeats: Repeats | None, filled_slices: Callable
+) -> int:
+    """Count the windows of an epoch; `names` are the labels of the dataset."""
+    data, windows = config.data, 0
     for scan in scans:
         annotated = annotated_slices(scan, config)
         if not annotated:
             continue
         filled = filled_slices(scan, annotated)
-        shares = [data.empty_slice_fraction * (scan.shape[0] - filled)]
-        shares += [repeat_of[name] * n for name, n in annotated.items()]
-        of_scan = filled + sum(math.floor(n + 0.5) for n in shares)
-        windows += math.ceil(of_scan / _slices_shown(data))
+        empty = math.floor(data.empty_slice_fraction * (scan.shape[0] - filled) + 0.5)
+        repeated = repeats.windows(scan, names) if repeats else 0
+        windows += math.ceil((filled + empty + repeated) / _slices_shown(data))
     return windows
 
 
@@ -135,7 +129,7 @@ def _slices_shown(data: DataConfig) -> int:
     return 1 if data.patch is None else data.patch[0]
 
 
-def _random_order(scan: dict, seed, data: DataConfig, repeats: list[float]):
+def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None):
     """Choose the middle slices of a scan's windows, in random order.
 
     They are all slices that show a label, a fraction of the empty ones, and repeats of slices with rare labels. Patches
@@ -145,19 +139,12 @@ def _random_order(scan: dict, seed, data: DataConfig, repeats: list[float]):
     start = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**31 - 1), tf.int64)
     draw = tf.stack([seed, start])
 
-    def rounded(share, n):
-        return tf.cast(tf.floor(share * tf.cast(n, tf.float64) + 0.5), tf.int32)
-
-    def some(slices, count, stream):
-        return tf.random.experimental.stateless_shuffle(slices, draw + stream)[:count]
-
     empty = tf.reshape(tf.where(~filled), [-1])
-    order = [tf.reshape(tf.where(filled), [-1]), some(empty, rounded(data.empty_slice_fraction, tf.size(empty)), 0)]
-    for k, repeat in enumerate(repeats):
-        if repeat:
-            with_label = tf.reshape(tf.where(scan["shown"][:, k]), [-1])
-            often = tf.repeat(with_label[None], math.ceil(repeat), 0)
-            order.append(some(tf.reshape(often, [-1]), rounded(repeat, tf.size(with_label)), 2 + k))
+    count = tf.floor(data.empty_slice_fraction * tf.cast(tf.size(empty), tf.float64) + 0.5)
+    shown_empty = tf.random.experimental.stateless_shuffle(empty, draw)[: tf.cast(count, tf.int32)]
+    order = [tf.reshape(tf.where(filled), [-1]), shown_empty]
+    if repeats:
+        order.append(repeats.slices(scan["shown"], draw + 2))
     order = tf.random.experimental.stateless_shuffle(tf.concat(order, 0), draw + 1)
     order = order[: tf.where(tf.reduce_any(scan["annotated"]), tf.size(order), 0)]
     shown = _slices_shown(data)

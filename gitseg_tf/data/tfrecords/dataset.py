@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -53,6 +54,7 @@ class ScanEntry:
         intensities: one `Intensities` per channel.
         percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
             before these were stored.
+        label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -65,6 +67,7 @@ class ScanEntry:
     empty_slices: int
     intensities: tuple[Intensities, ...]
     percentiles: tuple[tuple[float, ...], ...] = ()
+    label_sets: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,24 @@ class Dataset:
             )
         if fold is None or not 0 <= fold < self.folds:
             raise DataError(f"{self.root}: has folds 0 to {self.folds - 1}, not {fold}; choose one of these")
+
+
+def count_label_sets(shown: np.ndarray) -> dict[str, int]:
+    """Count the slices that show the same set of labels.
+
+    Args:
+        shown: bool [L, D], whether label k is in slice z.
+
+    Returns:
+        The indices of the labels in ascending order, separated by spaces, to the number of slices; sorted, without
+        slices that show no label.
+
+    Example:
+        >>> count_label_sets(np.array([[True, True, False, True], [False, True, False, True]]))
+        {'0': 1, '0 1': 2}
+    """
+    sets = Counter(" ".join(map(str, np.flatnonzero(labels))) for labels in shown.T if labels.any())
+    return dict(sorted(sets.items()))
 
 
 def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterator[LoadedScan]:

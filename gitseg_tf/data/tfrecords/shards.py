@@ -15,7 +15,14 @@ import numpy as np
 from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.data.readers.base import Scan, source_digest
 from gitseg_tf.data.tfrecords.codec import RecordWriter
-from gitseg_tf.data.tfrecords.dataset import Intensities, ScanEntry, Shard, file_crc32, shard_from_json
+from gitseg_tf.data.tfrecords.dataset import (
+    Intensities,
+    ScanEntry,
+    Shard,
+    count_label_sets,
+    file_crc32,
+    shard_from_json,
+)
 from gitseg_tf.data.tfrecords.example import serialize_scan
 from gitseg_tf.data.volume import PERCENTILES, Annotation, Volume, intensity_statistics
 from gitseg_tf.errors import DataError
@@ -58,6 +65,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
         0 if shown is None else int((~shown.any(0)).sum()),
         measure_intensities(volume, annotation),
         tuple(tuple(float(f"{value:.7g}") for value in channel) for channel in volume.percentiles),
+        {} if shown is None else count_label_sets(shown),
     )
     return serialize_scan(scan.id, scan.case, volume=volume, annotation=annotation, labels=scan.labels), entry
 

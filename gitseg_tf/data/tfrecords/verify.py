@@ -7,7 +7,15 @@ import numpy as np
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
-from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, ScanEntry, Shard, file_crc32, load_dataset
+from gitseg_tf.data.tfrecords.dataset import (
+    INDEX,
+    Dataset,
+    ScanEntry,
+    Shard,
+    count_label_sets,
+    file_crc32,
+    load_dataset,
+)
 from gitseg_tf.data.tfrecords.example import decode_scan
 from gitseg_tf.data.tfrecords.shards import measure_intensities
 from gitseg_tf.data.volume import LoadedScan, Volume
@@ -89,7 +97,7 @@ def _decode(record: bytes, name: str) -> LoadedScan:
 def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
     """Describe how a record contradicts dataset.json or its own voxels; "" if it does not."""
     volume, annotation, names = scan.volume, scan.annotation, dataset.labels.names
-    label_slices, empty = {}, 0
+    label_slices, empty, label_sets = {}, 0, {}
     if annotation is not None:
         if len(annotation.annotated) != len(names):
             return f"the record has {len(annotation.annotated)} labels, but {INDEX} lists {len(names)}"
@@ -99,7 +107,7 @@ def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
             return f"the record has a mask of {names[masked[0]]}, which is not annotated"
         slices = zip(names, shown.sum(1).tolist(), annotation.annotated, strict=True)
         label_slices = {name: count for name, count, annotated in slices if annotated}
-        empty = int((~shown.any(0)).sum())
+        empty, label_sets = int((~shown.any(0)).sum()), count_label_sets(shown)
     actual = {
         "id": scan.id,
         "case": scan.case,
@@ -107,9 +115,10 @@ def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
         "spacing": volume.spacing,
         "label slices": label_slices,
         "empty slices": empty,
+        "label sets": None if entry.label_sets is None else label_sets,
     }
     spacing = tuple(float(f"{value:.6g}") for value in entry.spacing)
-    listed = (entry.id, entry.case, entry.shape, spacing, entry.label_slices, entry.empty_slices)
+    listed = (entry.id, entry.case, entry.shape, spacing, entry.label_slices, entry.empty_slices, entry.label_sets)
     for (what, value), expected in zip(actual.items(), listed, strict=True):
         if value != expected:
             return f"the record has {what} {value}, but {INDEX} has {expected}"

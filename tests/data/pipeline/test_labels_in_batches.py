@@ -14,7 +14,7 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import windows as windows_module
 from gitseg_tf.data.pipeline.batches import training_windows, validation_steps, validation_windows
 from gitseg_tf.data.pipeline.epochs import steps_per_epoch
-from gitseg_tf.data.tfrecords.dataset import Dataset, Shard
+from gitseg_tf.data.tfrecords.dataset import Dataset, Shard, count_label_sets
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet
 
@@ -78,6 +78,7 @@ class Cohort:
             spacing=(3.0, 1.0, 1.0),
             label_slices=slices,
             empty_slices=int((~shown.any(0)).sum()),
+            label_sets=count_label_sets(shown),
         )
 
     def known(self, number):
@@ -223,6 +224,21 @@ def test_balancing_counts_annotated_labels_and_shows_rare_ones_more_often(cohort
     # Label 1 is in one slice of six; label 2 is annotated only in scan 2, where it is absent.
     assert counts[1] == counts[0] + Counter({(0, 2): 5, (2, 2): 5})
     assert steps_per_epoch(dataset, balanced) == counts[1].total()
+
+
+def test_balancing_does_not_make_the_second_label_rarer(cohort):
+    # Label 0 is in all 12 slices, label 1 in 6 of them, label 2 in one that does not show label 1.
+    cohort = cohort(3)
+    cohort.masks[:] = False
+    cohort.masks[:, 0, :, 5:9] = cohort.masks[[0, 2], 1, :3, 20:30] = cohort.masks[2, 2, 5, 40:44] = True
+    dataset, config = cohort.dataset(), configured(cohort, data__balance_labels=1)
+    shown = check_windows(cohort, as_arrays(training_windows(dataset, config)))
+    assert len(shown) == steps_per_epoch(dataset, config) == 28
+    # 16 extra windows: 6 more slices would make label 1 and 10 more label 2 as frequent as label 0 was. Label 1 stays
+    # in half of the windows, so it gets 8 of them.
+    windows = [sum(cohort.masks[scan, k, z].any() for scan, z in shown) for k in range(3)]
+    assert windows == [28, 14, 9]
+    assert set(shown) == {(scan, z) for scan in (0, 2) for z in range(DEPTH)}
 
 
 def test_a_scan_without_annotated_labels_is_not_trained_on(partial):

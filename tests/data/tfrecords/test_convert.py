@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -79,6 +80,13 @@ def test_the_index_describes_each_scan(tiny_dataset):
     assert (scan.case, scan.shape, scan.spacing) == ("case4", (7, 40, 64), (3.0, 1.5, 1.25))
     assert scan.label_slices == {"large_bowel": 4, "small_bowel": 3, "stomach": 2}
     assert scan.empty_slices == 2
+
+
+def test_the_index_counts_the_slices_with_each_set_of_labels(tiny_cohort, tiny_dataset):
+    for scan in tiny_dataset.scans_of(range(3)):
+        masks = tiny_cohort[scan.id].masks
+        shown = [[k for k in range(3) if masks[k, z].any()] for z in range(masks.shape[1])]
+        assert scan.label_sets == Counter(" ".join(map(str, labels)) for labels in shown if labels)
 
 
 def test_the_index_lists_both_geometries(tiny_dataset):

@@ -69,6 +69,11 @@ def test_an_index_with_an_unknown_scan_field_is_reported_as_damaged(edited, refu
     assert "dataset.json: is damaged" in refusal(load_dataset, root)
 
 
+def test_an_index_from_before_label_sets_were_recorded_is_read(edited):
+    root = edited(lambda tree: [scan.pop("label_sets") for shard in tree["shards"] for scan in shard["scans"]])
+    assert {scan.label_sets for scan in load_dataset(root).scans_of(range(3))} == {None}
+
+
 def test_version_1_is_refused_with_the_command_that_converts_it_again(edited, copied, refusal):
     message = refusal(load_dataset, edited(lambda tree: tree.update(version=1)))
     assert message.startswith(f"{copied}: has format version 1, but this package reads version 2")

@@ -115,6 +115,7 @@ def test_voxels_that_do_not_fill_the_shape_are_found(changed_record, refusal):
         ("spacing", {"spacing": [3.0, 1.0, 1.25]}),
         ("label slices", {"label_slices": {"large_bowel": 1, "small_bowel": 4, "stomach": 1}}),
         ("empty slices", {"empty_slices": 0}),
+        ("label sets", {"label_sets": {"0": 2}}),
     ],
 )
 def test_a_contradiction_of_the_index_is_named(edited_shard, refusal, what, fault):
