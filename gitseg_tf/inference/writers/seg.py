@@ -9,7 +9,8 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.sr.codedict import Code as Concept
 from pydicom.sr.codedict import codes
-from pydicom.uid import generate_uid
+from pydicom.uid import MRImageStorage, generate_uid
+from pydicom.valuerep import DSfloat
 
 from gitseg_tf.core.paths import write_atomically
 from gitseg_tf.data.readers.base import Scan
@@ -30,6 +31,7 @@ from gitseg_tf.inference.writers.dicom import (
     encoded,
     image_headers,
     label_texts,
+    reference,
     roi_name,
 )
 from gitseg_tf.inference.writers.registry import Writer
@@ -38,6 +40,7 @@ from gitseg_tf.labels import Label, LabelSet
 FILE = "segmentation.dcm"
 # Labels without a code get one of this private coding scheme, whose value is the label's name.
 PRIVATE_SCHEME = "99GITSEG"
+_RAS_TO_LPS = np.array([[-1.0], [-1.0], [1.0]])
 _SERIES_NUMBER = 300  # must be filled; the same as in dcmqi
 
 
@@ -72,14 +75,18 @@ def segmentation(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelId
         DependencyError: highdicom is missing.
     """
     highdicom, origin, headers = _highdicom(), Origin.of(model), image_headers(scan, "the segments")
-    grid = cast(DicomSource, scan.source).grid
-    frames = np.stack([grid.from_records(mask).transpose(2, 1, 0) for mask in masks], -1)
-    column_mm, row_mm, slice_mm = (float(length) for length in np.linalg.norm(np.array(grid.affine)[:3, :3], axis=0))
+    source = cast(DicomSource, scan.source)
+    frames = np.stack([source.grid.from_records(mask).transpose(2, 1, 0) for mask in masks], -1)
+    axes = np.array(source.grid.affine)[:3, :3] * _RAS_TO_LPS
+    column_mm, row_mm, slice_mm = map(float, np.linalg.norm(axes, axis=0))
+    orientation = [*(axes[:, 0] / column_mm), *(axes[:, 1] / row_mm)]
+    measures = highdicom.PixelMeasuresSequence((row_mm, column_mm), slice_mm, slice_mm)
+    images = list(_stand_ins(headers, _positions(source, headers), orientation, measures[0]))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # absent labels, and names in a form that highdicom does not expect
             dataset = highdicom.seg.Segmentation(
-                source_images=list(_plain_headers(headers, slice_mm)),
+                source_images=images,
                 pixel_array=frames,
                 segmentation_type="BINARY",
                 segment_descriptions=[_segment(number, label, origin) for number, label in enumerate(labels, 1)],
@@ -94,16 +101,26 @@ def segmentation(scan: Scan, masks: np.ndarray, labels: LabelSet, model: ModelId
                 content_label=_code_string(origin.label),
                 content_description=origin.line,
                 series_description=origin.line,
-                pixel_measures=highdicom.PixelMeasuresSequence((row_mm, column_mm), slice_mm, slice_mm),
-                plane_orientation=highdicom.PlaneOrientationSequence("PATIENT", headers[0].ImageOrientationPatient),
+                pixel_measures=measures,
+                plane_orientation=highdicom.PlaneOrientationSequence("PATIENT", orientation),
                 plane_positions=[
-                    highdicom.PlanePositionSequence("PATIENT", header.ImagePositionPatient) for header in headers
+                    highdicom.PlanePositionSequence("PATIENT", image.ImagePositionPatient) for image in images
                 ],
                 specific_character_set=None,
             )
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(f"{scan.id}: cannot be written as SEG ({first_line(error)}); write rtstruct instead") from None
     _restore(dataset, headers, origin, labels)
+    references = {
+        image.SOPInstanceUID: (header, frame)
+        for image, header, frame in zip(images, headers, source.frames, strict=True)
+    }
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.get("DerivationImageSequence", ()):
+            for item in derivation.SourceImageSequence:
+                # The segments of a slice share the item.
+                if item.ReferencedSOPInstanceUID in references:
+                    item.update(reference(*references[item.ReferencedSOPInstanceUID]))
     return dataset
 
 
@@ -142,7 +159,7 @@ def _concepts(label: Label) -> tuple[Concept, Concept]:
 def _cielab(color: tuple[int, int, int]) -> Any:
     import cv2
 
-    lightness, a, b = cv2.cvtColor(np.float32([[color]]) / 255, cv2.COLOR_RGB2LAB)[0, 0].tolist()
+    lightness, a, b = cv2.cvtColor(np.array([[color]], np.float32) / 255, cv2.COLOR_RGB2LAB)[0, 0].tolist()
     return _highdicom().color.CIELabColor(
         min(max(lightness, 0.0), 100.0), min(max(a, -128.0), 127.0), min(max(b, -128.0), 127.0)
     )
@@ -153,23 +170,42 @@ def _code_string(text: str) -> str:
     return re.sub(r"[^A-Z0-9_ ]", "_", text.upper())[:SHORT]
 
 
-def _plain_headers(headers: list[Dataset], slice_mm: float) -> Iterator[Dataset]:
-    """Yield headers in the form that highdicom requires: one series, all attributes, none of them with odd values."""
-    for header in headers:
-        plain = Dataset()
-        plain.update({element.tag: element for element in header if element.tag.group > 0x0020})
-        for name in ("SOPClassUID", "SOPInstanceUID", "Modality", "StudyInstanceUID", "FrameOfReferenceUID"):
-            setattr(plain, name, header.get(name))
-        for name in ("ImagePositionPatient", "ImageOrientationPatient", "PositionReferenceIndicator"):
-            setattr(plain, name, header.get(name))
-        plain.SeriesInstanceUID, plain.SliceThickness = headers[0].SeriesInstanceUID, slice_mm
+def _positions(source: DicomSource, headers: list[Dataset]) -> list[list[float]]:
+    """Return the position of each slice as its image states it; that of a frame follows from the grid."""
+    origins = source.grid.points_at(np.array([(0, 0, step) for step in source.grid.steps], float))
+    return [
+        [float(mm) for mm in (header.ImagePositionPatient if frame is None else origin)]
+        for header, frame, origin in zip(headers, source.frames, origins, strict=True)
+    ]
+
+
+def _stand_ins(
+    headers: list[Dataset], positions: list[list[float]], orientation: list[float], measures: Dataset
+) -> Iterator[Dataset]:
+    """Yield an image per slice in the form that highdicom requires: single frames of one series, nothing missing.
+
+    Each has a SOPInstanceUID of its own, which references to the images replace afterwards; `_restore` sets the rest.
+    """
+    for header, position in zip(headers, positions, strict=True):
+        image = Dataset()
+        image.SOPClassUID, image.SOPInstanceUID, image.Modality = MRImageStorage, generate_uid(), "MR"
+        image.StudyInstanceUID, image.SeriesInstanceUID = header.StudyInstanceUID, headers[0].SeriesInstanceUID
+        image.FrameOfReferenceUID = headers[0].FrameOfReferenceUID
+        image.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
+        image.Rows, image.Columns = header.Rows, header.Columns
+        image.PixelSpacing, image.SliceThickness = measures.PixelSpacing, measures.SliceThickness
+        image.ImagePositionPatient = [DSfloat(mm, auto_format=True) for mm in position]
+        image.ImageOrientationPatient = [DSfloat(cosine, auto_format=True) for cosine in orientation]
+        for name in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if header.get(name):
+                setattr(image, name, header[name].value)
         for name in (*OF_PATIENT, *OF_STUDY):
-            setattr(plain, name, "")
-        yield plain
+            setattr(image, name, "")
+        yield image
 
 
 def _restore(dataset: Dataset, headers: list[Dataset], origin: Origin, labels: LabelSet) -> None:
-    """Set what `_plain_headers` left out: patient, study, and the series of each image."""
+    """Set what the stand-ins left out: patient, study, and the series of each image."""
     for name in (*OF_PATIENT, *OF_STUDY):
         setattr(dataset, name, headers[0].get(name, ""))
     if characters := character_set(headers[0], *label_texts(labels), origin.text):

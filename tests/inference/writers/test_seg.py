@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from helpers.referees import write_ct
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import EnhancedMRImageStorage, SegmentationStorage
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.inference.identity import ModelIdentity
@@ -93,7 +93,7 @@ def test_segments_have_names_colors_codes_and_the_model(patients, write, clinic,
     ]  # fmt: skip
     categories = [segment.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning for segment in segments]
     assert categories == ["Anatomical Structure", "Morphologically Abnormal Structure", "Tissue"]
-    # PS3.3 C.10.7.1.1: L* from 0 to 100 and a*, b* from -128 to 127, scaled to 16 bits. Blue is (32.30, 79.20, -107.86).
+    # PS3.3 C.10.7.1.1: L* from 0 to 100 and a*, b* from -128 to 127, in 16 bits. Blue is (32.30, 79.20, -107.86).
     white, blue = (segment.RecommendedDisplayCIELabValue for segment in segments[1:])
     assert np.allclose(np.array(white) / 65535 * (100, 255, 255) - (0, 128, 128), (100, 0, 0), atol=0.1)
     assert np.allclose(np.array(blue) / 65535 * (100, 255, 255) - (0, 128, 128), (32.30, 79.20, -107.86), atol=0.2)
@@ -114,6 +114,48 @@ def test_absent_labels_keep_their_segment(patients, write, clinic, tmp_path, lab
     assert len(dataset.SegmentSequence) == 3
     for k, mask in enumerate(masks):
         assert voxels_in_space(dataset, k + 1) == expected_in_space(scan, mask)
+
+
+def test_segments_of_an_enhanced_image_refer_to_its_frames(patients, write, clinic, tmp_path):
+    """The frames are stored against the order of the slices."""
+    truth, writer = patients.scans[0], write().write_series()
+    image = as_enhanced(writer.root)
+    masks = np.random.default_rng(1).random((3, *truth.image.shape)) < 0.3
+    dataset = write_seg(clinic, tmp_path / "out", masks)
+    for k, mask in enumerate(masks):
+        assert voxels_in_space(dataset, k + 1) == expected_in_space(truth, mask)
+    stored = [groups.PlanePositionSequence[0].ImagePositionPatient for groups in image.PerFrameFunctionalGroupsSequence]
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        (source,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == image.SOPInstanceUID
+        assert source.ReferencedSOPClassUID == image.SOPClassUID
+        position = stored[source.ReferencedFrameNumber - 1]
+        assert np.allclose(groups.PlanePositionSequence[0].ImagePositionPatient, position, atol=1e-4)
+    ((reference,),) = [series.ReferencedInstanceSequence for series in dataset.ReferencedSeriesSequence]
+    assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
+
+
+def as_enhanced(folder):
+    """Replace the slices in a folder by an enhanced MR image of their frames, in the order of their file names."""
+    slices = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+    image = slices[0].copy()
+    image.PerFrameFunctionalGroupsSequence, image.SharedFunctionalGroupsSequence = [], [pydicom.Dataset()]
+    for one in slices:
+        groups, position, plane, measures = (pydicom.Dataset() for _ in range(4))
+        position.ImagePositionPatient = one.ImagePositionPatient
+        plane.ImageOrientationPatient = one.ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = one.PixelSpacing, 3
+        groups.PlanePositionSequence, groups.PlaneOrientationSequence = [position], [plane]
+        groups.PixelMeasuresSequence = [measures]
+        image.PerFrameFunctionalGroupsSequence.append(groups)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(image, name)
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    image.NumberOfFrames, image.PixelData = len(slices), b"".join(one.PixelData for one in slices)
+    for path in list(folder.iterdir()):
+        path.unlink()
+    image.save_as(folder / "enhanced.dcm")
+    return image
 
 
 def test_slices_with_a_series_of_their_own_are_referred_to_by_series(tmp_path):
