@@ -1,8 +1,8 @@
 """How often an epoch repeats slices with rare labels: data.balance_labels.
 
 Labels share slices, so a label cannot be oversampled alone: repeating the slices of one label also repeats the labels
-next to it, and makes all other labels rarer. What can be chosen is the weight of each *set* of labels that occur together
-in a slice. A linear program finds the weights; dataset.json lists the sets.
+next to it, and makes all other labels rarer. What can be chosen is the weight of each *set* of labels that occur
+together in a slice. A linear program finds the weights; dataset.json lists the sets.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.tfrecords.dataset import ScanEntry
+from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, ScanEntry
 from gitseg_tf.errors import DataError
 
 MOST_REPEATS = 10
@@ -30,15 +30,17 @@ class Repeats:
 
     Attributes:
         names: the labels of the config.
+        all_names: the labels of the dataset.
         of_set: set of indices of `names` to the mean number of extra windows, in units of 1e-6.
     """
 
     names: tuple[str, ...]
+    all_names: tuple[str, ...]
     of_set: dict[frozenset[int], int]
 
-    def windows(self, scan: ScanEntry, all_names: tuple[str, ...]) -> int:
-        """Count the extra windows of a scan; `all_names` are the labels of the dataset."""
-        sets = _label_sets(scan, all_names, self.names)
+    def windows(self, scan: ScanEntry) -> int:
+        """Count the extra windows of a scan."""
+        sets = _label_sets(scan.label_sets or {}, self.names, self.all_names)
         return _rounded(sum(self.of_set.get(labels, 0) * n for labels, n in sets.items()))
 
     def slices(self, shown, seed):
@@ -49,7 +51,7 @@ class Repeats:
             seed: int64 [2].
 
         Returns:
-            int64 [N], indices of slices, as many as `windows` counts; each slice is chosen in proportion to its repeats.
+            int64 [N], indices of slices, as many as `windows` counts, each slice in proportion to its repeats.
         """
         # A set is identified by the sum of its labels' codes: comparing sets label by label would take D * S * L steps.
         codes = np.random.default_rng(0).integers(1 << 53, size=len(self.names))
@@ -70,7 +72,7 @@ class Repeats:
         return tf.gather(shuffled, tf.searchsorted(tf.cast(ends, tf.float64), points, side="right"))
 
 
-def balancing_repeats(scans: list[ScanEntry], all_names: tuple[str, ...], config: Config) -> Repeats | None:
+def balancing_repeats(dataset: Dataset, scans: list[ScanEntry], config: Config) -> Repeats | None:
     """Choose the repeats of a training epoch; None if data.balance_labels is 0.
 
     With data.balance_labels 1 the labels are as balanced as the data permits, by this rule:
@@ -86,8 +88,8 @@ def balancing_repeats(scans: list[ScanEntry], all_names: tuple[str, ...], config
     Smaller values scale the repeats; the frequencies are then between those of the data and those of 1.
 
     Args:
+        dataset: its labels are used.
         scans: the scans of an epoch.
-        all_names: the labels of their dataset.
         config: its labels and data.balance_labels.
 
     Returns:
@@ -96,29 +98,30 @@ def balancing_repeats(scans: list[ScanEntry], all_names: tuple[str, ...], config
     Raises:
         DataError: the dataset does not list the sets of labels.
     """
-    share, names = config.data.balance_labels, config.label_set.names
+    share, names, all_names = config.data.balance_labels, config.label_set.names, dataset.labels.names
     if not share:
         return None
     slices: Counter[frozenset[int]] = Counter()
     for scan in scans:
-        slices.update(_label_sets(scan, all_names, names))
+        if scan.label_sets is None:
+            raise DataError(
+                f"{dataset.root / INDEX}: does not list which labels {scan.id} shows in the same slice, which "
+                "data.balance_labels needs; remove the dataset and convert again, or set data.balance_labels to 0"
+            )
+        slices.update(_label_sets(scan.label_sets, names, all_names))
     sets = sorted(slices, key=sorted)
     if not sets:
         return None
     repeats = _most_balanced(tuple(sets), tuple(slices[labels] for labels in sets))
-    return Repeats(names, {labels: round(share * r * _UNIT) for labels, r in zip(sets, repeats, strict=True)})
+    of_set = {labels: round(share * r * _UNIT) for labels, r in zip(sets, repeats, strict=True)}
+    return Repeats(names, all_names, of_set)
 
 
-def _label_sets(scan: ScanEntry, all_names: tuple[str, ...], names: tuple[str, ...]) -> Counter[frozenset[int]]:
+def _label_sets(listed: dict[str, int], names: tuple[str, ...], all_names: tuple[str, ...]) -> Counter[frozenset[int]]:
     """Count the slices of a scan by the labels that they show, as indices of `names`."""
-    if scan.label_sets is None:
-        raise DataError(
-            f"dataset.json does not list which labels {scan.id} shows in the same slice, which data.balance_labels "
-            "needs; convert the cohort again, or set data.balance_labels to 0"
-        )
     index = {all_names.index(name): k for k, name in enumerate(names)}
     counts: Counter[frozenset[int]] = Counter()
-    for key, n in scan.label_sets.items():
+    for key, n in listed.items():
         labels = frozenset(index[k] for k in map(int, key.split()) if k in index)
         if labels:
             counts[labels] += n

@@ -31,8 +31,7 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
     """
     data = config.data
     scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
-    names = dataset.labels.names
-    windows = _windows_in_epoch(scans, names, config, balancing_repeats(scans, names, config), max_filled_slices)
+    windows = _windows_in_epoch(scans, config, balancing_repeats(dataset, scans, config), max_filled_slices)
     if not windows:
         labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
         annotated = any(annotated_slices(scan, config) for scan in scans)
@@ -56,10 +55,9 @@ def numbered_batches(
     fits = data.service is None and fits_in_memory(dataset, folds, config)
     in_memory = prepared_scans(files, dataset, config).cache() if fits else None
     used = dataset.scans_of(folds, data.exclude_scans)
-    repeats = balancing_repeats(used, dataset.labels.names, config)
+    repeats = balancing_repeats(dataset, used, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
-    least = _windows_in_epoch(used, dataset.labels.names, config, repeats, min_filled_slices)
-    rounds = math.ceil(steps * data.batch_size / max(least, 1))
+    rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, repeats, min_filled_slices), 1))
 
     def one_epoch(epoch):
         # This sets the seed of this function's graph only: the order must not depend on the process's global seed.
@@ -108,10 +106,7 @@ def min_filled_slices(scan: ScanEntry, slices: dict[str, int]) -> int:
     return max(*slices.values(), scan.shape[0] - scan.empty_slices - left_out, 0)
 
 
-def _windows_in_epoch(
-    scans: list[ScanEntry], names: tuple[str, ...], config: Config, repeats: Repeats | None, filled_slices: Callable
-) -> int:
-    """Count the windows of an epoch; `names` are the labels of the dataset."""
+def _windows_in_epoch(scans: list[ScanEntry], config: Config, repeats: Repeats | None, filled_slices: Callable) -> int:
     data, windows = config.data, 0
     for scan in scans:
         annotated = annotated_slices(scan, config)
@@ -119,7 +114,7 @@ def _windows_in_epoch(
             continue
         filled = filled_slices(scan, annotated)
         empty = math.floor(data.empty_slice_fraction * (scan.shape[0] - filled) + 0.5)
-        repeated = repeats.windows(scan, names) if repeats else 0
+        repeated = repeats.windows(scan) if repeats else 0
         windows += math.ceil((filled + empty + repeated) / _slices_shown(data))
     return windows
 

@@ -1,6 +1,7 @@
 """Repeats of slices with rare labels, compared with cases worked by hand."""
 
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,15 @@ from gitseg_tf.labels import LabelSet
 NAMES = ("a", "b", "c")
 
 
+def dataset(names=NAMES):
+    return SimpleNamespace(root=Path("records"), labels=LabelSet.of(*names))
+
+
 def repeats_of(sets, share=1.0, names=NAMES, all_names=NAMES):
     """Repeats per set, for a single scan with {"a b": number of slices}."""
     keys = {" ".join(str(all_names.index(name)) for name in key.split()): n for key, n in sets.items()}
     config = load_config(None, {"data.balance_labels": share}).for_dataset(LabelSet.of(*names), ("image",))
-    repeats = balancing_repeats([SimpleNamespace(id="case1", label_sets=keys)], all_names, config)
+    repeats = balancing_repeats(dataset(all_names), [SimpleNamespace(id="case1", label_sets=keys)], config)
     return {" ".join(names[k] for k in sorted(labels)): n / 1e6 for labels, n in repeats.of_set.items()}
 
 
@@ -116,10 +121,10 @@ def test_labels_that_are_not_trained_do_not_count():
 
 def test_zero_repeats_nothing_and_needs_no_sets():
     config = load_config(None).for_dataset(LabelSet.of(*NAMES), ("image",))
-    assert balancing_repeats([SimpleNamespace(id="case1", label_sets=None)], NAMES, config) is None
+    assert balancing_repeats(dataset(), [SimpleNamespace(id="case1", label_sets=None)], config) is None
 
 
 def test_a_dataset_without_the_sets_is_refused():
     config = load_config(None, {"data.balance_labels": 1}).for_dataset(LabelSet.of(*NAMES), ("image",))
-    with pytest.raises(DataError, match=r"case1 .* convert the cohort again, or set data.balance_labels to 0"):
-        balancing_repeats([SimpleNamespace(id="case1", label_sets=None)], NAMES, config)
+    with pytest.raises(DataError, match=r"dataset.json: .* case1 .* convert again, or set data.balance_labels to 0"):
+        balancing_repeats(dataset(), [SimpleNamespace(id="case1", label_sets=None)], config)
