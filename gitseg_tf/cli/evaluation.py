@@ -25,12 +25,14 @@ def add_parsers(commands) -> None:
         "--out", default="compare.png", metavar="FILE.png", help="plot to write (default: %(default)s)"
     )
 
-    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default"]
+    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default --metric score"]
     purpose = "tune a run's post-processing on patients that it was not trained on"
     tune = command(commands, "tune", _tune, purpose, examples=examples)
     tune.add_argument("run_folder", metavar="run", help=_RUN)
     data_argument(tune)
     tune.add_argument("--fold", type=int, help="fold to tune on (default: the held-out fold)")
+    metric = "what to maximize: dice, score, score_volume or surface_dice (default: the run's evaluation.metric)"
+    tune.add_argument("--metric", metavar="NAME", help=metric)
     tune.add_argument("--dry-run", action="store_true", help="show the gain of each step without saving anything")
     tta_argument(tune)
 
@@ -87,4 +89,4 @@ def _tune(options) -> None:
     from gitseg_tf.evaluation.tuning.tune import tune
 
     run, dataset = run_and_data(options)
-    tune(run, dataset, fold=options.fold, dry_run=options.dry_run)
+    tune(run, dataset, fold=options.fold, metric=options.metric, dry_run=options.dry_run)

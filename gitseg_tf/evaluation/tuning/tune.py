@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from gitseg_tf import __version__
-from gitseg_tf.config.evaluation import TtaConfig
+from gitseg_tf.config.evaluation import METRICS, TtaConfig
 from gitseg_tf.config.postprocess import LabelPostprocess, PostprocessConfig
 from gitseg_tf.core.paths import write_atomically
 from gitseg_tf.core.progress import progress
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 def tune(
-    run: Run, dataset: Dataset, fold: int | None = None, *, dry_run: bool = False
+    run: Run, dataset: Dataset, fold: int | None = None, *, metric: str | None = None, dry_run: bool = False
 ) -> tuple[PostprocessConfig, list[Step]]:
-    """Search for the post-processing with the highest score, log the gain of each step, and save it with the run.
+    """Search for the post-processing with the highest metric, log the gain of each step, and save it with the run.
 
     Each scan is predicted once; its probabilities are kept in a temporary folder during the search. Existing
     post-processing of the run is ignored: the search starts with everything off. The test-time augmentation used in the
@@ -43,6 +43,7 @@ def tune(
         run: a trained run; its config contains the test-time augmentation.
         dataset: a dataset with annotations.
         fold: the fold to tune on; None is the one that the run held out.
+        metric: a name in `config.evaluation.METRICS`; None is the run's evaluation.metric.
         dry_run: do not write anything.
 
     Returns:
@@ -52,23 +53,28 @@ def tune(
         RunError: a dataset without the run's labels or with other channels, no contours, a patient on whom the run was
             trained, or a damaged shard.
         DataError: no such fold.
+        ConfigError: no such metric.
     """
+    metric = METRICS.check(metric or run.config.evaluation.metric)
     check_matches(run.config, dataset)
     fold, scans = scans_of_fold(run, dataset, fold)
     cases = sorted({scan.case for scan in scans})
     _check_unseen(run, cases, fold)
     threshold = run.config.evaluation.threshold
     with tempfile.TemporaryDirectory(prefix="gitseg-tune-") as folder:
-        pairs = PairScores(Path(folder), run.config.label_set, threshold)
+        pairs = PairScores(
+            Path(folder), run.config.label_set, threshold, metric, run.config.evaluation.tolerance_mm
+        )
         _predict(run, dataset, fold, len(scans), pairs)
         if not pairs.labels:
             raise RunError(f"{dataset.root}: no scan of fold {fold} has a label to tune on; choose another fold")
         bar = partial(progress, title="tune", unit="step")
-        best, steps, before = search(pairs.means, pairs.labels, threshold, bar)
+        best, steps, before = search(pairs, pairs.labels, threshold, bar)
     after = steps[-1].after if steps else before
     for line in table_lines(steps):
         logger.info(line)
-    logger.info("score      %.4f before, %.4f after, on %s of fold %d", before, after, plural(len(scans), "scan"), fold)
+    where = f"{plural(len(scans), 'scan')} of fold {fold}"
+    logger.info("%-10s %.4f before, %.4f after, on %s", metric, before, after, where)
     settings = _section(best)
     if dry_run:
         logger.info("saved      nothing, because this is a dry run")
@@ -78,6 +84,7 @@ def tune(
         "dataset": dataset.source["fingerprint"],
         "cases": cases,
         "scans": [scan.id for scan in scans],
+        "metric": metric,
         "score_before": before,
         "score_after": after,
         "gitseg_tf": __version__,
