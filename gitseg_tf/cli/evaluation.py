@@ -26,12 +26,18 @@ def add_parsers(commands) -> None:
         "--out", default="compare.png", metavar="FILE.png", help="plot to write (default: %(default)s)"
     )
 
-    examples = ["gitseg tune runs/default --dry-run", "gitseg tune runs/default", "gitseg tune runs/folds"]
+    examples = [
+        "gitseg tune runs/default --dry-run",
+        "gitseg tune runs/default --metric score",
+        "gitseg tune runs/folds",
+    ]
     purpose = "tune the post-processing of a run or cross-validation on patients that it was not trained on"
     tune = command(commands, "tune", _tune, purpose, examples=examples)
     tune.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
     data_argument(tune)
     tune.add_argument("--fold", type=int, help="fold to tune on (default: the held-out fold)")
+    metric = "what to maximize: dice, score, score_volume or surface_dice (default: the run's evaluation.metric)"
+    tune.add_argument("--metric", metavar="NAME", help=metric)
     tune.add_argument("--dry-run", action="store_true", help="show the gain of each step without saving anything")
     tta_argument(tune)
 
@@ -99,8 +105,8 @@ def _tune(options) -> None:
         if options.fold is None:
             data = options.data or folds.config.provenance["records"]
             dataset = open_data(data, len(folds.cases), **reading(options))
-            tune_cross_validation(folds.path, dataset, overrides=options.tta, dry_run=options.dry_run)
+            tune_cross_validation(folds.path, dataset, overrides=options.tta, metric=options.metric, dry_run=options.dry_run)
             return
         options.run_folder = folds.run_of(options.fold)
     run, dataset = run_and_data(options)
-    tune(run, dataset, fold=options.fold, dry_run=options.dry_run)
+    tune(run, dataset, fold=options.fold, metric=options.metric, dry_run=options.dry_run)

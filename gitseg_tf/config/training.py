@@ -42,7 +42,7 @@ class TrainingConfig(Section):
         0, ge=0, description="number of last epochs over which the weights are averaged equally; 0: none"
     )
     early_stopping_patience: int = Field(
-        0, ge=0, description="epochs without a higher val_dice after which training stops; 0: never"
+        0, ge=0, description="epochs without a higher evaluation.metric after which training stops; 0: never"
     )
     weight_decay: float = Field(1e-2, ge=0)
     clip_norm: float = Field(1.0, gt=0, description="maximum global norm of the gradient")

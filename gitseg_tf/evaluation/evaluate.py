@@ -159,7 +159,7 @@ def score_fold(
         scan = replace(scan, annotation=annotation)
         rows = score_scan(
             scan.id, scan.case, annotation, prediction,
-            labels=labels, spacing=scan.volume.spacing, tolerance_mm=tolerance,
+            labels=labels, spacing=scan.volume.spacing, numbers=scan.volume.numbers, tolerance_mm=tolerance,
         )  # fmt: skip
         reliability.add(levels, annotation)
         shelf.add(scan.id, rows, lambda: picture_scan(scan, prediction, labels))
@@ -311,6 +311,9 @@ def summary_lines(summary: dict) -> list[str]:
         cells = (_cell(means[key], title, form) for title, key, form in _COLUMNS)
         between = (_interval(ends.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
         lines.append(f"{name:<{width}}" + "".join(map("".join, zip(cells, between, strict=True))))
+    if summary["score_volume"] is not None:
+        form = "3-D Dice and distance over the diagonal, the form of public notebooks"
+        lines.append(f"{'score_volume':<{width}}{summary['score_volume']:8.3f}, from {form}")
     if more := len(summary["labels"]) - len(shown):
         lines.append(f"labels     the {len(shown)} with the lowest Dice; {more} more are in evaluation.csv")
     for name, scans in summary.get("unannotated", {}).items():

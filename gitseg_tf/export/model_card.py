@@ -14,12 +14,19 @@ from gitseg_tf.runs.run import Run
 
 _SCORES = {
     "score": "competition score",
+    "score_volume": "competition score, form of public notebooks",
     "dice": "Dice, 3-D",
+    "dice_2d": "Dice, 2-D",
     "iou": "IoU",
     "hausdorff": "Hausdorff score",
+    "hausdorff_volume": "Hausdorff score, form of public notebooks",
+    "hausdorff_mm": "Hausdorff, mm",
     "hd95_mm": "HD95, mm",
     "mean_surface_mm": "mean surface distance, mm",
     "surface_dice": "surface Dice",
+    "surface_dice_2mm": "surface Dice at 2 mm",
+    "surface_dice_3mm": "surface Dice at 3 mm",
+    "added_path_mm": "added path length, mm",
 }
 _STEPS = {
     "smooth_mm": "smoothing across slices, sigma {} mm",

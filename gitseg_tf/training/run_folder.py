@@ -124,12 +124,18 @@ def check_same_experiment(
             raise RunError(f"{run}: the run {what} {', '.join(was)}; {has}; choose another run folder")
     if before.provenance.get("dataset") != dataset.source["fingerprint"]:
         raise RunError(f"{run}: was trained on a dataset other than {dataset.root}; choose another run folder")
+    if config.evaluation.whole_scans:  # the metric of each epoch depends on them
+        sections = tuple(dict.fromkeys((*sections, "evaluation", "postprocess")))
     for section in sections:
         was, wanted = (getattr(c, section).model_dump(exclude=MAY_CHANGE.get(section)) for c in (before, config))
         for key in was | wanted:  # either may lack a key: postprocess has a section only for labels that differ
             if was.get(key) != wanted.get(key):
                 differs = f"{section}.{key} was {was.get(key)} and is now {wanted.get(key)}"
                 raise RunError(f"{run}: {differs}; resume with the same value or choose another run folder")
+    was, now = before.evaluation.metric, config.evaluation.metric
+    if was != now:
+        differs = f"evaluation.metric was {was} and is now {now}"
+        raise RunError(f"{run}: {differs}; resume with the same value or choose another run folder")
     if before.seed != config.seed:
         raise RunError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same seed")
 

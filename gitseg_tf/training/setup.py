@@ -54,6 +54,19 @@ def set_up(config: Config, dataset: Dataset) -> tuple[tf.distribute.Strategy, st
     return strategy, precision
 
 
+def check_metric(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Check that the devices can compute evaluation.metric during training.
+
+    Raises:
+        ConfigError: it needs predictions of whole scans, which do not run on TPUs during training.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy) and config.data.fold is not None and config.evaluation.whole_scans:
+        raise ConfigError(
+            f"evaluation.metric is {config.evaluation.metric}: TPUs cannot predict whole scans during training; set it "
+            "to dice, and choose post-processing by another metric with tune"
+        )
+
+
 def compiled_model(
     config: Config,
     strategy: tf.distribute.Strategy,

@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from gitseg_tf.config import Config
+from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.pipeline.batches import training_windows, validation_steps, validation_windows
@@ -24,13 +25,14 @@ from gitseg_tf.runs.run import Run, load_run
 from gitseg_tf.training.callbacks.checkpoints import RunningEpoch, WithinEpoch
 from gitseg_tf.training.callbacks.divergence import StopsAtDivergence
 from gitseg_tf.training.callbacks.early_stopping import EarlyStopping
+from gitseg_tf.training.callbacks.held_out import HeldOutMetric
 from gitseg_tf.training.callbacks.initial_loss import InitialLoss
 from gitseg_tf.training.callbacks.overlays import Overlays
 from gitseg_tf.training.callbacks.recorder import AveragedValidation, EpochBars, RunRecorder
 from gitseg_tf.training.callbacks.tensorboard import EpochLog, open_loggers
 from gitseg_tf.training.distribute.consistency import check_agreement, naming_lost_workers
 from gitseg_tf.training.run_folder import open_run
-from gitseg_tf.training.setup import compiled_model, set_up
+from gitseg_tf.training.setup import check_metric, compiled_model, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +43,14 @@ def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool 
     Args:
         config: the experiment. The network gets one output per label and one input per channel of the dataset.
         dataset: all folds but config.data.fold are used for training, and that fold for validation after each epoch. If
-            it is None, all folds are used for training.
+            it is None, all folds are used for training. With an evaluation.metric of whole scans, that fold's scans are
+            also predicted whole after each epoch.
         run: the run's folder, which must be new unless `resume` is set.
         resume: continue after the last saved step of an interrupted run; a run that has not started is started.
 
     Returns:
-        The run, whose best weights are those of the epoch with the highest validation Dice, or of the last epoch if no
-        fold is held out. None on a worker other than the chief, which does not write the run.
+        The run, whose best weights are those of the epoch with the highest evaluation.metric on the held-out fold, or of
+        the last epoch if no fold is held out. None on a worker other than the chief, which does not write the run.
 
     Raises:
         ConfigError: the config does not fit the data or the devices.
@@ -56,6 +59,7 @@ def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool 
     run = as_path(run)
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
     strategy, precision = set_up(config, dataset)
+    check_metric(config, strategy)
     with naming_lost_workers(strategy, run):
         return _train(config, dataset, run, resume=resume, strategy=strategy, precision=precision)
 
@@ -78,7 +82,7 @@ def _train(
     model = compiled_model(config, strategy, precision, steps=steps, weights=weights)
     with strategy.scope():
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
-        stopping = EarlyStopping(config.training.early_stopping_patience)
+        stopping = EarlyStopping(config.training.early_stopping_patience, config.evaluation.monitored)
     running = RunningEpoch()
     state = tf.train.Checkpoint(
         model=model,
@@ -189,7 +193,10 @@ def _fit(
     initial = None if first or first_step else InitialLoss(model.loss_of)
     if initial:
         windows = initial.watching(windows)
-    recorder, bars = RunRecorder(run, manager, finished, rows), EpochBars(steps, batches, epochs)
+    monitor = config.evaluation.monitored
+    recorder = RunRecorder(run, manager, finished, rows, monitor)
+    bars = EpochBars(steps, batches, epochs, monitor)
+    scorer = METRICS.get(config.evaluation.metric)(config, dataset) if held_out and config.evaluation.whole_scans else None
     try:
         with open_loggers(run, config, model.distribute_strategy) as loggers:
             # Create them on all workers even if only the chief logs: reading the statistics of batch normalization is
@@ -197,7 +204,9 @@ def _fit(
             overlays = Overlays(dataset, config) if held_out else None
             callbacks = [
                 initial,
-                overlays,  # must precede the callback that swaps the averages back, to draw the validated weights
+                # These two must precede the callback that swaps the averages back, to use the validated weights.
+                HeldOutMetric(scorer, monitor) if scorer else None,
+                overlays,
                 AveragedValidation(partial(training_windows, dataset, config) if swa else None, epochs - swa, steps),
                 StopsAtDivergence(dataset, config),
                 stopping,

@@ -21,7 +21,7 @@ from gitseg_tf.runs.folder import has_begun, load_run_config
 from gitseg_tf.viewer.contours import Contours, of_annotation
 from gitseg_tf.viewer.folders import GivenFolders
 
-_SCORES = ("score", "dice", "hausdorff", "hausdorff_mm", "hd95_mm", "surface_dice")
+_SCORES = ("score", "score_volume", "dice", "hausdorff", "hausdorff_mm", "hd95_mm", "surface_dice")
 
 
 @dataclass(frozen=True)

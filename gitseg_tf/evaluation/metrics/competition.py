@@ -13,6 +13,7 @@ docs/explanation/competition_score.md compares the two.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,8 @@ DICE_WEIGHT, HAUSDORFF_WEIGHT = 0.4, 0.6
 _CUBE_DIAGONAL = math.sqrt(3)
 
 
-def combined(dice: float, hausdorff_score: float) -> float:
-    """Compute the weighted mean of both forms: `0.4 * dice + 0.6 * hausdorff_score`."""
+def combined(dice: Any, hausdorff_score: Any) -> Any:
+    """Compute the weighted mean of both forms, of numbers or arrays: `0.4 * dice + 0.6 * hausdorff_score`."""
     return DICE_WEIGHT * dice + HAUSDORFF_WEIGHT * hausdorff_score
 
 

@@ -286,6 +286,29 @@ def mean_terms(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table.fillna(0.0).assign(dice_2d=rows["dice_2d_sum"].where(scored, 0.0)), counts
 
 
+def metric_terms(rows: pd.DataFrame, metric: str) -> np.ndarray:
+    """Compute the sums that give the mean of a metric, to be added over parts of the rows.
+
+    Args:
+        rows: rows of `score_scan`.
+        metric: a name of the summary.
+
+    Returns:
+        float64 [terms, 2]: numerator and denominator of each mean whose weighted sum is the metric.
+    """
+    names = list(COMBINED.get(metric, {metric: 1.0}))
+    if rows.empty:
+        return np.zeros((len(names), 2))
+    sums, counts = (terms[names].sum().to_numpy(float) for terms in mean_terms(rows))
+    return np.stack([sums, counts], axis=1)
+
+
+def metric_value(terms: np.ndarray, metric: str) -> float:
+    """Compute a metric from the sum of its `metric_terms`; NaN if nothing enters it."""
+    weights = np.array(list(COMBINED.get(metric, {metric: 1.0}).values()))
+    return float(weights @ (terms[:, 0] / terms[:, 1])) if terms[:, 1].all() else math.nan
+
+
 def scan_score(rows: Sequence[Mapping]) -> float | None:
     """Compute the mean `score` of some rows of `score_scan`, as in `summarize`; None if there is none."""
     return _means(pd.DataFrame(list(rows)))["score"]

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
+from gitseg_tf.evaluation.metrics.scores import scan_score
 from gitseg_tf.evaluation.report.slices import ScanPictures
 
 WORST = 5
@@ -129,8 +128,7 @@ class PictureShelf:
             rows: from `scores.score_scan`.
             draw: function that draws its images; called only if the scan may be chosen.
         """
-        scores = [row["score"] for row in rows if row["truth_ml"] > 0]
-        self._scores[scan] = float(np.mean(scores)) if scores else None
+        self._scores[scan] = scan_score(rows)
         distances = [row["hausdorff_mm"] for row in rows if math.isfinite(row["hausdorff_mm"])]
         if distances:
             self._distances[scan] = max(distances)

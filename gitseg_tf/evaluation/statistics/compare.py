@@ -12,16 +12,20 @@ from scipy.stats import rankdata
 from gitseg_tf.core.paths import AnyPath, as_path, written_locally
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError, RunError
+from gitseg_tf.evaluation.metrics.competition import combined
 from gitseg_tf.evaluation.metrics.scores import label_names
 from gitseg_tf.evaluation.statistics.intervals import LEVEL, percentile_intervals
 
 # Title, column of evaluation.csv, whether higher is better, digits.
 _SCORES = (
     ("score", "score", True, 3),
+    ("score_volume", "score_volume", True, 3),
     ("Dice", "dice", True, 3),
     ("HD95 mm", "hd95_mm", False, 2),
     ("surface Dice", "surface_dice", True, 3),
 )
+# The columns that give a patient's score.
+_SCORE_PARTS = ("dice_2d_sum", "dice_2d_slices", "hausdorff_score")
 # Represents all labels; no label can have this name.
 _MEAN = ""
 # Keys of evaluation.json and their descriptions: if they differ, score differences are not due to the network alone.
@@ -87,7 +91,7 @@ def read_evaluation(path: str | AnyPath) -> Evaluation:
             # Read names such as "001" and "NA" as text.
             names = dict.fromkeys(("scan", "case", "label"), str)
             rows = pd.read_csv(file, dtype=names, keep_default_na=False, na_values=[""])
-        rows = rows[["scan", "case", "label", "truth_ml", *(column for _, column, *_ in _SCORES)]]
+        rows = rows[["scan", "case", "label", "truth_ml", *(column for _, column, *_ in _SCORES), *_SCORE_PARTS]]
         summary["dataset"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: its evaluation is damaged ({type(error).__name__}: {error}); {fix}") from None
@@ -104,7 +108,8 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
 
     Returns:
         The comparison. A pair counts if the reference has the label and both evaluations have the score; absent and
-        unannotated labels do not count. Each patient counts once, whatever the number of their scans.
+        unannotated labels do not count. In `score`, false positives of absent labels count, as in the competition, and
+        2-D Dice is averaged over all slices of a patient. Each patient counts once, whatever the number of their scans.
 
     Raises:
         RunError: the evaluations are on different datasets, or have no scan or no label in common.
@@ -118,6 +123,12 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
         fix = "score both on the same fold, or compare cross-validations"
         raise RunError(f"{one.path} and {other.path}: have no scan and label in common; {fix}")
     present = pairs[pairs["truth_ml_one"] > 0]
+    sides = [
+        pairs[["case", "label", *(f"{part}{side}" for part in _SCORE_PARTS)]].set_axis(
+            ["case", "label", *_SCORE_PARTS], axis=1
+        )
+        for side in ("_one", "_other")
+    ]
     labels = [name for name in label_names(one.rows) if name in set(pairs["label"])]
     patients, table = [], []
     for title, column, *_ in _SCORES:
@@ -127,12 +138,25 @@ def compare(one: Evaluation, other: Evaluation) -> Comparison:
         for label in (_MEAN, *labels):
             own = values if label == _MEAN else values[values["label"] == label]
             both = own.dropna()
-            means = both.groupby("case")[["one", "other"]].mean()
-            patients.append(means.reset_index().assign(score=title, label=label))
-            table.append({"score": title, "label": label, **_test_differences(means), "dropped": len(own) - len(both)})
+            if column == "score":
+                chosen = [side if label == _MEAN else side[side["label"] == label] for side in sides]
+                means = pd.concat([_score_of_patients(side) for side in chosen], axis=1, keys=["one", "other"])
+                means, dropped = means.dropna(), 0
+            else:
+                means, dropped = both.groupby("case")[["one", "other"]].mean(), len(own) - len(both)
+            patients.append(means.rename_axis("case").reset_index().assign(score=title, label=label))
+            table.append({"score": title, "label": label, **_test_differences(means), "dropped": dropped})
     notes = _notes(one, other, pairs)
     means_of_patients = pd.concat([own for own in patients if len(own)] or patients[:1], ignore_index=True)
     return Comparison(one.path, other.path, tuple(labels), means_of_patients, pd.DataFrame(table), notes)
+
+
+def _score_of_patients(rows: pd.DataFrame) -> pd.Series:
+    """Compute each patient's score, as in `summarize`; NaN without any label in reference and prediction."""
+    patients = rows.groupby("case")
+    slices = patients["dice_2d_slices"].sum()
+    dice_2d = patients["dice_2d_sum"].sum() / slices.where(slices > 0)
+    return combined(dice_2d, patients["hausdorff_score"].mean())
 
 
 def most_changed(comparison: Comparison, most: int) -> list[str]:
@@ -289,7 +313,7 @@ def draw_comparison(path: AnyPath, comparison: Comparison) -> None:
     """
     shown = most_changed(comparison, _MOST_DRAWN)
     columns = (_MEAN, *shown)
-    figure = Figure(figsize=(2.75 * len(columns), 11.5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.75 * len(columns), 2.875 * len(_SCORES)), dpi=100, layout="constrained")
     panels = figure.subplots(len(_SCORES), len(columns), sharey="row", sharex=True, squeeze=False)
     for line, (title, _, more_is_better, _) in zip(panels, _SCORES, strict=True):
         for axes, label in zip(line, columns, strict=True):

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from gitseg_tf.evaluation.metrics.scores import label_names, mean_terms
+from gitseg_tf.evaluation.metrics.scores import COMBINED, label_names, mean_terms
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -35,8 +35,14 @@ def mean_intervals(rows: pd.DataFrame, *, level: float = LEVEL, resamples: int =
     for part in parts.values():
         for terms, by_case in zip(mean_terms(part), (sums, counts), strict=True):
             by_case.append(terms.groupby(part["case"]).sum().reindex(cases, fill_value=0))
-    names = list(sums[0].columns)
-    intervals = percentile_intervals(np.hstack(sums), np.hstack(counts), level=level, resamples=resamples, seed=seed)
+    columns = list(sums[0].columns)
+    names = [*COMBINED, *columns]
+    # Each mean is a weighted sum of ratios of sums; most have a single one, with weight 1.
+    weights = np.array([[COMBINED.get(name, {name: 1.0}).get(column, 0.0) for name in names] for column in columns])
+    intervals = percentile_intervals(
+        np.hstack(sums), np.hstack(counts), np.kron(np.eye(len(parts)), weights),
+        level=level, resamples=resamples, seed=seed,
+    )  # fmt: skip
     of_part = {
         part: dict(zip(names, intervals[k * len(names) :], strict=False)) for k, part in enumerate(parts)
     }  # fmt: skip
@@ -44,13 +50,21 @@ def mean_intervals(rows: pd.DataFrame, *, level: float = LEVEL, resamples: int =
 
 
 def percentile_intervals(
-    sums: np.ndarray, counts: np.ndarray, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+    sums: np.ndarray,
+    counts: np.ndarray,
+    combinations: np.ndarray | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[list[float] | None]:
     """Compute bootstrap intervals of means that are ratios of sums over patients.
 
     Args:
-        sums: float array [patients, means], each patient's contribution to the numerators.
-        counts: float array [patients, means], each patient's contribution to the denominators; 0 if it does not count.
+        sums: float array [patients, ratios], each patient's contribution to the numerators.
+        counts: float array [patients, ratios], each patient's contribution to the denominators; 0 if it does not count.
+        combinations: float array [ratios, means], the weight of each ratio in each mean; None: the means are the
+            ratios.
         level: confidence level of the intervals.
         resamples: number of bootstrap resamples, each with as many patients as there are.
         seed: seed of the resampling.
@@ -58,12 +72,17 @@ def percentile_intervals(
     Returns:
         [low, high] of each mean, or None if fewer than two patients enter it.
     """
-    means = np.concatenate([w @ sums / _nan_for_zero(w @ counts) for w in _weights(len(sums), resamples, seed)])
+    ratios = np.concatenate([w @ sums / _nan_for_zero(w @ counts) for w in _weights(len(sums), resamples, seed)])
+    patients = np.count_nonzero(counts, axis=0)
+    weights = np.eye(len(patients)) if combinations is None else combinations
     tail = 100 * (1 - level) / 2
-    return [
-        np.percentile(mean[np.isfinite(mean)], [tail, 100 - tail]).tolist() if taking_part > 1 else None
-        for mean, taking_part in zip(means.T, np.count_nonzero(counts, axis=0), strict=True)
-    ]
+    intervals: list[list[float] | None] = []
+    for column in weights.T:
+        parts = np.flatnonzero(column)
+        mean = ratios[:, parts] @ column[parts]
+        enough = patients[parts].min() > 1
+        intervals.append(np.percentile(mean[np.isfinite(mean)], [tail, 100 - tail]).tolist() if enough else None)
+    return intervals
 
 
 def _weights(patients: int, resamples: int, seed: int):

@@ -9,6 +9,7 @@ from typing import Any
 import tf_keras as keras
 
 from gitseg_tf.config import with_overrides
+from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.config.postprocess import PostprocessConfig
 from gitseg_tf.core.locks import locked
 from gitseg_tf.core.paths import AnyPath, write_atomically
@@ -25,9 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def tune_cross_validation(
-    path: str | AnyPath, dataset: Dataset, *, overrides: dict[str, Any] | None = None, dry_run: bool = False
+    path: str | AnyPath,
+    dataset: Dataset,
+    *,
+    overrides: dict[str, Any] | None = None,
+    metric: str | None = None,
+    dry_run: bool = False,
 ) -> tuple[PostprocessConfig, list[Step]]:
-    """Search for the settings with the highest out-of-fold score, and save the same ones with every run.
+    """Search for the settings with the highest out-of-fold metric, and save the same ones with every run.
 
     Nothing is written before the search is done. Then CV/postprocess.yaml is written, and its copies in the runs; if
     that is interrupted, all commands that use the cross-validation as a whole refuse it until it is tuned again.
@@ -36,6 +42,7 @@ def tune_cross_validation(
         path: the folder of `train_folds`; all of its runs must be finished.
         dataset: the dataset on which they were trained.
         overrides: dotted keys of the section evaluation, for all runs.
+        metric: a name in `config.evaluation.METRICS`; None is the evaluation.metric of the config.
         dry_run: do not write anything.
 
     Returns:
@@ -45,7 +52,10 @@ def tune_cross_validation(
     Raises:
         RunError: an unfinished run, another dataset, other labels, channels or folds, runs that were tuned with
             different test-time augmentation, no contours, or a damaged shard.
+        ConfigError: no such metric.
     """
+    if metric is not None:
+        METRICS.check(metric)
     folds, overrides = read_cross_validation(path), overrides or {}
     runs = [
         replace(run, config=with_overrides(run.config, overrides, run.path))
@@ -57,7 +67,7 @@ def tune_cross_validation(
     scans_of = [scans_of_fold(run, dataset, fold)[1] for fold, run in enumerate(runs)]
     scans: list[ScanEntry] = [scan for scans in scans_of for scan in scans]
     with tempfile.TemporaryDirectory(prefix="gitseg-tune-") as folder:
-        pairs = PairScores(Path(folder), config.label_set, config.evaluation.threshold)
+        pairs = PairScores.of_config(Path(folder), config, metric)
         for fold, run in enumerate(runs):
             check_unseen(run, sorted({scan.case for scan in scans_of[fold]}), fold)
             logger.info("fold %d/%d   %s", fold + 1, len(runs), run.path)

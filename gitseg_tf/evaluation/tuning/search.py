@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gitseg_tf.config import Config
 from gitseg_tf.config.postprocess import LabelPostprocess
 from gitseg_tf.data.volume import Annotation
-from gitseg_tf.evaluation.metrics.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT, dice, hausdorff
+from gitseg_tf.evaluation.metrics.competition import combined, hausdorff_score_volume, score_parts
+from gitseg_tf.evaluation.metrics.scores import dice, hausdorff, metric_value, surface_dice
 from gitseg_tf.inference.postprocess import columns_reaching, label_mask, with_threshold
 from gitseg_tf.labels import LabelSet
 
@@ -62,25 +64,37 @@ class Step:
 class PairScores:
     """Scores of pairs of label and scan for given post-processing.
 
-    For each label in the reference of a scan, a file stores its probabilities in the columns that any mask may include.
-    Labels that are absent from the reference or unannotated do not count in the score.
+    For each pair that can affect the metric, a file stores its probabilities in the columns that any mask may include.
+    Unannotated labels do not count, and labels absent from the reference only in `score`, by their false positives.
 
     Args:
         folder: folder for the files.
         labels: labels of the masks.
         threshold: evaluation.threshold.
+        metric: a name in `config.evaluation.METRICS`.
+        tolerance_mm: tolerance of the surface Dice.
     """
 
-    def __init__(self, folder: Path, labels: LabelSet, threshold: float):
+    def __init__(
+        self, folder: Path, labels: LabelSet, threshold: float, metric: str = "score", tolerance_mm: float = 3.0
+    ):
         self._folder, self._threshold = folder, threshold
+        self.metric, self._tolerance = metric, tolerance_mm
         self._least = min(value for value in (threshold, *GRID["threshold"]) if value is not None)
         self._files: dict[str, list[Path]] = {name: [] for name in labels.names}
-        self._known: dict[tuple[str, LabelPostprocess], float] = {}
+        self._present: set[str] = set()
+        self._known: dict[tuple[str, LabelPostprocess], np.ndarray] = {}
+
+    @classmethod
+    def of_config(cls, folder: Path, config: Config, metric: str | None = None) -> "PairScores":
+        """Score with a config's labels, threshold and tolerance; metric None is its evaluation.metric."""
+        settings = config.evaluation
+        return cls(folder, config.label_set, settings.threshold, metric or settings.metric, settings.tolerance_mm)
 
     @property
     def labels(self) -> list[str]:
-        """The labels that can be scored."""
-        return [name for name, files in self._files.items() if files]
+        """The labels that the reference of a scan has, which can be tuned."""
+        return [name for name in self._files if name in self._present]
 
     def add(
         self, probabilities: np.ndarray, truth: Annotation, numbers: Sequence[int], spacing: Sequence[float]
@@ -94,12 +108,16 @@ class PairScores:
             spacing: (z, y, x) in mm.
         """
         counted = np.True_ if truth.ignore is None else ~truth.ignore
-        for k, files in enumerate(self._files.values()):
+        for k, (name, files) in enumerate(self._files.items()):
             mask = truth.masks[k] & counted
-            if not truth.annotated[k] or not mask.any():
+            if not truth.annotated[k] or not (mask.any() or self.metric == "score"):
                 continue
+            if mask.any():
+                self._present.add(name)
             # Columns below all thresholds are not part of any mask, with or without smoothing.
             box = columns_reaching(np.maximum(probabilities[k], mask), self._least)
+            if not probabilities[k][box].size:
+                continue
             file = self._folder / f"{k}-{len(files)}.npz"
             np.savez(
                 file,
@@ -108,29 +126,39 @@ class PairScores:
                 ignore=np.False_ if truth.ignore is None else truth.ignore[box],
                 numbers=np.asarray(numbers),
                 spacing=np.asarray(spacing, float),
-                diagonal=np.linalg.norm(mask.shape),
+                shape=np.array(mask.shape),
             )
             files.append(file)
 
-    def means(self, label: str, settings: Sequence[LabelPostprocess]) -> list[float]:
-        """Measure a label's contribution to the mean score over all labels and scans.
+    def terms(self, label: str, settings: Sequence[LabelPostprocess]) -> np.ndarray:
+        """Measure a label's terms of the mean over all labels and scans.
 
         Args:
-            label: one of `labels`.
+            label: a label.
             settings: the settings to try; each is measured only once.
 
         Returns:
-            One value for each of the settings.
+            float [settings, terms, 2], see `scores.metric_terms`.
         """
         new = [s for s in dict.fromkeys(settings) if (label, s) not in self._known]
         if new:
+            none = np.zeros((len(new), 2 if self.metric == "score" else 1, 2))
             with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
-                scores = np.array(list(pool.map(lambda file: self._scores(file, new), self._files[label])))
-            pairs = sum(map(len, self._files.values()))
-            self._known |= {(label, s): float(total) / pairs for s, total in zip(new, scores.sum(0), strict=True)}
-        return [self._known[label, s] for s in settings]
+                total = sum(pool.map(lambda file: self._terms(file, new), self._files[label]), none)
+            self._known |= {(label, s): own for s, own in zip(new, total, strict=True)}
+        return np.stack([self._known[label, s] for s in settings])
 
-    def _scores(self, file: Path, settings: Sequence[LabelPostprocess]) -> list[float]:
+    def value(self, terms: np.ndarray) -> float:
+        """Compute the metric from the sum of the labels' terms; 0 if nothing enters it."""
+        value = metric_value(terms, self.metric)
+        return 0.0 if np.isnan(value) else value
+
+    def rest(self) -> np.ndarray:
+        """Measure the terms of the labels that are not tuned, with their post-processing off."""
+        off, none = [LabelPostprocess()], np.zeros((2 if self.metric == "score" else 1, 2))
+        return sum((self.terms(name, off)[0] for name in self._files if name not in self._present), none)
+
+    def _terms(self, file: Path, settings: Sequence[LabelPostprocess]) -> np.ndarray:
         with _READING, np.load(file) as pair:
             kept = {name: pair[name] for name in pair}
         masks = (
@@ -138,28 +166,29 @@ class PairScores:
             & ~kept["ignore"]
             for s in settings
         )
-        return [competition_score(kept["truth"], mask, float(kept["diagonal"])) for mask in masks]
+        return np.stack([self._terms_of(kept, mask) for mask in masks])
 
+    def _terms_of(self, pair: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
+        truth, shape = pair["truth"], tuple(pair["shape"].tolist())
+        if self.metric == "score":
+            dice_sum, images, hausdorff_score = score_parts(truth, mask, shape)
+            return np.array([(dice_sum, images), (hausdorff_score, 1.0) if images else (0.0, 0.0)])
+        return np.array([(self._score_of(truth, mask, shape, pair), 1.0)])
 
-def competition_score(truth: np.ndarray, prediction: np.ndarray, diagonal: float) -> float:
-    """Compute only the competition's score of one label of a scan, as in `score_scan`.
-
-    Args:
-        truth: bool [D, H, W], not empty.
-        prediction: bool [D, H, W].
-        diagonal: diagonal of the whole scan in voxels.
-
-    Returns:
-        0 to 1; 0 if nothing is predicted.
-    """
-    if not prediction.any():
-        return 0.0
-    distance = hausdorff(truth, prediction, (1.0, 1.0, 1.0))
-    return DICE_WEIGHT * dice(truth, prediction) + HAUSDORFF_WEIGHT * (1 - distance / diagonal)
+    def _score_of(self, truth: np.ndarray, mask: np.ndarray, shape: tuple[int, ...], pair: dict) -> float:
+        """Compute one of the other metrics of one pair, as in `score_scan`."""
+        if not mask.any():
+            return 0.0
+        if self.metric == "dice":
+            return dice(truth, mask)
+        if self.metric == "surface_dice":
+            return surface_dice(truth, mask, tuple(pair["spacing"]), self._tolerance, pair["numbers"].tolist())
+        distance = hausdorff(truth, mask, (1.0, 1.0, 1.0))
+        return combined(dice(truth, mask), hausdorff_score_volume(distance, shape))
 
 
 def search(
-    means: Callable[[str, Sequence[LabelPostprocess]], list[float]],
+    pairs: PairScores,
     labels: Sequence[str],
     threshold: float,
     bar: Callable[[list], Iterable] = iter,
@@ -171,7 +200,7 @@ def search(
     values is used.
 
     Args:
-        means: a function like `PairScores.means`.
+        pairs: object with the methods `terms`, `rest` and `value` of `PairScores`.
         labels: the labels to search for.
         threshold: evaluation.threshold, represented by None in the grid.
         bar: wraps a list in a progress bar.
@@ -180,20 +209,24 @@ def search(
         The settings of each label, the adopted steps in order, and the mean score with everything off.
     """
     off = LabelPostprocess()
-    settings, scores = dict.fromkeys(labels, off), {label: means(label, [off])[0] for label in labels}
-    steps, baseline = [], sum(scores.values())
+    settings, terms = dict.fromkeys(labels, off), {label: pairs.terms(label, [off])[0] for label in labels}
+    rest = pairs.rest()
+    steps: list[Step] = []
+    score = baseline = pairs.value(rest + sum(terms.values()))
     for _, label, key in bar(list(product(range(ROUNDS), labels, GRID))):
         current = settings[label]
         values = [value for value in _values(key, threshold) if value != getattr(current, key)]
         tried = [current.model_copy(update={key: value}) for value in values]
-        reached = means(label, tried)
+        others = rest + sum(own for name, own in terms.items() if name != label)
+        of_tried = pairs.terms(label, tried)
+        reached = [pairs.value(others + own) for own in of_tried]
         best = int(np.argmax(reached))
-        if reached[best] < scores[label] + LEAST_GAIN:
+        if reached[best] < score + LEAST_GAIN:
             continue
-        before, others = sum(scores.values()), sum(scores.values()) - scores[label]
-        steps.append(Step(label, key, values[best], before, others + reached[best]))
-        settings[label], scores[label] = tried[best], reached[best]
-    return settings, [_alone(step, settings, means) for step in steps], baseline
+        steps.append(Step(label, key, values[best], score, reached[best]))
+        settings[label], terms[label], score = tried[best], of_tried[best], reached[best]
+    of_off = {label: pairs.terms(label, [off])[0] for label in labels}
+    return settings, [_alone(step, settings, pairs, rest, of_off) for step in steps], baseline
 
 
 def _values(key: str, threshold: float) -> list:
@@ -203,11 +236,14 @@ def _values(key: str, threshold: float) -> list:
     return [None, *sorted(others, key=lambda value: abs(value - threshold))]
 
 
-def _alone(step: Step, settings: dict[str, LabelPostprocess], means) -> Step:
+def _alone(
+    step: Step, settings: dict[str, LabelPostprocess], pairs: PairScores, rest: np.ndarray, of_off: dict
+) -> Step:
     if getattr(settings[step.label], step.key) != step.value:
         return step
-    off = LabelPostprocess()
-    without, with_it = means(step.label, [off, off.model_copy(update={step.key: step.value})])
+    only = LabelPostprocess().model_copy(update={step.key: step.value})
+    terms = of_off | {step.label: pairs.terms(step.label, [only])[0]}
+    without, with_it = (pairs.value(rest + sum(parts.values())) for parts in (of_off, terms))
     return Step(step.label, step.key, step.value, step.before, step.after, with_it - without)
 
 

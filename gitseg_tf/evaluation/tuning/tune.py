@@ -11,7 +11,7 @@ import yaml
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config
-from gitseg_tf.config.evaluation import TtaConfig
+from gitseg_tf.config.evaluation import METRICS, TtaConfig
 from gitseg_tf.config.postprocess import LabelPostprocess, PostprocessConfig
 from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.core.progress import progress
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 
 def tune(
-    run: Run, dataset: Dataset, fold: int | None = None, *, dry_run: bool = False
+    run: Run, dataset: Dataset, fold: int | None = None, *, metric: str | None = None, dry_run: bool = False
 ) -> tuple[PostprocessConfig, list[Step]]:
-    """Search for the post-processing with the highest score, log the gain of each step, and save it with the run.
+    """Search for the post-processing with the highest metric, log the gain of each step, and save it with the run.
 
     Each scan is predicted once; its probabilities are kept in a temporary folder during the search. Existing
     post-processing of the run is ignored: the search starts with everything off. The test-time augmentation used in the
@@ -45,6 +45,7 @@ def tune(
         run: a trained run; its config contains the test-time augmentation.
         dataset: a dataset with annotations.
         fold: the fold to tune on; None is the one that the run held out.
+        metric: a name in `config.evaluation.METRICS`; None is the run's evaluation.metric.
         dry_run: do not write anything.
 
     Returns:
@@ -54,13 +55,15 @@ def tune(
         RunError: a dataset without the run's labels or with other channels, no contours, a patient on whom the run was
             trained, or a damaged shard.
         DataError: no such fold.
+        ConfigError: no such metric.
     """
+    metric = METRICS.check(metric or run.config.evaluation.metric)
     check_matches(run.config, dataset)
     fold, scans = scans_of_fold(run, dataset, fold)
     cases = sorted({scan.case for scan in scans})
     check_unseen(run, cases, fold)
     with tempfile.TemporaryDirectory(prefix="gitseg-tune-") as folder:
-        pairs = PairScores(Path(folder), run.config.label_set, run.config.evaluation.threshold)
+        pairs = PairScores.of_config(Path(folder), run.config, metric)
         predict_pairs(run, dataset, fold, len(scans), pairs)
         tuning = search_settings(run.config, dataset, fold, scans, pairs)
     if dry_run:
@@ -114,18 +117,20 @@ def search_settings(
     if not pairs.labels:
         raise RunError(f"{dataset.root}: no scan of {which} has a label to tune on; choose another fold")
     bar = partial(progress, title="tune", unit="step")
-    best, steps, before = search(pairs.means, pairs.labels, config.evaluation.threshold, bar)
+    best, steps, before = search(pairs, pairs.labels, config.evaluation.threshold, bar)
     after = steps[-1].after if steps else before
     for line in table_lines(steps):
         logger.info(line)
     which = "all folds" if fold == "all" else f"fold {fold}"
-    logger.info("score      %.4f before, %.4f after, on %s of %s", before, after, plural(len(scans), "scan"), which)
+    scored = f"{plural(len(scans), 'scan')} of {which}"
+    logger.info("%-10s %.4f before, %.4f after, on %s", pairs.metric, before, after, scored)
     settings, tta = _section(best), config.evaluation.tta
     tuned = {
         "fold": fold,
         "dataset": dataset.source["fingerprint"],
         "cases": sorted({scan.case for scan in scans}),
         "scans": [scan.id for scan in scans],
+        "metric": pairs.metric,
         "score_before": before,
         "score_after": after,
         "gitseg_tf": __version__,

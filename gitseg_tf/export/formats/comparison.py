@@ -157,7 +157,8 @@ def _scores(name: str, network: Callable, config: Config, dataset: Dataset, fold
             masks = predictor.predict(scan.volume).masks
             rows += score_scan(
                 scan.id, scan.case, select_labels(scan.reference, dataset.labels, config.label_set), masks,
-                labels=config.label_set, spacing=scan.volume.spacing, tolerance_mm=config.evaluation.tolerance_mm,
+                labels=config.label_set, spacing=scan.volume.spacing, numbers=scan.volume.numbers,
+                tolerance_mm=config.evaluation.tolerance_mm,
             )  # fmt: skip
     return summarize(pd.DataFrame(rows))
 

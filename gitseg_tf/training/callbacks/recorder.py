@@ -61,13 +61,21 @@ class RunRecorder(keras.callbacks.Callback):
         rows: history of the finished epochs, from `read_history`. All workers need the same rows, because they must
             agree on when to save the best weights: reading the statistics of batch normalization is a collective
             operation.
+        monitor: the column of the history by which the best weights are chosen; higher is better.
     """
 
-    def __init__(self, run: AnyPath, manager: tf.train.CheckpointManager, finished: tf.Variable, rows: list[dict]):
+    def __init__(
+        self,
+        run: AnyPath,
+        manager: tf.train.CheckpointManager,
+        finished: tf.Variable,
+        rows: list[dict],
+        monitor: str = "val_dice",
+    ):
         super().__init__()
-        self.run, self.manager, self.finished = run, manager, finished
+        self.run, self.manager, self.finished, self.monitor = run, manager, finished, monitor
         self.rows = list(rows)
-        scores = [row.get("val_dice", math.nan) for row in self.rows]
+        scores = [row.get(monitor, math.nan) for row in self.rows]
         self.best = max((score for score in scores if not math.isnan(score)), default=-math.inf)
         self.started = 0.0
 
@@ -79,10 +87,10 @@ class RunRecorder(keras.callbacks.Callback):
         seconds = round(time.monotonic() - self.started, 2)
         row = {"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}, "learning_rate": rate, "seconds": seconds}
         self.rows.append(row)
-        dice = row.get("val_dice", math.nan)
+        score = row.get(self.monitor, math.nan)
         # Without a held-out fold, or without an annotated label in it, the last epoch is the best.
-        if math.isnan(dice) or dice > self.best:
-            self.best = self.best if math.isnan(dice) else dice
+        if math.isnan(score) or score > self.best:
+            self.best = self.best if math.isnan(score) else score
             self._save_best()
         write_history(self.run, self.rows)
         self.finished.assign(epoch + 1)
@@ -107,11 +115,12 @@ class EpochBars(keras.callbacks.Callback):
         steps: number of training steps in an epoch.
         validation_steps: number of batches of a validation.
         epochs: total number of epochs.
+        monitor: name of the metric that chooses the best weights.
     """
 
-    def __init__(self, steps: int, validation_steps: int | None, epochs: int):
+    def __init__(self, steps: int, validation_steps: int | None, epochs: int, monitor: str = "val_dice"):
         super().__init__()
-        self.steps, self.validation_steps, self.epochs = steps, validation_steps, epochs
+        self.steps, self.validation_steps, self.epochs, self.monitor = steps, validation_steps, epochs, monitor
         self.bar: Any = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -128,6 +137,8 @@ class EpochBars(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         held_out = f"; held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}" if "val_dice" in logs else ""
+        if self.monitor != "val_dice" and self.monitor in logs:
+            held_out += f", {self.monitor.removeprefix('val_')} {logs[self.monitor]:.3f}"
         self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, Dice {logs['dice']:.3f}{held_out}", refresh=False)
         self.close()
 

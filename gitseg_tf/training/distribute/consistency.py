@@ -31,6 +31,21 @@ def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
     return bool(np.any(_gathered(strategy, [float(flag)]))) if workers_of(strategy) > 1 else flag
 
 
+def worker_of(strategy: tf.distribute.Strategy) -> int:
+    """Return the number of this process among those that train together, from 0."""
+    return (strategy.cluster_resolver.task_id or 0) if workers_of(strategy) > 1 else 0
+
+
+def sum_over_workers(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
+    """Add up an array over all workers, in float32; all workers must call this at the same step."""
+    if workers_of(strategy) == 1:
+        return values
+    table = _gathered(strategy, values.ravel().tolist())
+    # All replicas of a worker have the same row.
+    each = len(table) // workers_of(strategy)
+    return table[::each].sum(axis=0, dtype=np.float64).reshape(values.shape)
+
+
 def check_agreement(strategy: tf.distribute.Strategy, facts: dict[str, str], fixes: dict[str, str]) -> None:
     """Check that all workers see the same experiment.
 
@@ -50,7 +65,7 @@ def check_agreement(strategy: tf.distribute.Strategy, facts: dict[str, str], fix
         other = np.flatnonzero(table[:, column] != table[0, column])
         if other.size:
             each = len(table) // workers_of(strategy)
-            me = strategy.cluster_resolver.task_id or 0
+            me = worker_of(strategy)
             seen = f" (worker {me}: {value})" if len(value) < 80 else ""
             raise ConfigError(f"workers 0 and {other[0] // each} differ in {what}{seen}; {fixes[what]}")
 
@@ -63,7 +78,7 @@ def naming_lost_workers(strategy: tf.distribute.Strategy, run: AnyPath) -> Itera
     except _LOST as error:
         if workers_of(strategy) == 1:
             raise
-        me = strategy.cluster_resolver.task_id or 0
+        me = worker_of(strategy)
         raise RunError(
             f"{run}: a worker other than this one (number {me}) is gone or cannot be reached ({type(error).__name__}); "
             "start all workers again and resume the run"

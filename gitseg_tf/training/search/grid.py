@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gitseg_tf.config import Config, load_config, read_yaml, save_config
+from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.core.locks import locked
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.core.text import plural
@@ -25,7 +26,7 @@ from gitseg_tf.training.run_folder import MAY_CHANGE
 logger = logging.getLogger(__name__)
 
 _LONGEST_NAME = 120
-_SHOWN = ("score", "dice", "hausdorff", "val_dice", "epochs", "seconds")
+_SCORES = ("score", "dice", "hausdorff")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
             )
         if name in trials:
             raise ConfigError(f"{path}: two runs would have the name {name}; use shorter values, or two grids")
+        if config.evaluation.metric != next(iter(trials.values()), Trial(name, values, config)).config.evaluation.metric:
+            raise ConfigError(f"{path}: evaluation.metric differs between runs; choose one, by which they are compared")
         trials[name] = Trial(name, values, config)
     return list(trials.values())
 
@@ -127,12 +130,12 @@ def run_grid(trials: list[Trial], out: str | AnyPath) -> pd.DataFrame:
                     logger.info("failed     %s: %s", trial.name, status[trial.name])
             table = compare(trials[:number], out, status)
             write_atomically(out / "grid.csv", table.to_csv(index=False).encode())
-        draw_grid(out / "grid.png", table, out)
+        draw_grid(out / "grid.png", table, out, trials[0].config.evaluation.metric)
     return table
 
 
 def compare(trials: list[Trial], out: AnyPath, status: dict[str, str | None]) -> pd.DataFrame:
-    """Tabulate the results of the runs, the highest score first.
+    """Tabulate the results of the runs, the one with the highest evaluation.metric first.
 
     Args:
         trials: trials in any state.
@@ -140,22 +143,25 @@ def compare(trials: list[Trial], out: AnyPath, status: dict[str, str | None]) ->
         status: error by name of the run; None or no entry if there was no error.
 
     Returns:
-        Columns run, the grid's keys, score, dice, hausdorff (of evaluation.json), val_dice (the best epoch's), epochs,
-        seconds (of all epochs, from history.csv) and status.
+        Columns run, the grid's keys, score, dice, hausdorff and the metric (of evaluation.json), val_dice or that of
+        the metric (the best epoch's), epochs, seconds (of all epochs, from history.csv) and status.
     """
+    evaluation = trials[0].config.evaluation
+    shown, monitored = tuple(dict.fromkeys((*_SCORES, evaluation.metric))), evaluation.monitored
     rows = []
     for trial in trials:
         run, row = out / trial.name, {"run": trial.name, **trial.values}
-        row |= dict.fromkeys(_SHOWN, float("nan"))
+        row |= dict.fromkeys((*shown, monitored, "epochs", "seconds"), float("nan"))
         if (run / "evaluation.json").is_file():
             scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-            row |= {name: scores[name] for name in ("score", "dice", "hausdorff")}
+            row |= {name: scores.get(name) for name in shown}
         if (run / "history.csv").is_file():
             history = pd.read_csv(run / "history.csv")
-            row |= {"val_dice": history["val_dice"].max(), "seconds": history["seconds"].sum()}
+            row |= {monitored: history[monitored].max(), "seconds": history["seconds"].sum()}
             row["epochs"] = len(history)
         rows.append(row | {"status": status.get(trial.name) or "finished"})
-    return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows).astype(dict.fromkeys(shown, float))
+    return table.sort_values(evaluation.metric, ascending=False, kind="stable", ignore_index=True)
 
 
 def table_lines(table: pd.DataFrame) -> str:
@@ -168,14 +174,16 @@ def table_lines(table: pd.DataFrame) -> str:
     return shown.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
 
 
-def draw_grid(path: AnyPath, table: pd.DataFrame, out: AnyPath) -> None:
-    """Plot the validation Dice of each run over its epochs, and the final scores.
+def draw_grid(path: AnyPath, table: pd.DataFrame, out: AnyPath, metric: str = "dice") -> None:
+    """Plot the metric of each run's validation over its epochs, and that of its evaluation.
 
     Args:
         path: the PNG; an existing file is replaced.
         table: from `compare`.
         out: the grid's folder.
+        metric: evaluation.metric of the runs.
     """
+    title, monitored = METRICS.facts(metric)["title"], f"val_{metric}"
     figure = Figure(figsize=(11, max(3.4, 0.35 * len(table) + 1.6)), dpi=100, layout="constrained")
     curves, bars = figure.subplots(1, 2)
     positions = range(len(table))
@@ -186,14 +194,14 @@ def draw_grid(path: AnyPath, table: pd.DataFrame, out: AnyPath) -> None:
             rows = pd.read_csv(history)
             style = ("-", "--", ":")[position // 10 % 3]
             marker = "o" if len(rows) < 3 else None
-            curves.plot(rows["epoch"], rows["val_dice"], style, color=colors[position], label=name, marker=marker)
-    curves.set(title="Validation Dice", xlabel="epoch")
+            curves.plot(rows["epoch"], rows[monitored], style, color=colors[position], label=name, marker=marker)
+    curves.set(title=f"Validation: {title}", xlabel="epoch")
     curves.xaxis.get_major_locator().set_params(integer=True)
-    bars.barh(positions, table["score"].fillna(0), color=colors, height=0.7)
+    bars.barh(positions, table[metric].fillna(0), color=colors, height=0.7)
     for position, (_, row) in zip(positions, table.iterrows(), strict=True):
-        result = f"{row['score']:.3f} ({row['seconds']:.0f} s)" if row["status"] == "finished" else "failed"
+        result = f"{row[metric]:.3f} ({row['seconds']:.0f} s)" if row["status"] == "finished" else "failed"
         bars.text(0.02, position, f"{row['run']}: {result}", va="center", fontsize=8)
-    bars.set(title="Score and training time", xlim=(0, 1), yticks=[])
+    bars.set(title=f"{title[0].upper()}{title[1:]} and training time", xlim=(0, 1), yticks=[])
     bars.invert_yaxis()
     for axes in (curves, bars):
         axes.grid(alpha=0.2)

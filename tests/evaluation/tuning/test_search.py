@@ -1,16 +1,19 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
 from gitseg_tf.config.postprocess import LabelPostprocess
 from gitseg_tf.data.volume import Annotation
-from gitseg_tf.evaluation.metrics.scores import score_scan
-from gitseg_tf.evaluation.tuning.search import GRID, PairScores, competition_score, search, table_lines
+from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
+from gitseg_tf.evaluation.tuning.search import GRID, PairScores, search, table_lines
 from gitseg_tf.inference.postprocess import postprocess, with_threshold
 from gitseg_tf.labels import UWMGI
 
 SPACING = (3.0, 1.5, 1.5)
 SHAPE = (20, 32, 36)
+# With two missing slices, which only distances in mm know.
+NUMBERS = tuple(n + 2 * (n > 14) for n in range(SHAPE[0]))
 
 
 def scan(seed, labels=UWMGI.names):
@@ -28,35 +31,43 @@ def scan(seed, labels=UWMGI.names):
 
 @pytest.fixture
 def pairs(tmp_path):
-    def keep(*scans, threshold=0.5):
-        kept = PairScores(tmp_path, UWMGI, threshold)
+    def keep(*scans, threshold=0.5, metric="score"):
+        kept = PairScores(tmp_path, UWMGI, threshold, metric, 2.5)
         for truth, probabilities in scans:
-            kept.add(probabilities, Annotation.complete(truth), np.arange(len(truth[0])), SPACING)
+            kept.add(probabilities, Annotation.complete(truth), NUMBERS, SPACING)
         return kept
 
     return keep
 
 
-def mean_score(scans, settings, threshold=0.5):
-    """The mean score of whole scans, by `score_scan`."""
+def mean_score(scans, settings, threshold=0.5, metric="score"):
+    """The mean metric of whole scans, by `score_scan` and `summarize`."""
     labels = [with_threshold(settings.get(label, LabelPostprocess()), threshold) for label in UWMGI.names]
     rows = []
-    for truth, probabilities in scans:
-        masks = postprocess(probabilities, labels, np.arange(SHAPE[0]), SPACING)
-        rows += score_scan("case1_day0", "case1", truth, masks, labels=UWMGI, spacing=SPACING)
-    return np.nanmean([row["score"] for row in rows])
+    for k, (truth, probabilities) in enumerate(scans):
+        masks = postprocess(probabilities, labels, NUMBERS, SPACING)
+        more = {"labels": UWMGI, "spacing": SPACING, "numbers": NUMBERS, "tolerance_mm": 2.5}
+        rows += score_scan(f"case{k}_day0", f"case{k}", truth, masks, **more)
+    return summarize(pd.DataFrame(rows))[metric]
 
 
-@pytest.mark.parametrize("label", range(3))
-def test_competition_score_matches_the_evaluation(label):
-    truth, probabilities = scan(0)
-    masks = probabilities >= 0.4
-    expected = score_scan("case1_day0", "case1", truth, masks, labels=UWMGI, spacing=SPACING)[label]["score"]
-    actual = competition_score(truth[label], masks[label], np.linalg.norm(SHAPE))
-    assert actual == pytest.approx(expected, abs=1e-12)
-    assert competition_score(truth[label], np.zeros(SHAPE, bool), np.linalg.norm(SHAPE)) == 0
+class FakePairs:
+    """Pairs of one term, whose value is a function of label and settings."""
+
+    def __init__(self, score):
+        self.score = score
+
+    def terms(self, label, settings):
+        return np.array([[[self.score(label, one), 1.0]] for one in settings])
+
+    def rest(self):
+        return np.zeros((1, 2))
+
+    def value(self, terms):
+        return float(terms[0, 0])
 
 
+@pytest.mark.parametrize("metric", ["dice", "score", "score_volume", "surface_dice"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -66,11 +77,20 @@ def test_competition_score_matches_the_evaluation(label):
         LabelPostprocess(fill_holes=True, min_component_ml=0.25, keep_largest_component=True, max_gap_mm=6),
     ],
 )
-def test_scores_of_cropped_pairs_match_those_of_whole_scans(pairs, settings):
+def test_metrics_of_cropped_pairs_match_those_of_whole_scans(pairs, settings, metric):
+    """With labels that are absent from the reference of some scans, but predicted there."""
     scans = [scan(0), scan(1, ["stomach"]), scan(2, ["stomach", "large_bowel"])]
+    kept = pairs(*scans, metric=metric)
+    found = kept.value(kept.rest() + sum(kept.terms(label, [settings])[0] for label in kept.labels))
+    assert found == pytest.approx(mean_score(scans, dict.fromkeys(UWMGI.names, settings), metric=metric), abs=1e-12)
+
+
+def test_false_positives_of_a_label_that_is_never_in_the_reference_count_in_the_score(pairs):
+    scans = [scan(0, ["stomach"])]
     kept = pairs(*scans)
-    found = sum(kept.means(label, [settings])[0] for label in kept.labels)
-    assert found == pytest.approx(mean_score(scans, dict.fromkeys(UWMGI.names, settings)), abs=1e-12)
+    assert kept.labels == ["stomach"]
+    found = kept.value(kept.rest() + kept.terms("stomach", [LabelPostprocess()])[0])
+    assert found == pytest.approx(mean_score(scans, {}), abs=1e-12) and found < 0.5
 
 
 def test_a_label_absent_from_all_scans_is_not_tuned(pairs):
@@ -80,20 +100,20 @@ def test_a_label_absent_from_all_scans_is_not_tuned(pairs):
 def test_the_search_improves_the_score_as_reported(pairs):
     scans = [scan(3), scan(4)]
     kept = pairs(*scans)
-    found, steps, before = search(kept.means, kept.labels, 0.5)
+    found, steps, before = search(kept, kept.labels, 0.5)
     assert before == pytest.approx(mean_score(scans, {}), abs=1e-12)
     assert steps[0].before == pytest.approx(before) and steps[-1].after > before + 0.05
     assert steps[-1].after == pytest.approx(mean_score(scans, found), abs=1e-12)
     assert [step.after for step in steps[:-1]] == pytest.approx([step.before for step in steps[1:]])
     # Each label has a distant speck, which must be removed.
     probabilities, labels = scans[0][1], [with_threshold(found[label], 0.5) for label in UWMGI.names]
-    assert not postprocess(probabilities, labels, np.arange(SHAPE[0]), SPACING)[:, 15:].any()
+    assert not postprocess(probabilities, labels, NUMBERS, SPACING)[:, 15:].any()
 
 
 def test_the_gain_alone_is_measured_with_all_other_steps_off(pairs):
     scans = [scan(5)]
     kept = pairs(*scans)
-    _, steps, before = search(kept.means, kept.labels, 0.5)
+    _, steps, before = search(kept, kept.labels, 0.5)
     for step in steps:
         if step.alone is not None:
             settings = {step.label: LabelPostprocess(**{step.key: step.value})}
@@ -104,7 +124,7 @@ def test_ties_go_to_the_threshold_nearest_to_the_default(pairs):
     truth = np.zeros((3, *SHAPE), bool)
     truth[2, 4:12, 6:16, 6:18] = True
     kept = pairs((truth, np.where(truth, 0.42, 0.1).astype(np.float32)))
-    found, steps, _ = search(kept.means, kept.labels, 0.5)
+    found, steps, _ = search(kept, kept.labels, 0.5)
     assert found["stomach"] == LabelPostprocess(threshold=0.4)
     assert [(step.key, step.value, step.before, step.after) for step in steps] == [("threshold", 0.4, 0.0, 1.0)]
 
@@ -112,39 +132,37 @@ def test_ties_go_to_the_threshold_nearest_to_the_default(pairs):
 def test_a_perfect_prediction_is_left_alone(pairs):
     truth, _ = scan(0)
     kept = pairs((truth, truth.astype(np.float32)))
-    found, steps, before = search(kept.means, kept.labels, 0.5)
+    found, steps, before = search(kept, kept.labels, 0.5)
     assert not steps and before == 1 and set(found.values()) == {LabelPostprocess()}
 
 
 def test_a_later_step_can_change_an_earlier_one():
     """A made-up score: smoothing helps at first, and harms once the threshold is 0.3."""
 
-    def means(label, settings):
-        return [
-            {(None, 0.0): 0.5, (None, 1.5): 0.6, (0.3, 1.5): 0.7, (0.3, 0.0): 0.8}.get((s.threshold, s.smooth_mm), 0.1)
-            for s in settings
-        ]
+    def score(label, one):
+        known = {(None, 0.0): 0.5, (None, 1.5): 0.6, (0.3, 1.5): 0.7, (0.3, 0.0): 0.8}
+        return known.get((one.threshold, one.smooth_mm), 0.1)
 
-    found, steps, _ = search(means, ["stomach"], 0.5)
+    found, steps, _ = search(FakePairs(score), ["stomach"], 0.5)
     assert found["stomach"] == LabelPostprocess(threshold=0.3)
     assert [(step.key, step.value) for step in steps] == [("smooth_mm", 1.5), ("threshold", 0.3), ("smooth_mm", 0.0)]
     assert steps[0].alone is None
 
 
 def test_a_negligible_gain_is_ignored():
-    found, steps, _ = search(lambda label, settings: [0.5 + 9e-5 * s.fill_holes for s in settings], ["stomach"], 0.5)
+    found, steps, _ = search(FakePairs(lambda label, one: 0.5 + 9e-5 * one.fill_holes), ["stomach"], 0.5)
     assert not steps and found["stomach"] == LabelPostprocess()
 
 
 def test_no_setting_is_evaluated_twice(pairs, monkeypatch):
-    kept, seen = pairs(scan(0, ["stomach"]), threshold=0.45), []
+    kept, seen = pairs(scan(0, ["stomach"]), threshold=0.45, metric="dice"), []
 
     def counted(probabilities, settings, numbers, spacing):
         seen.append(settings)
         return probabilities >= settings.threshold
 
     monkeypatch.setattr("gitseg_tf.evaluation.tuning.search.label_mask", counted)
-    search(kept.means, kept.labels, 0.45)
+    search(kept, kept.labels, 0.45)
     # None and 0.45 are the same threshold and only one of them is tried.
     assert len(seen) == len(set(seen)) >= sum(len(values) - 1 for values in GRID.values())
 
@@ -158,7 +176,7 @@ def test_the_grid_starts_with_defaults_and_contains_valid_values():
 
 def test_the_table_shows_each_step_with_its_scores_and_gain():
     _, steps, _ = search(
-        lambda label, settings: [0.5 + 0.25 * s.keep_largest_component for s in settings],
+        FakePairs(lambda label, one: 0.5 + 0.25 * one.keep_largest_component),
         ["small_bowel", "stomach"],
         0.5,
     )

@@ -57,14 +57,22 @@ def lines():
     logger.setLevel(level)
 
 
-def test_tuned_settings_are_saved_with_the_run_and_reach_the_reported_score(make_run, tiny_dataset, lines):
-    run = make_run()
-    before = evaluate(run, tiny_dataset)["score"]
-    settings, steps = tune(run, tiny_dataset)
+@pytest.mark.parametrize(
+    ("of_run", "given", "metric"),
+    [("dice", None, "dice"), ("score", None, "score"), ("dice", "score_volume", "score_volume")],
+)
+def test_tuned_settings_are_saved_with_the_run_and_reach_the_reported_metric(
+    make_run, tiny_dataset, lines, of_run, given, metric
+):
+    run = make_run(evaluation__metric=of_run)
+    before = evaluate(run, tiny_dataset)[metric]
+    settings, steps = tune(run, tiny_dataset, metric=given)
+    assert lines[-2].startswith(f"{metric:10} {steps[0].before:.4f} before, {steps[-1].after:.4f} after")
+    assert yaml.safe_load((run.path / "postprocess.yaml").read_text())["provenance"]["tuned"]["metric"] == metric
     assert steps
     tuned = load_run(run.path)
     assert tuned.config.postprocess == settings
-    after = evaluate(tuned, tiny_dataset)["score"]
+    after = evaluate(tuned, tiny_dataset)[metric]
     assert steps[0].before == pytest.approx(before, abs=1e-6)
     assert steps[-1].after == pytest.approx(after, abs=1e-6) and after > before
 
@@ -99,10 +107,10 @@ def test_the_augmentation_used_for_tuning_is_saved(make_run, tiny_dataset, lines
     assert lines[-1].endswith("postprocess.yaml, with test-time augmentation (horizontal flip)")
     tuned = load_run(run.path)
     assert tuned.config.evaluation == flipping.config.evaluation != run.config.evaluation
-    assert evaluate(tuned, tiny_dataset)["score"] == pytest.approx(steps[-1].after, abs=1e-6)
+    assert evaluate(tuned, tiny_dataset)["dice"] == pytest.approx(steps[-1].after, abs=1e-6)
     # Thresholds tuned with flip averaging do not suit plain predictions.
     plain = replace(tuned, config=with_overrides(tuned.config, {"evaluation.tta.flip": False}, run.path))
-    assert evaluate(plain, tiny_dataset)["score"] != pytest.approx(steps[-1].after, abs=1e-3)
+    assert evaluate(plain, tiny_dataset)["dice"] != pytest.approx(steps[-1].after, abs=1e-3)
 
 
 def test_a_file_without_augmentation_keeps_that_of_the_config(make_run, tiny_dataset):
@@ -233,3 +241,7 @@ def test_negligible_smoothing_does_not_change_the_masks(make_run, tiny_dataset):
         found.append(Predictor.of_network(faint_labels, config).predict(scan.volume).masks)
     assert found[0].any() and found[0].dtype == bool
     np.testing.assert_array_equal(*found)
+
+
+def test_an_unknown_metric_is_refused(make_run, tiny_dataset, refusal):
+    assert "unknown metric 'dise'; did you mean dice?" in refusal(tune, make_run(), tiny_dataset, metric="dise")
