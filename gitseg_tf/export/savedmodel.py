@@ -13,11 +13,14 @@ import tensorflow as tf
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.errors import RunError
+from gitseg_tf.evaluation.evaluate import postprocess_facts
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
 from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
+from gitseg_tf.inference.ensemble import mean_network
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
+from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.folder import read_history
 from gitseg_tf.runs.run import Run
 
@@ -37,7 +40,7 @@ _KEYS = tf.TensorSpec([None], tf.string, name="keys")
 
 
 def export(
-    run: Run,
+    run: Run | RunEnsemble,
     out: str | AnyPath | None = None,
     *,
     version: int | str = 1,
@@ -47,11 +50,13 @@ def export(
 ) -> AnyPath:
     """Write a run as a SavedModel: its network with the best weights, and all other steps of prediction.
 
+    The networks of a cross-validation become one that averages their probabilities, as in prediction.
+
     docs/how-to/serve.md lists the signatures. The weights are constants of the graph, with batch normalization folded
     in; the SavedModel needs neither Keras nor this package.
 
     Args:
-        run: a trained run.
+        run: a trained run, or the runs of a cross-validation.
         out: the folder that will contain VERSION/; None is RUN/export.
         version: the number of the folder, or "next" for one more than the highest existing one.
         force: replace an existing version, and export a run that has not finished.
@@ -66,11 +71,13 @@ def export(
             fit the config.
         OSError: not enough disk space, or missing permissions.
     """
-    if not force:
-        check_finished(run)
+    for one in runs_of(run) if not force else ():
+        check_finished(one)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
-    signatures = _signatures(network or run_probabilities(run, PRECISIONS[weights]), run.config)
+    if network is None:
+        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)])
+    signatures = _signatures(network, run.config)
     # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with replace_folder(target, marker=MARKER) as folder, os_errors(target):
@@ -164,11 +171,11 @@ def weights_digest(run: Run) -> str:
     return hashlib.sha256(run.weights.read_bytes()).hexdigest()
 
 
-def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
+def write_assets(run: Run | RunEnsemble, folder: Path, more: dict[str, Any]) -> list[str]:
     """Write the files that accompany a network.
 
     Args:
-        run: the run.
+        run: the run, or the runs of a cross-validation.
         folder: the folder for the files.
         more: facts for model.json in addition to `model_facts`.
 
@@ -179,19 +186,38 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
         RunError: the run's evaluation.json is damaged.
     """
     (folder / "labels.txt").write_text("\n".join(run.config.label_set.names) + "\n", encoding="utf-8")
-    provenance = run.config.provenance | {"best_weights": weights_digest(run)}
+    digests = [weights_digest(one) for one in runs_of(run)]
+    provenance = run.config.provenance | {"best_weights": digests if isinstance(run, RunEnsemble) else digests[0]}
     save_config(run.config.model_copy(update={"provenance": provenance}), folder / "config.yaml")
     scores = run.path / "evaluation.json"
     evaluation = _read_scores(scores) if scores.is_file() else None
-    if evaluation is not None:
+    reason = _why_no_scores(run, evaluation)
+    if evaluation is not None and reason is None:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
     facts = model_facts(run.config) | more
+    if isinstance(run, RunEnsemble):
+        facts["networks"] = len(run.runs)
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
+    card = model_card(run, facts, None if reason else evaluation, reason)
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    return [f"model card without scores, because {reason}"] if reason else []
+
+
+def _why_no_scores(run: Run | RunEnsemble, evaluation: dict | None) -> str | None:
+    """Explain why the scores in a run's folder are not those of its export; None if they are."""
+    config, fix = run.config, f"run gitseg evaluate {run.path}"
+    scores = run.path / "evaluation.json"
     if evaluation is None:
-        reason = "the run held out no fold" if run.config.data.fold is None else f"{scores} does not exist"
-        return [f"model card without scores, because {reason}"]
-    return []
+        if config.data.fold is None and isinstance(run, Run):
+            return "the run held out no fold"
+        return f"{scores} does not exist"
+    trained_on = config.provenance.get("dataset")
+    if trained_on is not None and evaluation.get("dataset", trained_on) != trained_on:
+        return f"{scores} has the scores of another dataset; {fix}"
+    expected = postprocess_facts(config), config.evaluation.tta.model_dump(mode="json")
+    if (evaluation.get("postprocess", expected[0]), evaluation.get("tta", expected[1])) != expected:
+        return f"{scores} was written with other post-processing or test-time augmentation; {fix}"
+    return None
 
 
 def _read_scores(path: AnyPath) -> dict[str, Any]:
