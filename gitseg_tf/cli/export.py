@@ -4,6 +4,7 @@ import argparse
 
 from gitseg_tf.cli.parsers import command, data_argument, positive_integer
 from gitseg_tf.core.tensorflow_import import import_tensorflow
+from gitseg_tf.errors import RunError
 from gitseg_tf.export.formats.registry import FORMATS
 
 _FORMATS = FORMATS.names()
@@ -13,9 +14,9 @@ def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
     examples = ["gitseg export runs/default", "gitseg export runs/default models/gitseg --model-version next"]
     examples += ["gitseg export runs/default --format onnx,tflite-int8"]
-    purpose = "export a run as a SavedModel, or its network for other runtimes"
+    purpose = "export a run or cross-validation as a SavedModel, or a run's network for other runtimes"
     export = command(commands, "export", _export, purpose, examples=examples)
-    export.add_argument("run_folder", metavar="run", help="the folder of a run")
+    export.add_argument("run_folder", metavar="run", help="the folder of a run or of a cross-validation")
     export.add_argument(
         "out",
         nargs="?",
@@ -77,11 +78,19 @@ def _export(options) -> None:
     import_tensorflow()
     from gitseg_tf.cli.dataset import run_and_data
     from gitseg_tf.export.savedmodel import export
+    from gitseg_tf.runs.cross_validation import is_cross_validation
+    from gitseg_tf.runs.ensemble import load_ensemble
     from gitseg_tf.runs.run import load_run
 
     version, weights = options.model_version or 1, options.weights or "float32"
+    folds = is_cross_validation(options.run_folder)
+    if folds and options.format != ["savedmodel"]:
+        other = next(name for name in options.format if name != "savedmodel")
+        raise RunError(
+            f"{options.run_folder}: a cross-validation cannot be exported as {other}; export one of its runs"
+        )
     if options.format == ["savedmodel"]:
-        run = load_run(options.run_folder)
+        run = load_ensemble(options.run_folder) if folds else load_run(options.run_folder)
         print(f"SavedModel {export(run, options.out, version=version, force=options.force, weights=weights)}")
         return
     from gitseg_tf.export.formats.export import REPRESENTATIVE, export_formats

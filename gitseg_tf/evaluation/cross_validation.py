@@ -17,6 +17,7 @@ from gitseg_tf.evaluation.evaluate import (
     evaluate,
     network_details,
     postprocess_details,
+    postprocess_facts,
     scans_of_fold,
     score_fold,
     summary_of,
@@ -109,6 +110,8 @@ def evaluate_cross_validation(
     rows = pd.concat(parts, ignore_index=True)
     facts = {"fold": "all", "scope": HELD_OUT, "trained_on": [], "tuned_on": sorted(itertools.chain(*tuned_on))}
     summary = summary_of(rows, reliability=reliability, dataset=dataset, config=config, facts=facts)
+    settings = [postprocess_facts(run.config) for run in runs]
+    summary["postprocess"] = settings[0] if all(one == settings[0] for one in settings) else None
     summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
     details = {
         **network_details(config),

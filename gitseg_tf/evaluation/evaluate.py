@@ -33,7 +33,7 @@ from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.inference.predictor import Predictor, run_probabilities
 from gitseg_tf.labels import LabelSet
 from gitseg_tf.runs.ensemble import RunEnsemble
-from gitseg_tf.runs.folder import TUNED, read_history
+from gitseg_tf.runs.folder import TUNED, read_history, tuned_where
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run
 
@@ -262,7 +262,7 @@ def tuned_on_cases(run: Run | RunEnsemble, cases: list[str]) -> list[str]:
     tuned = run.config.provenance.get("tuned")
     if tuned is None:
         return []
-    logger.info("tuned      by %s, on fold %s (%d scans)", run.path / TUNED, tuned["fold"], len(tuned["scans"]))
+    logger.info("tuned      by %s, on %s (%d scans)", run.path / TUNED, tuned_where(tuned), len(tuned["scans"]))
     both = sorted(set(cases) & set(tuned["cases"]))
     if both:
         logger.warning("post-processing was tuned on %s: these scores are optimistic for new patients", ", ".join(both))
@@ -272,7 +272,7 @@ def tuned_on_cases(run: Run | RunEnsemble, cases: list[str]) -> list[str]:
 def postprocess_details(config: Config, tuned_on: list[str]) -> str:
     """Describe the origin of a run's post-processing for the report; `tuned_on` is from `tuned_on_cases`."""
     if "tuned" in config.provenance:
-        on = f"fold {config.provenance['tuned']['fold']}"
+        on = tuned_where(config.provenance["tuned"])
         return f"tuned on {on}" + (", which is scored here: the scores are optimistic" if tuned_on else "")
     return "none" if config.postprocess.is_off else "as set in the run's config.yaml"
 

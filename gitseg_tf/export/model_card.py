@@ -10,6 +10,8 @@ from gitseg_tf import __version__
 from gitseg_tf.config import Config
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.postprocess import label_settings
+from gitseg_tf.runs.ensemble import RunEnsemble
+from gitseg_tf.runs.folder import tuned_where
 from gitseg_tf.runs.run import Run
 
 _SCORES = {
@@ -147,13 +149,16 @@ def model_facts(config: Config) -> dict[str, Any]:
     }
 
 
-def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | None) -> str:
+def model_card(
+    run: Run | RunEnsemble, facts: dict[str, Any], evaluation: dict[str, Any] | None, reason: str | None = None
+) -> str:
     """Write a model card (Mitchell et al. 2019, doi:10.1145/3287560.3287596) in Markdown.
 
     Args:
-        run: the run.
+        run: the run, or the runs of a cross-validation.
         facts: from `model_facts`, with `weights` as for `export`, or `format` for a file of another format.
         evaluation: the content of evaluation.json, or None.
+        reason: why there is none.
 
     Returns:
         The text.
@@ -165,8 +170,8 @@ def model_card(run: Run, facts: dict[str, Any], evaluation: dict[str, Any] | Non
         table="\n".join(f"| {name} | {value} |" for name, value in _network(facts, tta_words(config))),
         labels=", ".join(label.title for label in config.label_set),
         steps="\n".join(_all_steps(facts)),
-        trained=_trained(config),
-        scores=_scores(evaluation, config.label_set.names),
+        trained=_trained(config, facts.get("networks")),
+        scores=_scores(evaluation, config.label_set.names, reason),
         **_words(facts.get("format")),
     )
 
@@ -191,6 +196,7 @@ def _network(facts: dict, augmentation: str) -> list[tuple[str, Any]]:
         ("input of the network", " x ".join(map(str, shape)) + kind),
         ("windows per batch", (form and form["batch"]) or facts["windows_at_once"]),
         ("test-time augmentation", augmentation),
+        *([("networks", f"mean of {facts['networks']}, one per fold")] if "networks" in facts else []),
         ("weights", f"moving average over training, best epoch; {kept}"),
         *(_file(form) if form else ()),
         ("labels", ", ".join(label["name"] for label in facts["labels"])),
@@ -237,30 +243,37 @@ def _all_steps(facts: dict) -> list[str]:
     return [f"- {', '.join(names)}: {steps}" for steps, names in groups.items()]
 
 
-def _trained(config: Config) -> str:
+def _trained(config: Config, networks: int | None = None) -> str:
     known = config.provenance
     cases = known.get("trained_on")
     lines = [
         f"{len(cases)} patients." if cases else "Patients: not recorded.",
         f"Dataset fingerprint: `{known.get('dataset', 'not recorded')}`.",
     ]
-    if config.data.fold is not None:
+    if networks:
+        lines.append(
+            f"Each of the {networks} networks held out another fold, and used it to choose the epoch of its weights."
+        )
+    elif config.data.fold is not None:
         lines.append(
             f"Fold {config.data.fold} of the dataset was held out, and used to choose the epoch of the weights."
         )
     if "tuned" in known:
-        lines.append(f"Post-processing was tuned on fold {known['tuned']['fold']}.")
+        lines.append(f"Post-processing was tuned on {tuned_where(known['tuned'])}.")
     return "\n".join(lines)
 
 
-def _scores(evaluation: dict | None, labels: tuple[str, ...]) -> str:
+def _scores(evaluation: dict | None, labels: tuple[str, ...], reason: str | None = None) -> str:
     if evaluation is None:
-        return "None: the run was not evaluated."
+        return f"None: {reason or 'the run was not evaluated'}."
     intervals = evaluation.get("intervals") or {}
     level = f", with {intervals['level']:.0%} intervals over patients" if "level" in intervals else ""
     names = ["all", *(name for name in labels if name in evaluation.get("labels", {}))]
+    where = f"Scores on fold {evaluation.get('fold')}" if "fold" in evaluation else "Scores of the run"
+    if evaluation.get("fold") == "all":
+        where = "Out-of-fold scores of the single networks: each scan was scored by the one that was not trained on it"
     lines = [
-        f"Scores on fold {evaluation.get('fold')}{level}." if "fold" in evaluation else f"Scores of the run{level}.",
+        f"{where}{level}.",
         *_warnings(evaluation),
         "",
         "| | " + " | ".join(name.replace("_", " ") for name in names) + " |",
@@ -276,6 +289,10 @@ def _scores(evaluation: dict | None, labels: tuple[str, ...]) -> str:
 
 def _warnings(evaluation: dict) -> list[str]:
     warnings = []
+    if evaluation.get("fold") == "all":
+        warnings.append(
+            "This model averages these networks; the mean has not been scored on patients new to all of them."
+        )
     if evaluation.get("trained_on"):
         warnings.append("The network was trained on some of these patients: the scores say nothing about new ones.")
     if evaluation.get("tuned_on"):

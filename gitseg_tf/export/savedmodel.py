@@ -13,14 +13,17 @@ from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import RunError
+from gitseg_tf.evaluation.evaluate import postprocess_facts
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
 from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
+from gitseg_tf.inference.ensemble import mean_network
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
+from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.folder import training_progress
 from gitseg_tf.runs.run import Run, weights_digest
-from gitseg_tf.runs.training_data import read_training_data, write_training_data
+from gitseg_tf.runs.training_data import merge_training_data, read_training_data, write_training_data
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ _KEYS = tf.TensorSpec([None], tf.string, name="keys")
 
 
 def export(
-    run: Run,
+    run: Run | RunEnsemble,
     out: str | AnyPath | None = None,
     *,
     version: int | str = 1,
@@ -48,11 +51,13 @@ def export(
 ) -> AnyPath:
     """Write a run as a SavedModel: its network with the best weights, and all other steps of prediction.
 
+    The networks of a cross-validation become one that averages their probabilities, as in prediction.
+
     docs/how-to/serve.md lists the signatures. The weights are constants of the graph, with batch normalization folded
     in; the SavedModel needs neither Keras nor this package.
 
     Args:
-        run: a trained run.
+        run: a trained run, or the runs of a cross-validation.
         out: the folder that will contain VERSION/; None is RUN/export.
         version: the number of the folder, or "next" for one more than the highest existing one.
         force: replace an existing version, and export a run that has not finished.
@@ -67,11 +72,13 @@ def export(
             fit the config.
         OSError: not enough disk space, or missing permissions.
     """
-    if not force:
-        check_finished(run)
+    for one in runs_of(run) if not force else ():
+        check_finished(one)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
-    signatures = _signatures(network or run_probabilities(run, PRECISIONS[weights]), run.config)
+    if network is None:
+        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)])
+    signatures = _signatures(network, run.config)
     # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with replace_folder(target, marker=MARKER) as folder, os_errors(target):
@@ -158,11 +165,11 @@ def _traced(*specs: tf.TensorSpec) -> Callable:
     return tf.function(input_signature=specs, autograph=False)
 
 
-def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
+def write_assets(run: Run | RunEnsemble, folder: Path, more: dict[str, Any]) -> list[str]:
     """Write the files that accompany a network.
 
     Args:
-        run: the run.
+        run: the run, or the runs of a cross-validation.
         folder: the folder for the files.
         more: facts for model.json in addition to `model_facts`.
 
@@ -173,24 +180,46 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
         RunError: the run's evaluation.json is damaged.
     """
     (folder / "labels.txt").write_text("\n".join(run.config.label_set.names) + "\n", encoding="utf-8")
-    provenance = run.config.provenance | {"best_weights": weights_digest(run)}
-    epochs, ended = training_progress(run.path, run.config)
-    if not ended:
-        provenance["unfinished"] = f"{epochs} of its {plural(run.config.training.epochs, 'epoch')}"
+    runs = runs_of(run)
+    digests = [weights_digest(one) for one in runs]
+    provenance = run.config.provenance | {"best_weights": digests if isinstance(run, RunEnsemble) else digests[0]}
+    progress = [(one, *training_progress(one.path, one.config)) for one in runs]
+    if unfinished := [
+        f"{epochs} of its {plural(one.config.training.epochs, 'epoch')}" for one, epochs, ended in progress if not ended
+    ]:
+        provenance["unfinished"] = ", ".join(unfinished)
     save_config(run.config.model_copy(update={"provenance": provenance}), folder / "config.yaml")
-    if (data := read_training_data(run.path)) is not None:
-        write_training_data(folder, data)
+    if data := [known for one in runs if (known := read_training_data(one.path)) is not None]:
+        write_training_data(folder, merge_training_data(data))
     scores = run.path / "evaluation.json"
     evaluation = _read_scores(scores) if scores.is_file() else None
-    if evaluation is not None:
+    reason = _why_no_scores(run, evaluation)
+    if evaluation is not None and reason is None:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
     facts = model_facts(run.config) | more
+    if isinstance(run, RunEnsemble):
+        facts["networks"] = len(run.runs)
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
+    card = model_card(run, facts, None if reason else evaluation, reason)
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
+    return [f"model card without scores, because {reason}"] if reason else []
+
+
+def _why_no_scores(run: Run | RunEnsemble, evaluation: dict | None) -> str | None:
+    """Explain why the scores in a run's folder are not those of its export; None if they are."""
+    config, fix = run.config, f"run gitseg evaluate {run.path}"
+    scores = run.path / "evaluation.json"
     if evaluation is None:
-        reason = "the run held out no fold" if run.config.data.fold is None else f"{scores} does not exist"
-        return [f"model card without scores, because {reason}"]
-    return []
+        if config.data.fold is None and isinstance(run, Run):
+            return "the run held out no fold"
+        return f"{scores} does not exist"
+    trained_on = config.provenance.get("dataset")
+    if trained_on is not None and evaluation.get("dataset", trained_on) != trained_on:
+        return f"{scores} has the scores of another dataset; {fix}"
+    expected = postprocess_facts(config), config.evaluation.tta.model_dump(mode="json")
+    if (evaluation.get("postprocess", expected[0]), evaluation.get("tta", expected[1])) != expected:
+        return f"{scores} was written with other post-processing or test-time augmentation; {fix}"
+    return None
 
 
 def _read_scores(path: AnyPath) -> dict[str, Any]:

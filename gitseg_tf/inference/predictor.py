@@ -19,6 +19,7 @@ from gitseg_tf.inference.postprocess import clean_mask, label_settings, postproc
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.trust import model_training_data, model_warnings
 from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
+from gitseg_tf.runs.ensemble import check_tuned
 from gitseg_tf.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -146,8 +147,8 @@ def load_predictor(
         The predictor.
 
     Raises:
-        RunError: no model, a missing or damaged one, a cross-validation with an unfinished fold, a key of another
-            section, or models that differ in labels, channels or post-processing.
+        RunError: no model, a missing or damaged one, a cross-validation with an unfinished fold or an interrupted
+            tuning, a key of another section, or models that differ in labels, channels or post-processing.
         ConfigError: an override with a value that is not allowed, or for an unknown label.
     """
     overrides = checked_overrides(overrides or {}, postprocess)
@@ -156,7 +157,7 @@ def load_predictor(
         raise RunError("no model given; give one or more runs, exported SavedModels or cross-validations")
     opened = [
         (path, with_overrides(config, overrides, path), load)
-        for path, config, load in map(open_model, _single_models(listed))
+        for path, config, load in map(open_model, _single_models(listed, own_settings=postprocess is None))
     ]
     settings = agreed_settings([(str(path), config) for path, config, _ in opened])
     for line in dict.fromkeys(line for path, config, _ in opened for line in doubtful_augmentation(path, config)):
@@ -209,7 +210,7 @@ def doubtful_augmentation(path: AnyPath, config: Config) -> Iterator[str]:
         yield f"{path}: was trained with scales within {reach:g} of 1 (augment.affine); it has not seen scale {far[0]}"
 
 
-def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
+def _single_models(paths: Sequence[str | AnyPath], *, own_settings: bool) -> Iterator[AnyPath]:
     for path in map(as_path, paths):
         if not is_cross_validation(path):
             yield path
@@ -220,4 +221,6 @@ def _single_models(paths: Sequence[str | AnyPath]) -> Iterator[AnyPath]:
                 f"{path}: fold {unfinished[0]} of {len(folds.cases)} is not finished; resume the cross-validation, or "
                 "list its finished runs"
             )
+        if own_settings:
+            check_tuned(folds)
         yield from folds.runs

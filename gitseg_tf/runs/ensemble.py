@@ -61,8 +61,8 @@ def load_ensemble(path: str | AnyPath, overrides: dict[str, Any] | None = None) 
     return RunEnsemble(folds.path, first.model_copy(update={"data": data, "provenance": known}), runs)
 
 
-def load_tuned_runs(folds: CrossValidation) -> list[Run]:
-    """Load the runs of a cross-validation, and check that tuning it was not interrupted.
+def check_tuned(folds: CrossValidation) -> None:
+    """Check that tuning a cross-validation was not interrupted.
 
     `tune` writes CV/postprocess.yaml before its copies in the runs, so that a missing copy shows.
 
@@ -77,6 +77,11 @@ def load_tuned_runs(folds: CrossValidation) -> list[Run]:
             if not own.is_file() or own.read_bytes() != content:
                 fix = f"run gitseg tune {folds.path} again, or remove {common} to let each run have its own"
                 raise RunError(f"{own}: is not the post-processing in {common}, which is for all folds; {fix}")
+
+
+def load_tuned_runs(folds: CrossValidation) -> list[Run]:
+    """Load the runs of a cross-validation, see `check_tuned`."""
+    check_tuned(folds)
     return [load_run(path) for path in folds.runs]
 
 

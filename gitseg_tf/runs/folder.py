@@ -51,6 +51,11 @@ def load_run_config(run: AnyPath) -> Config:
     )
 
 
+def tuned_where(tuned: dict) -> str:
+    """Describe the scans on which post-processing was tuned; `tuned` is provenance.tuned of a config."""
+    return "all folds, out of fold" if tuned["fold"] == "all" else f"fold {tuned['fold']}"
+
+
 def best_weights_path(run: AnyPath) -> AnyPath:
     """Return the path of the averaged weights of the best epoch."""
     return run / "checkpoints" / "best.weights.h5"

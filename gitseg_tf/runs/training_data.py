@@ -94,6 +94,27 @@ def summarize_scans(scans: Sequence[ScanEntry], labels: Iterable[str]) -> Traini
     )
 
 
+def merge_training_data(parts: Sequence[TrainingData]) -> TrainingData:
+    """Summarize what the networks of one ensemble were trained on.
+
+    Args:
+        parts: of one or more networks with the same labels and channels, trained on different parts of one dataset.
+
+    Returns:
+        The ranges over all of them; for the counts of scans, the lowest, so that a label that one network has never
+        seen counts as missing.
+    """
+    channels = [part.channels for part in parts]
+    known = all(part is not None for part in channels)
+    return TrainingData(
+        scans=min(part.scans for part in parts),
+        spacing_mm=_axis_ranges([side for part in parts for side in zip(*part.spacing_mm, strict=True)]),
+        field_of_view_mm=_axis_ranges([side for part in parts for side in zip(*part.field_of_view_mm, strict=True)]),
+        channels=tuple(map(_merged, zip(*filter(None, channels), strict=True))) if known else None,
+        label_scans={name: min(part.label_scans[name] for part in parts) for name in parts[0].label_scans},
+    )
+
+
 def channel_facts(percentiles: Sequence[float]) -> ChannelFacts:
     """Compute the facts of one channel of one scan, whose lowest and highest values are the same.
 

@@ -422,7 +422,8 @@ def test_evaluate_scores_a_single_fold_with_its_run(copied, capsys):
 
 def test_an_inconsistent_or_incomplete_cross_validation_is_not_scored(copied, tiny_cohort, tmp_path, capsys):
     two = convert(tiny_cohort.root, tmp_path / "two", folds=2, seed=0, workers=1)
-    assert "different patients" in error_line(capsys, "evaluate", copied, "--data", two.root)
+    for command in ("evaluate", "tune"):
+        assert "different patients" in error_line(capsys, command, copied, "--data", two.root)
     shutil.copy(copied / "fold0/config.yaml", copied / "fold1/config.yaml")
     assert "fold1: was trained on case" in error_line(capsys, "evaluate", copied)
     shutil.rmtree(copied / "fold2")
@@ -431,6 +432,5 @@ def test_an_inconsistent_or_incomplete_cross_validation_is_not_scored(copied, ti
 
 
 def test_a_cross_validation_is_refused_where_a_run_is_expected(copied, capsys):
-    for command in (["tune", copied], ["export", copied]):
-        assert "is a cross-validation; choose one of its runs" in error_line(capsys, *command)
+    assert "is a cross-validation; choose one of its runs" in error_line(capsys, "formats", copied)
     assert "--fold all --resume" in error_line(capsys, "train", "--resume", "--out", copied)
