@@ -16,3 +16,13 @@ def plural(count: int, noun: str) -> str:
         ('1 slice', '2 slices')
     """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def one_line(text: str) -> str:
+    """Return a text from a file or the user for use in a message; quoted if it has line breaks or control characters.
+
+    Example:
+        >>> one_line("data.fold=1"), one_line("a\\nb")
+        ('data.fold=1', "'a\\\\nb'")
+    """
+    return text if text.isprintable() else repr(text)

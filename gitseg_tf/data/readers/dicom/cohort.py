@@ -30,7 +30,7 @@ from gitseg_tf.data.readers.dicom.headers import (
 )
 from gitseg_tf.data.readers.dicom.source import DicomSource, Roi, has_contours, starts_like_dicom
 from gitseg_tf.data.readers.naming import found_notes, resolve_labels
-from gitseg_tf.errors import DataError
+from gitseg_tf.errors import DataError, first_line
 from gitseg_tf.labels import LabelSet
 
 
@@ -185,13 +185,13 @@ def _ids(series: list[Series], names: dict[str, str]) -> list[str]:
 
 
 def _scan(scan_id: str, case: str, series: Series, structures: list[File], labels: LabelSet) -> Scan:
-    for path, header in series.images:
-        check_image(path, header)
     try:
+        for path, header in series.images:
+            check_image(path, header)
         grid, order = series_grid(series.images)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
         raise DataError(
-            f"{series.folder}: a position or size cannot be read ({error}); export the series again"
+            f"{series.folder}: a position or size cannot be read ({first_line(error)}); export the series again"
         ) from None
     rois = _rois(structures, labels)
     header = series.header

@@ -10,7 +10,8 @@ import pydicom
 
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
-from gitseg_tf.data.readers.dicom.source import read_dicom, starts_like_dicom
+from gitseg_tf.core.trees import shown
+from gitseg_tf.data.readers.dicom.source import naming_damage, read_dicom, starts_like_dicom
 from gitseg_tf.errors import DataError, GitsegError
 
 IMAGES = ("MR", "CT")
@@ -92,6 +93,9 @@ def read_headers(root: Path) -> Headers:
 def _sort(path: Path, header: pydicom.Dataset, found: Headers) -> None:
     modality = header.get("Modality")
     if modality == "RTSTRUCT":
+        with naming_damage(path):
+            for roi in header.get("StructureSetROISequence") or ():
+                int(roi.get("ROINumber") or 0)
         found.structures.append((path, header))
     elif modality in IMAGES and "LOCALIZER" not in (header.get("ImageType") or ()):
         found.images.append((path, header))
@@ -179,7 +183,7 @@ def check_image(path: Path, header: pydicom.Dataset) -> None:
         if len(values) != count:
             raise DataError(f"{path}: {name} must have {plural(count, 'value')}, got {len(values)}; export it again")
     if (header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
-        raise DataError(f"{path}: is {header.PhotometricInterpretation}; slices must be grayscale (MONOCHROME2)")
+        raise DataError(f"{path}: is {shown(header.PhotometricInterpretation)}; slices must be grayscale (MONOCHROME2)")
 
 
 def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], list[str]]:

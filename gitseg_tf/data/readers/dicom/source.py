@@ -1,13 +1,15 @@
 """Voxels and contours of one DICOM series."""
 
 import hashlib
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_rescale
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -19,7 +21,14 @@ from gitseg_tf.data.readers.grid import Grid, stored_voxels
 from gitseg_tf.data.volume import Annotation
 from gitseg_tf.errors import DataError, first_line
 
+# What pydicom raises for damaged values.
+_DAMAGE = (
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+    NotImplementedError, OverflowError, RecursionError, struct.error,
+)  # fmt: skip
+_LARGE = 1 << 30  # bytes; smaller files are decoded in the memory of any computer
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
+_FARTHEST = 1e6  # mm
 _PLANE = 0.2  # tolerance between a contour and its slice, as a fraction of the slice distance
 
 
@@ -75,7 +84,9 @@ class DicomSource(Source):
             contours = _contours_of(path)
             for roi in self.rois:
                 if roi.path == path and roi.number in contours:
-                    by_slice, without_slice = self._by_slice(roi, contours[roi.number].get("ContourSequence") or ())
+                    with naming_damage(path):
+                        items = contours[roi.number].get("ContourSequence") or ()
+                        by_slice, without_slice = self._by_slice(roi, items)
                     masks[scan.labels.index(roi.label)] = self.grid.to_records(self._fill(by_slice))
                     drawn += len(by_slice)
                     if without_slice:
@@ -128,13 +139,16 @@ class DicomSource(Source):
 def has_contours(roi: Roi) -> bool:
     """Check whether an ROI has any contour."""
     items = _contours_of(roi.path).get(roi.number)
-    return items is not None and bool(items.get("ContourSequence"))
+    with naming_damage(roi.path):
+        return items is not None and bool(items.get("ContourSequence"))
 
 
 def _contours_of(path: Path) -> dict[int, pydicom.Dataset]:
     """Read the contours of a structure set by ROI number; those without a number belong to none."""
-    sequence = read_dicom(path).get("ROIContourSequence") or ()
-    return {int(c.ReferencedROINumber): c for c in sequence if c.get("ReferencedROINumber") is not None}
+    dataset = read_dicom(path)
+    with naming_damage(path):
+        sequence = dataset.get("ROIContourSequence") or ()
+        return {int(c.ReferencedROINumber): c for c in sequence if c.get("ReferencedROINumber") is not None}
 
 
 def _skipped_note(roi: Roi, positions: list[str]) -> str:
@@ -152,17 +166,34 @@ def starts_like_dicom(path: Path) -> bool:
     )
 
 
+@contextmanager
+def naming_damage(path: Path, what: str = "cannot be read as DICOM") -> Iterator[None]:
+    """Convert the errors of pydicom, which decodes most values when they are used, to a DataError that names the file.
+
+    Raises:
+        DataError: a value cannot be decoded, or a file claims to contain more than fits into memory.
+    """
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(f"{path}: {what} ({first_line(error)}); copy the file again") from None
+    except MemoryError:
+        if path.stat().st_size > _LARGE:
+            raise
+        raise DataError(f"{path}: {what} (a length in it is far too large); copy the file again") from None
+
+
 def read_dicom(path: Path, **options) -> pydicom.Dataset:
     """Read a DICOM file, with or without preamble.
 
     Args:
         path: the file.
-        options: passed to pydicom.dcmread.
+        options: passed to pydicom.dcmread. With specific_tags, all values are decoded, so that damaged ones are found.
 
     Raises:
         DataError: not a DICOM file, or a damaged one.
     """
-    try:
+    with naming_damage(path):
         try:
             dataset = pydicom.dcmread(path, **options)
         except InvalidDicomError:
@@ -173,9 +204,10 @@ def read_dicom(path: Path, **options) -> pydicom.Dataset:
             implicit, little = dataset.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        if "specific_tags" in options:
+            for _ in dataset.iterall():
+                pass
         return dataset
-    except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise DataError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy the file again") from None
 
 
 def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
@@ -185,19 +217,24 @@ def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
     # Parse the raw text, because pydicom's number parsing takes three times as long as filling the contours.
     value = contour.get_item("ContourData").value or b""
     try:
-        return np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
-    except ValueError:
-        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again") from None
+        points = np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
+    except (ValueError, AttributeError):
+        points = np.full((1, 3), np.nan)
+    if not (np.abs(points) < _FARTHEST).all():
+        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again")
+    return points
 
 
 def _read_pixels(path: Path) -> np.ndarray:
     dataset = read_dicom(path)
     try:
         pixels = apply_rescale(dataset.pixel_array, dataset)
+    except RecursionError:
+        raise DataError(f"{path}: its pixels cannot be read; copy the file again") from None
     except (RuntimeError, NotImplementedError):
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise DataError(f"{path}: cannot decode {syntax}; pip install 'pylibjpeg[all]'") from None
-    except (ValueError, AttributeError, KeyError, EOFError) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: its pixels cannot be read ({first_line(error)}); copy the file again") from None
     # Rescaled pixels are float64, four times the size of the stored voxels.
     whole = pixels.dtype.kind != "f" or bool((pixels == np.rint(pixels)).all())
