@@ -2,6 +2,8 @@
 
 import re
 
+_LONGEST_LINE = 300  # characters; libraries quote values, which in damaged files may be megabytes
+
 
 class GitsegError(Exception):
     """Base class of all errors that the user can fix; the message says what is wrong, where, and how to fix it.
@@ -81,6 +83,7 @@ class ServerError(GitsegError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's exception, without the operation that TensorFlow adds to it."""
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return re.sub(r"^{{.*?}} | \[Op:\w*\].*$", "", line)
+    """Return the first line of a library's exception, cut, and without the operation that TensorFlow adds to it."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    line = re.sub(r"^{{.*?}} | \[Op:\w*\].*$", "", line)
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any
 
-import yaml
-
 from gitseg_tf.core.palette import palette
 from gitseg_tf.core.paths import as_path
+from gitseg_tf.core.trees import parse_yaml, shown
 from gitseg_tf.errors import ConfigError
 
 MAX_LABELS = 255
+_LONGEST_NAME = 200  # bytes; file systems allow 255, to which prefixes and endings are added
 _NAME = re.compile(r"[^\s/\\,;:\"'<>|?*\x00-\x1f](?:[^/\\,;:\"'<>|?*\x00-\x1f]*[^\s/\\,;:\"'<>|?*\x00-\x1f])?")
 _HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -229,12 +229,12 @@ def read_labels(source: str | PathLike) -> LabelSet:
         return PRESETS[str(source)]
     path = as_path(source)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         hint = f"give a YAML file of labels, or the name of a preset ({', '.join(PRESETS)})"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); {hint}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: invalid YAML ({str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: invalid YAML ({error})") from None
     try:
         return LabelSet.from_tree(tree)
     except ConfigError as error:
@@ -255,25 +255,26 @@ def _checked_label(item: Any, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: must be a name or a mapping, got {_kind(item)}")
     known = [f.name for f in fields(Label)]
     if unknown := [key for key in tree if key not in known]:
-        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; allowed are {', '.join(known)}")
+        raise ConfigError(f"{where}: unknown key {shown(unknown[0])}; allowed are {', '.join(known)}")
     name = tree.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: name must be text that can be used as a file name, got {name!r}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or not 0 < _encoded_length(name) <= _LONGEST_NAME:
+        raise ConfigError(f"{where}: name must be text that can be used as a file name, got {shown(name)}")
     label: dict[str, Any] = {"name": name}
     if tree.get("color") is not None:
         label["color"] = _checked_color(tree["color"], f"{where} ({name})")
     aliases = tree.get("aliases") or ()
-    if isinstance(aliases, str) or not all(isinstance(alias, str) for alias in aliases):
-        raise ConfigError(f"{where} ({name}): aliases must be a list of names, got {aliases!r}")
+    if not isinstance(aliases, list | tuple) or not all(isinstance(a, str) and _encoded_length(a) for a in aliases):
+        raise ConfigError(f"{where} ({name}): aliases must be a list of names, got {shown(aliases)}")
     label["aliases"] = tuple(aliases)
     if tree.get("roi_name") is not None:
-        if not isinstance(tree["roi_name"], str) or not 0 < len(tree["roi_name"]) <= 64:
-            raise ConfigError(f"{where} ({name}): roi_name must have 1 to 64 characters, got {tree['roi_name']!r}")
+        roi_name = tree["roi_name"]
+        if not isinstance(roi_name, str) or not 0 < len(roi_name) <= 64 or not _encoded_length(roi_name):
+            raise ConfigError(f"{where} ({name}): roi_name must have 1 to 64 characters, got {shown(roi_name)}")
         label["roi_name"] = tree["roi_name"]
     if (code := tree.get("code")) is not None:
         parts = [f.name for f in fields(Code)]
-        if not isinstance(code, dict) or set(code) != set(parts):
-            raise ConfigError(f"{where} ({name}): code must have {', '.join(parts)}, got {code!r}")
+        if not isinstance(code, dict) or set(code) != set(parts) or not all(map(_is_code_part, code.values())):
+            raise ConfigError(f"{where} ({name}): code must have {', '.join(parts)}, got {shown(code)}")
         label["code"] = Code(**{part: str(code[part]) for part in parts})
     return label
 
@@ -283,11 +284,24 @@ def _checked_color(color: Any, where: str) -> tuple[int, int, int]:
         return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))  # type: ignore[return-value]
     if isinstance(color, list | tuple) and len(color) == 3 and all(type(c) is int and 0 <= c <= 255 for c in color):
         return tuple(color)
-    raise ConfigError(f'{where}: color must be "#rrggbb" or three numbers from 0 to 255, got {color!r}')
+    raise ConfigError(f'{where}: color must be "#rrggbb" or three numbers from 0 to 255, got {shown(color)}')
 
 
 def _kind(tree: Any) -> str:
-    return "nothing" if tree is None else f"{type(tree).__name__} {tree!r}"
+    return "nothing" if tree is None else f"{type(tree).__name__} {shown(tree)}"
+
+
+def _encoded_length(text: str) -> int:
+    """Return the length in UTF-8, or 0 if the text cannot be encoded."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0
+
+
+def _is_code_part(part: Any) -> bool:
+    # YAML reads an unquoted code value as a number.
+    return (isinstance(part, str) and _encoded_length(part) > 0) or type(part) is int
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

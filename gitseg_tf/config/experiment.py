@@ -25,6 +25,8 @@ from gitseg_tf.config.section import Section
 from gitseg_tf.config.training import TrainingConfig
 from gitseg_tf.config.volumetric import check_volumes
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically
+from gitseg_tf.core.text import one_line
+from gitseg_tf.core.trees import parse_yaml, shown
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet
 
@@ -232,11 +234,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{text}: must have the form dotted.key=value, for example training.epochs=3")
+        raise ConfigError(f"{one_line(text)}: must have the form dotted.key=value, for example training.epochs=3")
     try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"{text}: the value is invalid YAML") from None
+        return key, parse_yaml(value)
+    except ValueError:
+        raise ConfigError(f"{one_line(text)}: the value is invalid YAML") from None
 
 
 def read_yaml(path: AnyPath) -> dict:
@@ -246,14 +248,12 @@ def read_yaml(path: AnyPath) -> dict:
         ConfigError: no such file, invalid YAML, or not a mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or error
-        raise ConfigError(f"{path}{line}: invalid YAML ({reason})") from None
+    except ValueError as error:
+        line = getattr(error, "line", None)
+        raise ConfigError(f"{path}{f', line {line}' if line else ''}: invalid YAML ({error})") from None
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping of config keys, got a {type(tree).__name__}")
     return tree or {}
@@ -266,14 +266,14 @@ def _set_dotted(tree: dict, key: str, value: Any) -> None:
             tree[name] = {}
         tree = tree[name]
         if not isinstance(tree, dict):
-            raise ConfigError(f"{key}: {name} is {tree!r}, not a section of the config")
+            raise ConfigError(f"{one_line(key)}: {name} is {shown(tree)}, not a section of the config")
     tree[last] = value
 
 
 def _first_problem(error: ValidationError) -> str:
     """Describe the first problem in one line: field, value and what is allowed."""
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"]]
+    path = [one_line(str(part)) for part in problem["loc"]]
     if path == ["augment", "1"]:
         path[1] = "on"  # YAML 1.1 reads this key as true
     field = ".".join(path)
@@ -286,14 +286,14 @@ def _first_problem(error: ValidationError) -> str:
         hint = f"did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"allowed are {', '.join(allowed)}"
         return f"unknown key {field}; {hint}"
     if problem["type"] == "missing":
-        return f"{'.'.join(path[:-1])} must have more values, got {problem['input']!r}"
+        return f"{'.'.join(path[:-1])} must have more values, got {shown(problem['input'])}"
     if problem["type"] == "model_type":
         keys = ", ".join(sorted(_fields_at(path)))
-        return f"{field} must be a section with the keys {keys}, got {problem['input']!r}"
+        return f"{field} must be a section with the keys {keys}, got {shown(problem['input'])}"
     what = re.sub(r"^(Value error, |Input |String |Tuple )", "", problem["msg"]).replace("should ", "must ")
     if not field:
         return what  # the message concerns several sections and names them
-    return f"{field} {what}, got {problem['input']!r}" if what.startswith("must ") else f"{field}: {what}"
+    return f"{field} {what}, got {shown(problem['input'])}" if what.startswith("must ") else f"{field}: {what}"
 
 
 def _fields_at(path: list[str]) -> set[str]:

@@ -36,3 +36,13 @@ def cut_middle(text: str, width: int) -> str:
         return text
     end = (width - 1) // 2
     return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def one_line(text: str) -> str:
+    """Return a text from a file or the user for use in a message; quoted if it has line breaks or control characters.
+
+    Example:
+        >>> one_line("data.fold=1"), one_line("a\\nb")
+        ('data.fold=1', "'a\\\\nb'")
+    """
+    return text if text.isprintable() else repr(text)

@@ -84,9 +84,14 @@ def make_grid(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Grid:
         DataError: not three axes, or a singular affine.
     """
     affine = np.asarray(affine, float)
+    if min(shape, default=0) < 1:
+        raise DataError(f"{name}: has no voxels ({' x '.join(map(str, shape))}); copy or export the file again")
     if len(shape) != 3:
         raise DataError(f"{name}: has {len(shape)} axes ({' x '.join(map(str, shape))}); a scan must have three")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    # An axis may also be too short or too long for the float32 in which spacings are stored.
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    usable = np.isfinite(affine).all() and lengths.min() > 1e-6 and lengths.max() < 1e6
+    if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-9 or np.isnan(io_orientation(affine)).any():
         raise DataError(f"{name}: its affine is singular; fix the header")
     columns, rows, slices = map(int, shape)
     return Grid((columns, rows, slices), tuple(map(tuple, affine.tolist())))

@@ -3,6 +3,8 @@
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,7 @@ from pydicom.uid import (
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import DataError, first_line
 
+_LARGE = 1 << 30  # bytes; smaller files are decoded in the memory of any computer
 _PADDING = " \0"
 _UNDEFINED = 0xFFFFFFFF
 _DELIMITERS, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE00D, 0xFFFEE0DD
@@ -48,7 +51,7 @@ def read_dicom(path: Path, **options) -> pydicom.Dataset:
     Raises:
         DataError: not a DICOM file, or a damaged one.
     """
-    try:
+    with naming_damage(path):
         try:
             dataset = pydicom.dcmread(path, **options)
         except InvalidDicomError:
@@ -60,8 +63,23 @@ def read_dicom(path: Path, **options) -> pydicom.Dataset:
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         return dataset
-    except (InvalidDicomError, OSError, EOFError, struct.error, zlib.error, *MALFORMED) as error:
-        raise DataError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy the file again") from None
+
+
+@contextmanager
+def naming_damage(path: Path, what: str = "cannot be read as DICOM") -> Iterator[None]:
+    """Convert the errors of pydicom, which decodes most values when they are used, to a DataError that names the file.
+
+    Raises:
+        DataError: a value cannot be decoded, or a file claims to contain more than fits into memory.
+    """
+    try:
+        yield
+    except (InvalidDicomError, OSError, EOFError, struct.error, zlib.error, RecursionError, *MALFORMED) as error:
+        raise DataError(f"{path}: {what} ({first_line(error)}); copy the file again") from None
+    except MemoryError:
+        if path.stat().st_size > _LARGE:
+            raise
+        raise DataError(f"{path}: {what} (a length in it is far too large); copy the file again") from None
 
 
 def text(header: pydicom.Dataset, name: str) -> str:

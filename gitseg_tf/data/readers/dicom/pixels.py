@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, get_decoder
 
-from gitseg_tf.data.readers.dicom.files import MALFORMED, is_truncated, items, number_or, read_dicom
+from gitseg_tf.data.readers.dicom.files import MALFORMED, is_truncated, items, naming_damage, number_or, read_dicom
 from gitseg_tf.data.readers.dicom.slices import functional_group
 from gitseg_tf.errors import DataError, DependencyError, first_line
 
@@ -48,8 +48,9 @@ def _decode(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
         if not available:
             raise DependencyError(f"{path}: decoding {syntax.name} requires pip install 'gitseg-tf[dicom]'")
     try:
-        stored = dataset.pixel_array
-    except (RuntimeError, EOFError, *MALFORMED) as error:
+        with naming_damage(path, "its pixels cannot be read"):
+            stored = dataset.pixel_array
+    except RuntimeError as error:
         raise DataError(f"{path}: its pixels cannot be read ({_reason(error)}); copy the file again") from None
     size, shape = (int(dataset.Rows), int(dataset.Columns)), stored.shape
     if shape[-2:] != size or stored.ndim > 3:

@@ -11,8 +11,8 @@ import pydicom
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan, Source
 from gitseg_tf.data.readers.contours import contours_to_mask
+from gitseg_tf.data.readers.dicom.files import naming_damage, text
 from gitseg_tf.data.readers.dicom.files import read_dicom as read_dicom
-from gitseg_tf.data.readers.dicom.files import text
 from gitseg_tf.data.readers.dicom.geometry import SeriesGrid
 from gitseg_tf.data.readers.dicom.pixels import read_pixels
 from gitseg_tf.data.readers.dicom.structures import Roi, contours_of
@@ -21,6 +21,7 @@ from gitseg_tf.data.volume import Annotation
 from gitseg_tf.errors import DataError
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
+_FARTHEST = 1e6  # mm
 _PLANE = 0.2  # tolerance between a contour and its slice, as a fraction of the slice distance
 
 
@@ -77,7 +78,8 @@ class DicomSource(Source):
             contours = contours_of(path)
             for roi in self.rois:
                 if roi.path == path and roi.number in contours:
-                    by_slice, without_slice = self._by_slice(roi, contours[roi.number])
+                    with naming_damage(path):
+                        by_slice, without_slice = self._by_slice(roi, contours[roi.number])
                     masks[scan.labels.index(roi.label)] = self.grid.to_records(self._fill(by_slice))
                     drawn += len(by_slice)
                     if without_slice:
@@ -139,6 +141,9 @@ def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
     # Parse the raw text, because pydicom's number parsing takes three times as long as filling the contours.
     value = contour.get_item("ContourData").value or b""
     try:
-        return np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
-    except ValueError:
-        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again") from None
+        points = np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
+    except (ValueError, AttributeError):
+        points = np.full((1, 3), np.nan)
+    if not (np.abs(points) < _FARTHEST).all():
+        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again")
+    return points

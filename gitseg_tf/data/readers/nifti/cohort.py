@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from gitseg_tf.core.text import plural
+from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.data.readers.base import (
     NO_LABELS,
     Cohort,
@@ -183,6 +182,8 @@ def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None)
     else:
         named, source_of_names = named_values(list(label_files.values()))
         notes = (f"{root}: no dataset.json, so the label names come from {source_of_names}",)
+    if len(dict(named)) < len(named):
+        raise DataError(f"{where}: two values have the same name; give each value its own name in a dataset.json")
     ignored = tuple(n for name, numbers in named for n in numbers if name.lower() == IGNORE)
     known = tuple(sorted({0}.union(*(numbers for _, numbers in named))))
     named = [(name, numbers) for name, numbers in named if numbers != (0,) and name.lower() != IGNORE]
@@ -234,7 +235,7 @@ def _channel_files(images: Path, label_files: dict[str, Path]) -> dict[str, tupl
 
 def _read_json(path: Path) -> dict:
     try:
-        tree = json.loads(path.read_bytes(), object_pairs_hook=partial(_unique_keys, path))
+        tree = parse_json(path.read_bytes(), object_pairs_hook=partial(_unique_keys, path))
     except ValueError as error:
         raise DataError(f"{path}: invalid JSON ({error}); fix the file") from None
     if not isinstance(tree, dict):
@@ -256,14 +257,14 @@ def _channel_names(tree: dict) -> tuple[str, ...] | None:
     if not isinstance(names, dict) or not names:
         return None
     ordered = sorted(names.items(), key=lambda item: int(item[0]) if str(item[0]).isdecimal() else 0)
-    return tuple(str(name) for _, name in ordered)
+    return tuple(str(name).encode("utf-8", "replace").decode() for _, name in ordered)
 
 
 def _named_numbers(path: Path, tree: dict) -> list[tuple[str, tuple[int, ...]]]:
     """Read names and their values. nnU-Net v2 maps names to values or regions, the Decathlon values to names."""
     try:
         named = [
-            (value, (int(key),)) if isinstance(value, str) else (key, tuple(np.atleast_1d(value).astype(int).tolist()))
+            (value, (int(key),)) if isinstance(value, str) else (key, _integers(value))
             for key, value in tree["labels"].items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -272,6 +273,14 @@ def _named_numbers(path: Path, tree: dict) -> list[tuple[str, tuple[int, ...]]]:
     if twice:
         raise DataError(f"{path}: label {twice[0]!r} is defined twice; remove one, or list all its values in one entry")
     return [(str(name), numbers) for name, numbers in named]
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    """Read the value or the values of a label; JSON may write 1 as 1.0."""
+    values = value if isinstance(value, list) else [value]
+    if not values or any(type(v) not in (int, float) or v != v // 1 or abs(v) >= 2**31 for v in values):
+        raise ValueError(f"{shown(value)} is not an integer")
+    return tuple(map(int, values))
 
 
 def _scan_folders(root: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from gitseg_tf.data.volume import MAX_CHANNELS, Annotation
 from gitseg_tf.errors import DataError, first_line
 
 logger = logging.getLogger(__name__)
+
+_MOST_DEFLATED = 1100  # deflate makes nothing smaller than by a factor of 1032
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def open_nifti(path: Path):
         OSError,
         EOFError,
         ValueError,
+        OverflowError,
         zlib.error,
     ) as error:
         raise DataError(f"{path}: cannot be read as NIfTI ({first_line(error)}); copy the file again") from None
@@ -190,10 +194,20 @@ def read_voxels(path: Path) -> tuple[Grid, np.ndarray]:
     """Read the grid, and the voxels as stored [X, Y, Z] or [X, Y, Z, C]."""
     image = open_nifti(path)
     grid = grid_of(path, image, channels=True)
+    _check_size(path, image)
     try:
         return grid, np.asanyarray(image.dataobj).reshape(shape_of(image))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); copy the file again") from None
+
+
+def _check_size(path: Path, image) -> None:
+    """Check that the file can contain the voxels of its header, before memory is allocated for them."""
+    expected = math.prod(shape_of(image)) * image.get_data_dtype().itemsize
+    at_most = path.stat().st_size * (_MOST_DEFLATED if path.name.endswith(".gz") else 1)
+    if expected > at_most:
+        size = " x ".join(map(str, shape_of(image)))
+        raise DataError(f"{path}: is too small for the {size} voxels in its header; copy the file again")
 
 
 def check_agreement(path: Path, grid: Grid, image: Path, image_grid: Grid) -> None:
