@@ -311,7 +311,7 @@ def summary_lines(summary: dict) -> list[str]:
         cells = (_cell(means[key], title, form) for title, key, form in _COLUMNS)
         between = (_interval(ends.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
         lines.append(f"{name:<{width}}" + "".join(map("".join, zip(cells, between, strict=True))))
-    if summary["score_volume"] is not None:
+    if summary.get("score_volume") is not None:
         form = "3-D Dice and distance over the diagonal, the form of public notebooks"
         lines.append(f"{'score_volume':<{width}}{summary['score_volume']:8.3f}, from {form}")
     if more := len(summary["labels"]) - len(shown):

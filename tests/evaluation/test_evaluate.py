@@ -93,7 +93,9 @@ def test_a_scan_that_cannot_be_scored_aborts_the_evaluation(evaluated, tmp_path,
 
 
 def test_the_table_has_one_row_per_label_and_the_mean(evaluated):
-    head, *rows, _ = evaluation.summary_lines(evaluated([1]))
+    summary = evaluated([1])
+    head, *rows, volume, _ = evaluation.summary_lines(summary)
+    assert volume.startswith("score_volume") and f" {summary['score_volume']:.3f}, from 3-D Dice" in volume
     assert [row.split()[0] for row in rows] == [*UWMGI.names, "mean"]
     assert len({len(line) for line in (head, *rows)}) == 1
     assert " ".join(head.split()) == "score Dice IoU Hausdorff HD95 mm mean mm surface Dice volume error"

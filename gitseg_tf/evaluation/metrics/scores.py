@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from gitseg_tf.data.volume import Annotation
-from gitseg_tf.evaluation.metrics.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT
+from gitseg_tf.evaluation.metrics.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT, combined
 from gitseg_tf.evaluation.metrics.distances import MaskPair, as_masks, check_numbers, check_spacing, voxel_distances
 from gitseg_tf.evaluation.metrics.label_scores import OF_TEXT, UNANNOTATED, score_label
 from gitseg_tf.labels import LabelSet
@@ -310,8 +310,11 @@ def metric_value(terms: np.ndarray, metric: str) -> float:
 
 
 def scan_score(rows: Sequence[Mapping]) -> float | None:
-    """Compute the mean `score` of some rows of `score_scan`, as in `summarize`; None if there is none."""
-    return _means(pd.DataFrame(list(rows)))["score"]
+    """Compute the `score` of some rows of `score_scan`, as in `summarize`; None if there is none."""
+    slices = sum(row["dice_2d_slices"] for row in rows)
+    distances = [row["hausdorff_score"] for row in rows if not math.isnan(row["hausdorff_score"])]
+    dice_2d_sum = sum(row["dice_2d_sum"] for row in rows)
+    return combined(dice_2d_sum / slices, sum(distances) / len(distances)) if slices else None
 
 
 def _means(rows: pd.DataFrame) -> dict:

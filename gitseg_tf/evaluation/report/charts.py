@@ -8,10 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.html.pages import INK, chart, label_marker, label_style, short_title
 from gitseg_tf.labels import Label, LabelSet
 
 _TRAIN_COLOR, _VALIDATION_COLOR = "#8c8c96", "#2a78d6"
+_METRIC_COLORS = (_VALIDATION_COLOR, "#d55e00", "#009e73")
 
 
 def score_charts(rows: pd.DataFrame, labels: LabelSet) -> list[dict]:
@@ -83,6 +85,10 @@ def training_charts(history: pd.DataFrame, labels: LabelSet) -> list[dict]:
         "Dice": {
             "dice": {"color": _TRAIN_COLOR, "label": "training"},
             "val_dice": {"color": _VALIDATION_COLOR, "label": "validation"},
+        },
+        "Validation of whole scans": {
+            f"val_{name}": {"color": color, "label": METRICS.facts(name)["title"]}
+            for name, color in zip(METRICS.names(whole_scans=True), _METRIC_COLORS, strict=True)
         },
         "Validation Dice per label": {f"val_dice_{label.name}": label_style(label) for label in labels},
         "Learning rate": {"learning_rate": {"color": _VALIDATION_COLOR}},

@@ -5,8 +5,9 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
+from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically
-from gitseg_tf.evaluation.metrics.scores import DICE_WEIGHT, HAUSDORFF_WEIGHT
+from gitseg_tf.evaluation.metrics.competition import DICE_WEIGHT, HAUSDORFF_WEIGHT
 from gitseg_tf.evaluation.report.charts import epochs_of, has_values, reliability_charts, score_charts, training_charts
 from gitseg_tf.evaluation.report.selection import Chosen, worst_labels
 from gitseg_tf.html.pages import MOST_LABELS, page_environment
@@ -40,7 +41,7 @@ def write_report(
         labels: the labels of the rows.
         chosen: the scans to show slice by slice, from `selection.PictureShelf`.
         history: one row per epoch, with any of the columns epoch, loss, val_loss, dice, val_dice, val_dice_LABEL,
-            learning_rate, seconds; None if there is no training to show.
+            val_score (or another metric), learning_rate, seconds; None if there is no training to show.
         title: title of the page.
         details: facts about the run, {name: value}.
 
@@ -118,11 +119,14 @@ def _outliers(rows: pd.DataFrame, labels: LabelSet) -> dict:
 
 
 def _training(history: pd.DataFrame, labels: LabelSet) -> dict:
-    best: Any = history["val_dice"].idxmax() if has_values(history, "val_dice") else None
+    # With a metric other than Dice, the history has its column, and that chose the best weights.
+    chosen = [name for name in METRICS if name != "dice" and has_values(history, f"val_{name}")] or ["dice"]
+    column, title = f"val_{chosen[0]}", METRICS.facts(chosen[0])["title"]
+    best: Any = history[column].idxmax() if has_values(history, column) else None
     epochs = epochs_of(history)
     return {
         "charts": training_charts(history, labels),
         "epochs": len(history),
-        "best": None if best is None else {"dice": history["val_dice"][best], "epoch": int(epochs[best])},
+        "best": None if best is None else {"metric": title, "value": history[column][best], "epoch": int(epochs[best])},
         "seconds": history["seconds"].median() if "seconds" in history else None,
     }

@@ -191,14 +191,17 @@ def test_score_scan_returns_one_row_per_label_with_scan_and_case(labels):
     assert {(row["scan"], row["case"]) for row in labels.values()} == {("case7_day12", "case7")}
 
 
-def test_the_score_is_the_competition_formula(labels):
+def test_both_forms_of_the_score_follow_their_formulas(labels):
     row = labels["large_bowel"]
     diagonal = math.sqrt(6**2 + 12**2 + 16**2)
     assert row["dice"] == 0.5
     assert row["iou"] == pytest.approx(1 / 3)
     assert row["hausdorff_voxels"] == 2
-    assert row["hausdorff_score"] == pytest.approx(1 - 2 / diagonal)
-    assert row["score"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 - 2 / diagonal))
+    assert row["hausdorff_score_volume"] == pytest.approx(1 - 2 / diagonal)
+    assert row["score_volume"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 - 2 / diagonal))
+    in_cube = 2 / 16 / math.sqrt(3)
+    assert row["hausdorff_score"] == pytest.approx(1 - in_cube)
+    assert row["score"] == pytest.approx(0.4 * 0.5 + 0.6 * (1 - in_cube))
 
 
 def test_distances_in_mm_and_volumes_use_the_spacing(labels):
@@ -234,7 +237,7 @@ def test_a_missed_label_scores_zero_and_has_no_distance(labels):
     assert all(math.isnan(row[name]) for name in ("hausdorff_voxels", "hausdorff_mm", "hd95_mm", "mean_surface_mm"))
 
 
-def test_an_absent_label_has_no_score_but_a_false_positive_volume(labels):
+def test_a_predicted_absent_label_has_only_the_competition_score_and_a_false_positive_volume(labels):
     row = labels["stomach"]
     filled = {
         "scan",
@@ -245,13 +248,16 @@ def test_an_absent_label_has_no_score_but_a_false_positive_volume(labels):
         "false_positive_ml",
         "dice_2d_sum",
         "dice_2d_slices",
+        "score",
+        "hausdorff_score",
     }
-    assert len(row) == len(filled) + 11 and all(math.isnan(row[name]) for name in set(row) - filled)
+    assert row["score"] == row["hausdorff_score"] == row["dice_2d_sum"] == 0 and row["dice_2d_slices"] == 2
+    assert len(row) == len(filled) + 14 and all(math.isnan(row[name]) for name in set(row) - filled)
     assert row["false_positive_ml"] == pytest.approx(8 * 3 * 1.5 * 1.25 / 1000)
     assert math.isnan(labels["large_bowel"]["false_positive_ml"])
 
 
-def test_2d_dice_is_summed_over_slices_where_the_reference_has_the_label():
+def test_2d_dice_is_summed_over_slices_where_either_mask_has_the_label():
     truth, prediction = np.zeros((3, 4, 5, 5), bool), np.zeros((3, 4, 5, 5), bool)
     truth[0, :3, :2, :2] = True
     prediction[0, 0, :2, :2] = True
@@ -259,7 +265,7 @@ def test_2d_dice_is_summed_over_slices_where_the_reference_has_the_label():
     prediction[0, 3] = True
     row = score_rows(truth, prediction, "scan", "case")[0]
     assert row["dice_2d_sum"] == pytest.approx(1 + 2 * 2 / (4 + 2) + 0)
-    assert row["dice_2d_slices"] == 3
+    assert row["dice_2d_slices"] == 4
 
 
 def test_masks_without_a_label_axis_are_refused():
@@ -280,8 +286,11 @@ def test_means_are_over_the_label_and_scan_pairs_present_in_the_reference(rows):
     summary = summarize(rows)
     h = 1 - 2 / math.sqrt(6**2 + 12**2 + 16**2)
     assert summary["dice"] == pytest.approx((0.5 + 0 + 1 + 1) / 4)
-    assert summary["hausdorff"] == pytest.approx((h + 0 + 1 + 1) / 4)
-    assert summary["score"] == pytest.approx(0.4 * summary["dice"] + 0.6 * summary["hausdorff"])
+    assert summary["hausdorff_volume"] == pytest.approx((h + 0 + 1 + 1) / 4)
+    assert summary["score_volume"] == pytest.approx(0.4 * summary["dice"] + 0.6 * summary["hausdorff_volume"])
+    # The competition also counts the stomach, which is only predicted.
+    assert summary["hausdorff"] == pytest.approx((1 - 2 / 16 / math.sqrt(3) + 0 + 0 + 1 + 1) / 5)
+    assert summary["score"] == pytest.approx(0.4 * summary["dice_2d"] + 0.6 * summary["hausdorff"])
     assert (summary["scans"], summary["cases"]) == (2, 1)
 
 
@@ -301,7 +310,8 @@ def test_volume_errors_are_averaged_with_and_without_sign(rows):
 
 def test_a_label_absent_from_all_scans_is_null_and_its_false_positives_are_summed(rows):
     stomach = summarize(rows)["labels"]["stomach"]
-    assert stomach["score"] is stomach["dice"] is stomach["dice_2d"] is stomach["hd95_mm"] is None
+    assert stomach["score_volume"] is stomach["dice"] is stomach["added_path_mm"] is stomach["hd95_mm"] is None
+    assert stomach["score"] == stomach["dice_2d"] == stomach["hausdorff"] == 0
     assert stomach["false_positive_ml"] == summarize(rows)["false_positive_ml"] == pytest.approx(0.045)
 
 
@@ -314,7 +324,7 @@ def test_the_summary_lists_means_and_labels_per_scan(rows):
 
 
 def test_2d_dice_is_pooled_over_slices(rows):
-    assert summarize(rows)["dice_2d"] == pytest.approx((3 * 0.5 + 0 + 3 + 1) / (3 + 1 + 3 + 1))
+    assert summarize(rows)["dice_2d"] == pytest.approx((3 * 0.5 + 0 + 0 + 3 + 1) / (3 + 1 + 2 + 3 + 1))
 
 
 def test_the_summary_is_strict_json_and_survives_a_csv_round_trip(rows, tmp_path):

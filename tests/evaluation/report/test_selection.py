@@ -72,8 +72,11 @@ def test_few_candidates_are_kept():
 
 
 def rows_with(score, distance=4.0):
-    present = {"score": 0.0 if score is None else score, "truth_ml": float(score is not None), "hausdorff_mm": distance}
-    return [present, {"score": float("nan"), "truth_ml": 0.0, "hausdorff_mm": float("nan")}]
+    absent = {"dice_2d_sum": 0.0, "dice_2d_slices": 0, "hausdorff_score": float("nan"), "hausdorff_mm": float("nan")}
+    if score is None:
+        return [absent | {"hausdorff_mm": distance}, absent]
+    present = {"dice_2d_sum": 3 * score, "dice_2d_slices": 3, "hausdorff_score": score, "hausdorff_mm": distance}
+    return [present, absent]
 
 
 def test_selected_pictures_are_returned_and_unneeded_ones_are_never_drawn(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from gitseg_tf.evaluation.statistics.compare import (
 from gitseg_tf.labels import UWMGI
 
 ALL = ""
-SCORES = ("score", "dice", "hd95_mm", "surface_dice")
+SCORES = ("score_volume", "dice", "hd95_mm", "surface_dice")
+TITLES = ("score_volume", "Dice", "HD95 mm", "surface Dice")
 SCANS = {f"case{k}": 1 + k % 3 for k in range(1, 8)}
 
 
@@ -34,7 +35,9 @@ def rows_of(scans, seed=0):
             for label in UWMGI.names
         ]
     )
-    return rows.assign(**{column: draw.random(len(rows)) for column in SCORES})
+    rows = rows.assign(**{column: draw.random(len(rows)) for column in ("score", *SCORES, "hausdorff_score")})
+    slices = draw.integers(1, 9, len(rows))
+    return rows.assign(dice_2d_slices=slices, dice_2d_sum=draw.random(len(rows)) * slices)
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ def row(comparison, score="Dice", label=ALL):
 def test_scores_are_compared_per_patient_with_a_paired_test(evaluated):
     one, other = rows_of(SCANS), rows_of(SCANS, 1)
     comparison = compared(evaluated("a", one), evaluated("b", other.sample(frac=1, random_state=0)))
-    for title, column in zip(("score", "Dice", "HD95 mm", "surface Dice"), SCORES, strict=True):
+    for title, column in zip(TITLES, SCORES, strict=True):
         for label in (ALL, *UWMGI.names):
             a, b = (
                 (rows if label == ALL else rows[rows["label"] == label]).groupby("case")[column].mean().to_numpy()
@@ -79,6 +82,30 @@ def test_scores_are_compared_per_patient_with_a_paired_test(evaluated):
             ).confidence_interval
             assert [got["low"], got["high"]] == pytest.approx([interval.low, interval.high], abs=1e-9)
             assert got["difference"] == pytest.approx((b - a).mean())
+
+
+def test_the_score_of_a_patient_is_pooled_over_their_slices(evaluated):
+    one, other = rows_of(SCANS), rows_of(SCANS, 1)
+    comparison = compared(evaluated("a", one), evaluated("b", other))
+    for label in (ALL, *UWMGI.names):
+        expected = []
+        for rows in (one, other):
+            own = (rows if label == ALL else rows[rows["label"] == label]).groupby("case")
+            dice_2d = own["dice_2d_sum"].sum() / own["dice_2d_slices"].sum()
+            expected.append((0.4 * dice_2d + 0.6 * own["hausdorff_score"].mean()).mean())
+        got = row(comparison, "score", label)
+        assert [got["one"], got["other"], got["patients"]] == pytest.approx([*expected, len(SCANS)])
+
+
+def test_false_positives_of_an_absent_label_lower_the_score_of_the_run_that_predicts_them(evaluated):
+    one, other = rows_of(SCANS), rows_of(SCANS)
+    absent = one["label"] == "stomach"
+    for rows, slices, distance in ((one, 0, np.nan), (other, 4, 0.0)):
+        rows.loc[absent, ["truth_ml", "dice_2d_sum", "dice_2d_slices", "hausdorff_score"]] = 0.0, 0.0, slices, distance
+    comparison = compared(evaluated("a", one), evaluated("b", other))
+    got = row(comparison, "score")
+    assert got["other"] < got["one"] and row(comparison, "score", "stomach")["patients"] == 0
+    assert row(comparison, "score_volume")["difference"] == 0
 
 
 def by_all_signs(differences):
@@ -181,10 +208,11 @@ def test_the_table_states_the_smallest_p_of_few_patients(evaluated):
 
 def test_one_patient_and_an_absent_label_are_shown_as_dashes(evaluated):
     rows = rows_of({"case1": 2})
-    rows.loc[rows["label"] == "stomach", "truth_ml"] = 0.0
+    absent = ["truth_ml", "dice_2d_sum", "dice_2d_slices", "hausdorff_score"]
+    rows.loc[rows["label"] == "stomach", absent] = 0.0, 0.0, 0, np.nan
     comparison = compared(evaluated("a", rows), evaluated("b", rows))
     stomach = [line for line in table_lines(comparison) if "stomach" in line]
-    assert len(stomach) == 4 and all(line.split()[-6:] == ["0", *"-----"] for line in stomach)
+    assert len(stomach) == 5 and all(line.split()[-6:] == ["0", *"-----"] for line in stomach)
     assert np.isnan(row(comparison)["low"]) and row(comparison)["p"] == 1.0
 
 
@@ -217,8 +245,8 @@ def test_compare_prints_a_table_and_writes_a_chart(evaluated, tmp_path, capsys):
     one, other = evaluated("a", rows_of(SCANS)), evaluated("b", rows_of(SCANS, 1))
     assert main(["compare", str(one), str(other), "--out", str(tmp_path / "found.png")]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("large_bowel") == 4 and f"A          {one}" in printed and "found.png" in printed
-    assert cv2.imread(str(tmp_path / "found.png")).shape == (1150, 1100, 3)
+    assert printed.count("large_bowel") == 5 and f"A          {one}" in printed and "found.png" in printed
+    assert cv2.imread(str(tmp_path / "found.png")).shape == (1437, 1100, 3)
     assert not list(Path(tmp_path).glob("new.*"))
 
 
@@ -232,11 +260,11 @@ def test_an_unwritable_chart_path_is_refused_first(evaluated, tmp_path, capsys, 
 
 def test_improved_and_worsened_patients_have_different_colors(evaluated, tmp_path):
     one = rows_of(SCANS)
-    gains = {"score": 1, "dice": 1, "hd95_mm": 1, "surface_dice": -1}
+    gains = {"dice_2d_sum": 1, "score_volume": 1, "dice": 1, "hd95_mm": 1, "surface_dice": -1}
     other = one.assign(**{column: one[column] + gain for column, gain in gains.items()})
     draw_comparison(tmp_path / "drawn.png", compared(evaluated("a", one), evaluated("b", other)))
     picture = cv2.imread(str(tmp_path / "drawn.png")).astype(int)
     blueness = picture[..., 0] - picture[..., 2]
-    upper, lower = np.split(blueness, [len(blueness) // 2 + 20])  # score and Dice, HD95 and surface Dice
+    upper, lower = np.split(blueness, [int(0.6 * len(blueness)) + 20])  # both scores and Dice, HD95 and surface Dice
     assert (upper > 60).sum() > 1000 and not (upper < -60).any()
     assert (lower < -60).sum() > 1000 and not (lower > 60).any()

@@ -12,14 +12,18 @@ from gitseg_tf.evaluation.statistics.intervals import mean_intervals, percentile
 from gitseg_tf.labels import UWMGI
 
 COLUMNS = {
-    "score": "score",
+    "score_volume": "score_volume",
     "dice": "dice",
     "iou": "iou",
     "hausdorff": "hausdorff_score",
+    "hausdorff_volume": "hausdorff_score_volume",
     "hausdorff_mm": "hausdorff_mm",
     "hd95_mm": "hd95_mm",
     "mean_surface_mm": "mean_surface_mm",
     "surface_dice": "surface_dice",
+    "surface_dice_2mm": "surface_dice_2mm",
+    "surface_dice_3mm": "surface_dice_3mm",
+    "added_path_mm": "added_path_mm",
     "volume_bias_ml": "volume_error_ml",
 }
 
@@ -78,6 +82,27 @@ def test_the_2d_dice_of_each_resample_is_a_ratio_of_sums():
     assert mean_of_means != pytest.approx(expected, abs=1e-3)
 
 
+def test_the_score_of_each_resample_combines_pooled_2d_dice_and_the_mean_of_distances():
+    rows = table({f"case{k}": 1 for k in range(7)})
+    label_rows = rows[rows["label"] == "stomach"].sort_values("case")
+    columns = [label_rows[name].to_numpy() for name in ("dice_2d_sum", "dice_2d_slices", "hausdorff_score")]
+
+    def score(sums, slices, distances, axis=-1):
+        return 0.4 * sums.sum(axis=axis) / slices.sum(axis=axis) + 0.6 * distances.mean(axis=axis)
+
+    expected = scipy_interval(columns, score, paired=True, vectorized=True)
+    assert mean_intervals(rows)["labels"]["stomach"]["score"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_false_positives_of_an_absent_label_enter_the_score_only():
+    rows = table({"case1": 1, "case2": 1, "case3": 1})
+    absent = (rows["label"] == "stomach") & (rows["case"] == "case3")
+    rows.loc[absent, "truth_ml"] = 0.0
+    rows.loc[absent, ["dice_2d_sum", "hausdorff_score"]] = 0.0
+    stomach = mean_intervals(rows)["labels"]["stomach"]
+    assert stomach["score"][0] == 0 and stomach["score_volume"][0] > 0
+
+
 def all_draws(rows, column, level=0.95):
     """The percentiles over all resamples of the patients, each with all of its rows."""
     by_case = [label_rows[column].to_numpy() for _, label_rows in rows.groupby("case")]
@@ -87,10 +112,10 @@ def all_draws(rows, column, level=0.95):
 
 def test_patients_are_resampled_with_all_scans_and_labels():
     rows = table({"case1": 1, "case2": 6, "case3": 2, "case4": 1, "case5": 3})
-    rows["score"] += 0.5 * (rows["case"] == "case2")
-    low, high = mean_intervals(rows, resamples=200_000)["score"]
-    assert [low, high] == pytest.approx(list(all_draws(rows, "score")), abs=2e-3)
-    single = scipy_interval((rows["score"].to_numpy(),))
+    rows["dice"] += 0.5 * (rows["case"] == "case2")
+    low, high = mean_intervals(rows, resamples=200_000)["dice"]
+    assert [low, high] == pytest.approx(list(all_draws(rows, "dice")), abs=2e-3)
+    single = scipy_interval((rows["dice"].to_numpy(),))
     assert high - low > 1.5 * (single[1] - single[0])  # the interval if every row were a patient
 
 
@@ -98,7 +123,7 @@ def test_the_mean_lies_inside_and_a_lower_level_gives_narrower_intervals():
     rows = table({f"case{k}": 1 + k % 3 for k in range(12)})
     means, wide, narrow = summarize(rows), mean_intervals(rows), mean_intervals(rows, level=0.5)
     names = set(wide) - {"level", "labels"}
-    assert names == {*COLUMNS, "volume_error_ml", "volume_error_relative", "dice_2d"}
+    assert names == {*COLUMNS, "score", "volume_error_ml", "volume_error_relative", "dice_2d"}
     for name in names:
         assert wide[name][0] < narrow[name][0] < means[name] < narrow[name][1] < wide[name][1]
 
@@ -106,7 +131,7 @@ def test_the_mean_lies_inside_and_a_lower_level_gives_narrower_intervals():
 def test_scores_of_fewer_than_two_patients_have_no_interval():
     rows = table({"case1": 2, "case2": 2, "case3": 1})
     only = (rows["label"] == "stomach") & (rows["case"] != "case1")
-    rows.loc[only, "truth_ml"] = 0.0
+    rows.loc[only, ["truth_ml", "prediction_ml"]] = 0.0
     rows.loc[(rows["label"] == "small_bowel") & (rows["case"] != "case2"), "hd95_mm"] = np.nan
     intervals = mean_intervals(rows)
     assert set(intervals["labels"]["stomach"].values()) == {None}
@@ -150,7 +175,8 @@ def printed(rows):
 def test_score_and_dice_are_printed_with_their_intervals():
     rows = table({f"case{k}": 1 for k in range(3)})
     label_rows = mean_intervals(rows)
-    *_, mean, how = printed(rows)
+    *_, mean, volume, how = printed(rows)
+    assert volume.split()[:2] == ["score_volume", f"{summarize(rows)['score_volume']:.3f},"]
     for name in ("score", "dice"):
         assert f"{summarize(rows)[name]:.3f} ({label_rows[name][0]:.2f}-{label_rows[name][1]:.2f})" in mean
     assert "(" not in mean.split(")", 2)[2] and how.startswith("intervals  95%, from 10,000 resamples of 3 patients")
@@ -180,5 +206,7 @@ def test_intervals_of_scored_masks_handle_missed_and_absent_labels():
         and intervals["labels"]["small_bowel"]["hd95_mm"] is None
     )
     assert set(intervals["labels"]["stomach"].values()) == {None}
+    # Missed everywhere: 0 in both forms of the score.
+    assert intervals["labels"]["small_bowel"]["score"] == intervals["labels"]["small_bowel"]["score_volume"] == [0, 0]
     dices = sorted(rows.loc[rows["label"] == "large_bowel", "dice"])
     assert intervals["labels"]["large_bowel"]["dice"] == pytest.approx(dices)

@@ -69,14 +69,14 @@ def test_an_invalid_grid_is_refused(read, refusal, text, expected):
     assert expected in refusal(read, text, None, {"seed": 0})
 
 
-def finish(trial, out, score=0.5, epochs=1):
+def finish(trial, out, score=0.5, epochs=1, monitored="val_dice"):
     """Write the files of a finished run."""
     run = out / trial.name
     (run / "export" / "1").mkdir(parents=True, exist_ok=True)
     save_config(trial.config, run / "config.yaml")
     (run / "export" / "1" / "saved_model.pb").touch()
     (run / "evaluation.json").write_text(json.dumps({"score": score, "dice": score / 2, "hausdorff": score / 3}))
-    rows = [{"epoch": e + 1, "val_dice": score - 0.1 * e, "seconds": 10.5} for e in range(epochs)]
+    rows = [{"epoch": e + 1, monitored: score - 0.1 * e, "seconds": 10.5} for e in range(epochs)]
     pd.DataFrame(rows).to_csv(run / "history.csv", index=False)
 
 
@@ -116,6 +116,24 @@ def test_a_failed_run_does_not_stop_the_others_and_the_best_is_listed_first(comm
     written = pd.read_csv(commands.out / "grid.csv")
     assert written["run"].tolist() == table["run"].tolist() and "status" in written
     assert (commands.out / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_metric_of_the_config_ranks_the_runs(read, tmp_path):
+    trials = read("model.filters: [4, 8]", None, {"evaluation.metric": "score_volume"})
+    for trial, score, volume in zip(trials, (0.9, 0.8), (0.6, 0.7), strict=True):
+        finish(trial, tmp_path, score, monitored="val_score_volume")
+        (tmp_path / trial.name / "evaluation.json").write_text(
+            json.dumps({"score": score, "dice": 0.5, "hausdorff": 0.5, "score_volume": volume})
+        )
+    table = grid.compare(trials, tmp_path, {})
+    assert table["model.filters"].tolist() == [8, 4] and table["score_volume"].tolist() == [0.7, 0.6]
+    assert table["val_score_volume"].tolist() == [0.8, 0.9] and "val_dice" not in table
+    grid.draw_grid(tmp_path / "grid.png", table, tmp_path, "score_volume")
+    assert "score_volume" in table_lines(table).splitlines()[0].split()
+
+
+def test_runs_that_are_chosen_by_different_metrics_cannot_be_compared(read, refusal):
+    assert "evaluation.metric differs between runs" in refusal(read, "evaluation.metric: [dice, score]", None, {})
 
 
 def test_finished_runs_are_skipped_and_unfinished_ones_resumed(commands, caplog):
