@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gitseg_tf.inference.predictor import Predictor
     from gitseg_tf.runs.run import Run
 
-__all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "train"]
+__all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "score", "train"]
 
 
 def open_cohort(
@@ -147,6 +147,43 @@ def _opened(dataset: Dataset | str | PathLike | None, config: Config, folds: int
     if records is None:
         raise ConfigError("the run does not record its training data; give the dataset")
     return open_dataset(as_path(records), folds)
+
+
+def score(
+    predictions: str | PathLike,
+    reference: str | PathLike,
+    out: str | PathLike | None = None,
+    *,
+    labels: LabelSet | Sequence[str] | str | PathLike | None = None,
+    missing: str = "unannotated",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Score the masks of any tool against the annotations of a cohort.
+
+    Args:
+        predictions: NIfTI label maps SCAN.nii.gz or masks SCAN/LABEL.nii.gz, a table such as submission.csv, or DICOM
+            structure sets.
+        reference: a cohort with annotations, in any layout.
+        out: a folder for evaluation.json, evaluation.csv and report.html; None writes none.
+        labels, missing: how to read the reference, see `open_cohort`.
+        force: replace other files in `out`.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        DataError: no scan or no label in common, different grids, or invalid files.
+
+    Example:
+        >>> import gitseg_tf
+        >>> scores = gitseg_tf.score("predictions", "cohort")  # doctest: +SKIP
+        >>> scores["labels"]["stomach"]["dice"]  # doctest: +SKIP
+        0.92
+    """
+    import_tensorflow()
+    from gitseg_tf.evaluation.predictions import score_predictions
+
+    return score_predictions(predictions, reference, out, labels=_label_set(labels), missing=missing, force=force)
 
 
 def load(models: str | PathLike | Sequence[str | PathLike]) -> "Predictor":

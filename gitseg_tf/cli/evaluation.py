@@ -1,6 +1,6 @@
 """Commands that score runs and compare them."""
 
-from gitseg_tf.cli.parsers import command, data_argument, reading, tta_argument
+from gitseg_tf.cli.parsers import command, data_argument, reading, reading_arguments, tta_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 
 _RUN = "the folder of a run"
@@ -16,6 +16,15 @@ def add_parsers(commands) -> None:
     which = "fold to score (default: the held-out fold, or all scans of another dataset)"
     evaluate.add_argument("--fold", type=int, help=which)
     tta_argument(evaluate)
+
+    examples = ["gitseg score predictions cohort --out scores/mine", "gitseg score submission.csv cohort"]
+    purpose = "score the masks of any tool: NIfTI, RT structure sets, or a table"
+    score = command(commands, "score", _score, purpose, examples=examples)
+    score.add_argument("predictions", help="a folder or file of predicted masks; see docs/how-to/evaluate.md")
+    score.add_argument("reference", help="a cohort with annotations, in any layout")
+    score.add_argument("--out", metavar="DIR", help="folder for the scores and the report (default: only print)")
+    score.add_argument("--force", action="store_true", help="replace other scores in --out")
+    reading_arguments(score)
 
     examples = ["gitseg compare runs/default runs/unet --out compare.png"]
     purpose = "compare the scores of two runs, patient by patient"
@@ -72,6 +81,19 @@ def _evaluate_folds(options) -> None:
     summary, folder = score_cross_validation(folds.path, dataset, overrides=options.tta)
     print(*summary_lines(summary), sep="\n")
     print(f"report     {folder / 'report.html'}")
+
+
+def _score(options) -> None:
+    import_tensorflow()
+    from gitseg_tf.evaluation.evaluate import summary_lines
+    from gitseg_tf.evaluation.predictions import score_predictions
+
+    summary = score_predictions(
+        options.predictions, options.reference, options.out, force=options.force, **reading(options)
+    )
+    print(*summary_lines(summary), sep="\n")
+    if options.out:
+        print(f"report     {options.out.rstrip('/')}/report.html")
 
 
 def _compare(options) -> None:

@@ -158,7 +158,7 @@ def model_card(
         run: the run, or the runs of a cross-validation.
         facts: from `model_facts`, with `weights` as for `export`, or `format` for a file of another format.
         evaluation: the content of evaluation.json, or None.
-        reason: why there is none.
+        reason: why that of the run's folder is not used, or None.
 
     Returns:
         The text.
@@ -171,7 +171,11 @@ def model_card(
         labels=", ".join(label.title for label in config.label_set),
         steps="\n".join(_all_steps(facts)),
         trained=_trained(config, facts.get("networks")),
-        scores=_scores(evaluation, config.label_set.names, reason),
+        scores=_scores(
+            evaluation,
+            config.label_set.names,
+            reason or f"the {'cross-validation' if 'networks' in facts else 'run'} was not evaluated",
+        ),
         **_words(facts.get("format")),
     )
 
@@ -263,9 +267,9 @@ def _trained(config: Config, networks: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def _scores(evaluation: dict | None, labels: tuple[str, ...], reason: str | None = None) -> str:
+def _scores(evaluation: dict | None, labels: tuple[str, ...], reason: str) -> str:
     if evaluation is None:
-        return f"None: {reason or 'the run was not evaluated'}."
+        return f"None: {reason}."
     intervals = evaluation.get("intervals") or {}
     level = f", with {intervals['level']:.0%} intervals over patients" if "level" in intervals else ""
     names = ["all", *(name for name in labels if name in evaluation.get("labels", {}))]

@@ -200,7 +200,7 @@ def write_assets(run: Run | RunEnsemble, folder: Path, more: dict[str, Any]) -> 
     if isinstance(run, RunEnsemble):
         facts["networks"] = len(run.runs)
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    card = model_card(run, facts, None if reason else evaluation, reason)
+    card = model_card(run, facts, None if reason else evaluation, None if evaluation is None else reason)
     (folder / "model_card.md").write_text(card, encoding="utf-8")
     return [f"model card without scores, because {reason}"] if reason else []
 
