@@ -9,8 +9,7 @@ from typing import Any
 import pydicom
 
 from gitseg_tf.core.progress import progress
-from gitseg_tf.core.text import plural
-from gitseg_tf.core.trees import shown
+from gitseg_tf.core.text import one_line, plural
 from gitseg_tf.data.readers.dicom.source import naming_damage, read_dicom, starts_like_dicom
 from gitseg_tf.errors import DataError, GitsegError
 
@@ -183,7 +182,7 @@ def check_image(path: Path, header: pydicom.Dataset) -> None:
         if len(values) != count:
             raise DataError(f"{path}: {name} must have {plural(count, 'value')}, got {len(values)}; export it again")
     if (header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
-        raise DataError(f"{path}: is {shown(header.PhotometricInterpretation)}; slices must be grayscale (MONOCHROME2)")
+        raise DataError(f"{path}: is {one_line(str(header.PhotometricInterpretation))}; slices must be grayscale (MONOCHROME2)")
 
 
 def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], list[str]]:
