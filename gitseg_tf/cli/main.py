@@ -7,8 +7,12 @@ from gitseg_tf import __version__
 from gitseg_tf.cli import completion, data, evaluation, export, labels, prediction, training
 from gitseg_tf.cli.log import shown_logs
 from gitseg_tf.cli.parsers import Parser
+from gitseg_tf.core.memory import is_out_of_memory, out_of_memory_line
 from gitseg_tf.core.tensorflow_import import import_tensorflow
-from gitseg_tf.errors import GitsegError
+from gitseg_tf.errors import GitsegError, first_line
+
+# What takes the memory in the commands of a module of this package.
+_WORK = {"training": "training", "evaluation": "inference", "prediction": "inference", "export": "inference"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,17 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
     except GitsegError as error:
         print(f"gitseg: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and not error.filename:  # the reader of stdout, such as `head`, exited
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
-        print(f"gitseg: {what}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        return _status_of(error, options)
     except KeyboardInterrupt:
         print("gitseg: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _status_of(error: Exception, options) -> int:
+    """Print the line of a failed system call or allocation and return the exit status; raise any other error."""
+    if is_out_of_memory(error):
+        work = _WORK.get(options.run.__module__.rpartition(".")[2], "reading")
+        print(f"gitseg: {out_of_memory_line(error, work)}", file=sys.stderr)
+    elif not isinstance(error, OSError):
+        raise error
+    else:
+        if isinstance(error, BrokenPipeError) and not error.filename:  # the reader of stdout, such as `head`, exited
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        print(f"gitseg: {f'{error.filename}: {error.strerror}' if error.filename else first_line(error)}", file=sys.stderr)
+    return 1
 
 
 def build_parser() -> Parser:

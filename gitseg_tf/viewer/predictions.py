@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gitseg_tf.core.memory import is_out_of_memory, out_of_memory_line
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.errors import DataError, GitsegError
 from gitseg_tf.viewer.cache import Cache
@@ -140,3 +141,7 @@ def _work(pipe: Connection) -> None:
             pipe.send(("done", pack_groups(loaded[model].predict(volume).masks)))
         except GitsegError as error:
             pipe.send(("failed", str(error)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            pipe.send(("failed", out_of_memory_line(error, "inference")))

@@ -87,26 +87,55 @@ def read_record(file: IO[bytes], number: int) -> bytes:
     """Read one record of a TFRecord file, skipping those before it.
 
     Args:
-        file: opened for reading bytes, at its start.
+        file: opened for reading bytes.
         number: index of the record, from 0.
 
     Returns:
         The record.
 
     Raises:
-        ValueError: the record is truncated or a checksum does not match.
+        ValueError: the record is truncated or missing, or a checksum does not match.
     """
-    for n in range(number + 1):
+    for n, size in enumerate(_lengths(file)):
+        if n == number:
+            record, check = file.read(size), file.read(4)
+            if _masked_crc32c(record) != check:
+                raise ValueError(f"the checksum of record {number} does not match")
+            return record
+    raise ValueError(f"the length of record {number} is damaged")
+
+
+def check_lengths(file: IO[bytes]) -> None:
+    """Check the lengths of all records of a TFRecord file, without reading the records.
+
+    TensorFlow allocates memory for the length of a record before it looks at the size of the file, and ends the process
+    if there is not enough.
+
+    Args:
+        file: opened for reading bytes.
+
+    Raises:
+        ValueError: a length is damaged, or larger than the rest of the file.
+    """
+    for _ in _lengths(file):
+        pass
+
+
+def _lengths(file: IO[bytes]) -> Iterator[int]:
+    """Yield the length of each record; the file is then at its start."""
+    file.seek(0, 2)
+    end = file.tell()
+    n = start = 0
+    while start < end:
+        file.seek(start)
         length, check = file.read(8), file.read(4)
         if len(check) < 4 or _masked_crc32c(length) != check:
             raise ValueError(f"the length of record {n} is damaged")
         (size,) = struct.unpack("<Q", length)
-        if n < number:
-            file.seek(size + 4, 1)
-    record, check = file.read(size), file.read(4)
-    if len(record) < size or _masked_crc32c(record) != check:
-        raise ValueError(f"the checksum of record {number} does not match")
-    return record
+        if size + 16 > end - start:
+            raise ValueError(f"record {n} is damaged: it is truncated")
+        yield size
+        n, start = n + 1, start + size + 16
 
 
 def decode_example(record: bytes) -> dict[str, Any]:

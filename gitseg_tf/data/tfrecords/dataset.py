@@ -1,25 +1,32 @@
 """Datasets on disk: shards by fold, listed in dataset.json. See tfrecords/README.md."""
 
 import json
+import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError, field_validator, model_validator
 
 from gitseg_tf.core.paths import AnyPath, as_path, file_size, write_atomically
+from gitseg_tf.core.text import one_line
+from gitseg_tf.core.trees import parse_json, shown
+from gitseg_tf.data.tfrecords.codec import check_lengths
 from gitseg_tf.data.tfrecords.example import decode_scan
 from gitseg_tf.data.volume import MAX_CHANNELS, LoadedScan
-from gitseg_tf.errors import ConfigError, DataError
+from gitseg_tf.errors import ConfigError, DataError, first_line
 from gitseg_tf.labels import LabelSet
 
 FORMAT = "gitseg-tf scans"
 VERSION = 2
 INDEX = "dataset.json"
 UNLABELED = -1
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -199,11 +206,15 @@ def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterat
 
     for shard in dataset.shards_of(folds):
         path = dataset.root / shard.file
-        for record in tf.data.TFRecordDataset(str(path)).prefetch(1).as_numpy_iterator():
+        records = tf.data.TFRecordDataset(str(path)).prefetch(1).as_numpy_iterator()
+        while True:
             try:
-                scan = decode_scan(record)
-            except ValueError as error:
-                raise DataError(f"{path}: a record is damaged ({error}); convert again") from None
+                record = next(records, None)
+                scan = None if record is None else decode_scan(record)
+            except (ValueError, DataError, tf.errors.DataLossError) as error:
+                raise DataError(f"{path}: a record is damaged ({first_line(error)}); convert again") from None
+            if scan is None:
+                break
             if scan.id not in exclude:
                 yield replace(scan, fold=shard.fold)
 
@@ -218,7 +229,7 @@ def is_dataset(root: str | AnyPath) -> bool:
     if not path.is_file():
         return False
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(path.read_bytes())
     except ValueError:
         return True
     return not isinstance(tree, dict) or "format" in tree
@@ -239,7 +250,7 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
     """
     root = as_path(root)
     try:
-        tree = json.loads((root / INDEX).read_bytes())
+        tree = parse_json((root / INDEX).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{root}: contains no finished dataset ({INDEX} is missing); create one with gitseg convert"
@@ -254,15 +265,16 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
         )
     if (name, version) != (FORMAT, VERSION):
         raise DataError(
-            f"{root / INDEX}: has format {name!r} version {version}, "
+            f"{root / INDEX}: has format {shown(name)} version {shown(version)}, "
             f"but this package reads {FORMAT!r} version {VERSION}; convert the cohort again"
         )
     try:
         index = _Index.model_validate(tree)
     except ValidationError as error:
         problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"]))
-        raise DataError(f"{root / INDEX}: is damaged ({field}: {problem['msg']}); convert again") from None
+        field = one_line(".".join(map(str, problem["loc"])))
+        reason = f"{field}: {problem['msg']}" if field else problem["msg"].removeprefix("Value error, ")
+        raise DataError(f"{root / INDEX}: is damaged ({reason}); convert again") from None
     shards, labels = index.shards, cast(LabelSet, index.labels)  # see `_Index._are_labels`
     dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels)
     for shard in shards:
@@ -315,7 +327,7 @@ def file_crc32(path: AnyPath) -> str:
 
 
 class _Folds(BaseModel):
-    count: StrictInt
+    count: StrictInt = Field(ge=0)
     seed: StrictInt
 
 
@@ -344,6 +356,25 @@ class _Index(BaseModel):
         return source
 
 
+    @model_validator(mode="after")
+    def _agrees_with_itself(self):
+        channels = max((len(scan.intensities) for shard in self.shards for scan in shard.scans), default=0) or 1
+        for shard in self.shards:
+            if not _FILE_NAME.fullmatch(shard.file):
+                raise ValueError(f"{shown(shard.file)} is not the name of a shard")
+            if not UNLABELED <= shard.fold < self.folds.count or shard.bytes < 0:
+                raise ValueError(f"{shard.file} has fold {shard.fold} and {shard.bytes} bytes")
+            for scan in shard.scans:
+                numbers = [*scan.spacing, *(value for one in scan.intensities for value in asdict(one).values())]
+                if min(scan.shape) < 1 or min(scan.spacing) <= 0 or not all(map(math.isfinite, numbers)):
+                    raise ValueError(f"{shown(scan.id)} has impossible sizes or intensities")
+                if len(scan.intensities) != channels or min(one.voxels for one in scan.intensities) < 1:
+                    raise ValueError(f"{shown(scan.id)} has intensities of {len(scan.intensities)} channels")
+        if self.folds.count > sum(len(shard.scans) for shard in self.shards):
+            raise ValueError(f"it has {self.folds.count} folds, more than scans")
+        return self
+
+
 def shard_from_json(tree: dict) -> Shard:
     """Create a shard from the result of `dataclasses.asdict`.
 
@@ -369,3 +400,9 @@ def _check_shard(path: AnyPath, shard: Shard, verify: bool) -> None:
         raise DataError(f"{path}: has {file_size(path)} bytes, but {INDEX} says {shard.bytes}; convert again")
     if verify and file_crc32(path) != shard.crc32:
         raise DataError(f"{path}: the checksum differs from the one in {INDEX}; convert again")
+    if isinstance(path, Path):  # in a bucket, each length would take a request
+        try:
+            with path.open("rb") as file:
+                check_lengths(file)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}; convert again") from None

@@ -1,5 +1,6 @@
 """Conversion between scans and tf.train.Example. See tfrecords/README.md."""
 
+import math
 import zlib
 
 import numpy as np
@@ -154,6 +155,8 @@ def decode_scan(record: bytes) -> LoadedScan:
         return LoadedScan(fields["scan/id"].decode(), fields["scan/case"].decode(), volume, annotation)
     except KeyError as error:
         raise ValueError(f"the feature {error} is missing") from None
+    except (AttributeError, TypeError, IndexError, OverflowError) as error:
+        raise ValueError(f"a feature has another type or size ({error})") from None
     except zlib.error as error:
         raise ValueError(f"the masks are damaged ({error})") from None
 
@@ -174,9 +177,19 @@ def unpack_masks(bits: np.ndarray, count: int) -> np.ndarray:
 
 def _annotation(fields: dict, annotated: np.ndarray, shape: tuple[int, int, int]) -> Annotation:
     groups = -(-len(annotated) // 8)
-    bits = np.frombuffer(zlib.decompress(fields["mask/bits"]), np.uint8).reshape(groups, *shape)
+    bits = _inflate(fields["mask/bits"], (groups, *shape))
     if len(annotated) % 8 and (bits[-1] >> (len(annotated) % 8)).any():
         raise ValueError(f"mask/bits has bits beyond the {len(annotated)} labels")
     packed = fields.get("mask/ignore", b"")
-    ignore = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(shape) > 0 if packed else None
+    ignore = _inflate(packed, shape) > 0 if packed else None
     return Annotation(unpack_masks(np.moveaxis(bits, 0, -1), len(annotated)), annotated, ignore)
+
+
+def _inflate(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decompress uint8 of a known shape, without allocating more if the data are longer."""
+    size = math.prod(shape)
+    inflater = zlib.decompressobj()
+    unpacked = inflater.decompress(packed, size + 1)
+    if len(unpacked) != size or not inflater.eof:
+        raise ValueError(f"the masks do not have {size} bytes")
+    return np.frombuffer(unpacked, np.uint8).reshape(shape)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gitseg_tf.core.paths import AnyPath, write_atomically
+from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.base import Scan, source_digest
 from gitseg_tf.data.tfrecords.codec import RecordWriter
 from gitseg_tf.data.tfrecords.dataset import (
@@ -146,7 +147,10 @@ def finished_shard(out: AnyPath, job: ShardJob) -> Shard | None:
     noted = read_note(note) if note.is_file() and path.is_file() else {}
     if noted.get("source") != source_digest(job.scans):
         return None
-    shard = shard_from_json(noted["shard"])
+    try:
+        shard = shard_from_json(noted["shard"])
+    except (KeyError, ValueError):  # a damaged note
+        return None
     return shard if file_crc32(path) == shard.crc32 else None
 
 
@@ -158,7 +162,7 @@ def noted_shard(out: AnyPath, job: ShardJob) -> Shard:
 def read_note(path: AnyPath) -> dict:
     """Read a note of an interrupted conversion; an unreadable one counts as empty."""
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(path.read_bytes())
     except ValueError:
         return {}
     return tree if isinstance(tree, dict) else {}

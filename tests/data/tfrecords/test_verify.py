@@ -168,7 +168,7 @@ def test_wrong_intensities_are_found(edited_shard, refusal):
 
 
 def test_training_names_the_damaged_shard(rewritten, refusal):
-    dataset = load_dataset(rewritten(lambda content: content[:-5]))
+    dataset = load_dataset(rewritten(lambda content: content[:-1] + bytes([content[-1] ^ 1])))
 
     def train():
         with naming_damaged_shards(dataset):
