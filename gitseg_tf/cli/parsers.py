@@ -1,11 +1,12 @@
 """Shared features of the command parsers: examples, suggestions for mistyped words, common arguments."""
 
 import argparse
-import difflib
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from gitseg_tf.cli.suggestions import suggestion
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,7 +22,8 @@ class Parser(argparse.ArgumentParser):
             kwargs["epilog"] = "examples:\n" + textwrap.indent("\n".join(examples), "  ")
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
-        self._intermixed = intermixed
+        self._intermixed, self._checked = intermixed, False
+        self.takes_config_keys = False
         self.examples = tuple(examples)
         self.commands: dict[str, Parser] = {}
 
@@ -33,33 +35,43 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse like argparse, which also calls this for commands, and suggest corrections for mistyped words."""
+        if self._checked:  # argparse calls this again for intermixed arguments
+            return super().parse_known_args(args, namespace)
         args = sys.argv[1:] if args is None else list(args)
         self._check_words(args)
-        if not self._intermixed:
-            return super().parse_known_args(args, namespace)
-        self._intermixed = False  # argparse calls this again, for the options and for the rest
+        parse = self.parse_known_intermixed_args if self._intermixed else super().parse_known_args
+        self._checked = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            parsed, unknown = parse(args, namespace)
         finally:
-            self._intermixed = True
+            self._checked = False
+        if unknown:  # reported here, with the usage of the command: argparse would pass them up to the top level
+            self.error(f"unexpected argument {unknown[0]!r}")
+        return parsed, unknown
 
     def _check_words(self, words: Sequence[str]) -> None:
-        known = list(self._option_string_actions)
+        known = self._option_string_actions
         for word in words:
             if word == "--":
                 return
             name = word.split("=")[0]
             if self.commands and not word.startswith("-"):
                 if word not in self.commands:
-                    self.error(f"unknown command {word!r}{_suggestion(word, self.commands)}")
+                    self.error(f"unknown command {word!r}{suggestion(word, self.commands)}")
                 return  # the command's parser handles the remaining words
-            if word.startswith("--") and not any(option.startswith(name) for option in known):
-                self.error(f"unknown option {name}{_suggestion(name, known)}")
+            if self._is_unknown_option(name):
+                meant = suggestion(name, known, config_keys=self.takes_config_keys)
+                self.error(f"unknown option {name}{meant}")
 
-
-def _suggestion(word: str, known) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    def _is_unknown_option(self, word: str) -> bool:
+        known = self._option_string_actions
+        if word.startswith("--"):
+            return not any(option.startswith(word) for option in known)
+        # As argparse, take a word such as -5 or "- a sentence" for a value, and -hx for a group of one-letter options.
+        is_value = (
+            not word.startswith("-") or len(word) == 1 or " " in word or self._negative_number_matcher.match(word)
+        )
+        return not is_value and word[:2] not in known
 
 
 def command(
@@ -135,10 +147,15 @@ def folds_argument(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def set_argument(parser: argparse.ArgumentParser, what: str = "any config key") -> None:
-    """Add --set, which may be repeated."""
+def set_argument(parser: Parser, what: str | None = None) -> None:
+    """Add --set, which may be repeated; `what` names the keys that can be set, if not all."""
+    parser.takes_config_keys = what is None
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"set {what}, dotted; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"set {what or 'any config key'}, dotted; repeatable",
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 
-from gitseg_tf.cli.parsers import command, data_argument, folds_argument, reading, set_argument
+from gitseg_tf.cli.parsers import Parser, command, data_argument, folds_argument, reading, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import ConfigError
 
@@ -63,7 +63,7 @@ def add_parsers(commands) -> None:
     command(commands, "doctor", _doctor, purpose, examples=["gitseg doctor"])
 
 
-def _experiment_arguments(parser: argparse.ArgumentParser, fold: Callable | None = None, more: str = "") -> None:
+def _experiment_arguments(parser: Parser, fold: Callable | None = None, more: str = "") -> None:
     parser.add_argument("--config", help="a YAML file, or a config's name; omitted keys fall back to the defaults")
     data_argument(parser, "the phantom")
     folds_argument(parser, "as configured, 5")

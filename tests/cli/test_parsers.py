@@ -51,10 +51,44 @@ def test_every_argument_has_help(name):
         ("predict run in out --sevrer=grpc://host", "unknown option --sevrer; did you mean --server?"),
         ("data-service --dispatchr", "unknown option --dispatchr; did you mean --dispatcher?"),
         ("xyzzy", "unknown command 'xyzzy'"),
+        ("train --lr 1e-3", "unknown option --lr; did you mean --set training.learning_rate=...?"),
+        ("train -lr 1e-3", "unknown option -lr; did you mean --set training.learning_rate=...?"),
+        (
+            "train --learning-rate=1e-3",
+            "unknown option --learning-rate; did you mean --set training.learning_rate=...?",
+        ),
+        ("grid rates.yaml --backb plain", "unknown option --backb; did you mean --set model.backbone=...?"),
+        ("train -e 3", "unknown option -e"),
+        ("predict run in out --lr 1", "unknown option --lr"),
+        ("predict run in out -lr", "unknown option -lr"),
+        ("convert a b --learning-rate 1", "unknown option --learning-rate"),
+        ("train --s 1", "ambiguous option: --s could match --strategy, --set"),
+        ("train cohort", "unexpected argument 'cohort'"),
+        ("compare one other third", "unexpected argument 'third'"),
+        ("train --epochs", "argument --epochs: expected one argument"),
     ],
 )
 def test_a_mistyped_command_or_option_gets_a_suggestion(capsys, words, suggestion):
     assert wrong_usage(capsys, *words.split()).endswith(f"error: {suggestion}")
+
+
+@pytest.mark.parametrize(
+    "words", ["train --lr 1", "train -lr 1", "train --s 1", "train cohort", "compare one other third", "predict run -x"]
+)
+def test_wrong_usage_prints_the_usage_of_the_command(capsys, words):
+    with pytest.raises(SystemExit) as exit_info:
+        main(words.split())
+    assert exit_info.value.code == 2
+    name = words.split()[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"usage: gitseg {name} [-h]") and lines[-1].startswith(f"gitseg {name}: error: ")
+
+
+def test_negative_numbers_and_quoted_values_are_not_options():
+    parse = build_parser().parse_args
+    assert parse(["lr-find", "--lowest", "-1"]).lowest == -1
+    assert parse(["train", "--set", "name=- a"]).set == ["name=- a"]
+    assert parse(["predict", "run", "in", "--format", "nifti", "out"]).out == "out"
 
 
 def test_a_mistyped_command_gets_a_suggestion_with_python_m():

@@ -28,7 +28,10 @@ _UNDEFINED = 0xFFFFFFFF
 _DELIMITERS, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_LENGTH = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 # What pydicom raises while it parses a value that does not have its format.
-MALFORMED = (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError)
+MALFORMED = (
+    ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError, OSError, EOFError,
+    RecursionError, struct.error,
+)  # fmt: skip
 
 
 def starts_like_dicom(path: Path) -> bool:
@@ -74,7 +77,7 @@ def naming_damage(path: Path, what: str = "cannot be read as DICOM") -> Iterator
     """
     try:
         yield
-    except (InvalidDicomError, OSError, EOFError, struct.error, zlib.error, RecursionError, *MALFORMED) as error:
+    except (InvalidDicomError, zlib.error, *MALFORMED) as error:
         raise DataError(f"{path}: {what} ({first_line(error)}); copy the file again") from None
     except MemoryError:
         if path.stat().st_size > _LARGE:
