@@ -90,7 +90,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     }
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
-    data = summarize_scans(trained_on, config.label_set.names)
+    data = summarize_scans(scans, config.label_set.names)
     write_training_data(run, data)
     for name in data.missing_labels:
         logger.warning("%s has no voxel in the %s to train on; it cannot be learned", name, plural(data.scans, "scan"))
