@@ -62,9 +62,7 @@ def tune(
     _check_unseen(run, cases, fold)
     threshold = run.config.evaluation.threshold
     with tempfile.TemporaryDirectory(prefix="gitseg-tune-") as folder:
-        pairs = PairScores(
-            Path(folder), run.config.label_set, threshold, metric, run.config.evaluation.tolerance_mm
-        )
+        pairs = PairScores(Path(folder), run.config.label_set, threshold, metric, run.config.evaluation.tolerance_mm)
         _predict(run, dataset, fold, len(scans), pairs)
         if not pairs.labels:
             raise RunError(f"{dataset.root}: no scan of fold {fold} has a label to tune on; choose another fold")
