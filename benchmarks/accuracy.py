@@ -134,9 +134,11 @@ def scored(options, side, seed, cohort, table, seconds):
         command = [sys.executable, options.referee, cohort / "train.csv", table, cohort]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
         means = json.loads(done.stdout.splitlines()[-1])
+        means["dice"] = means["dice_volume"]  # 3-D, as in evaluation.json
     else:
         means = scores(cohort, table)
-    result = {key: float(means[key]) for key in ("score", "dice", "hausdorff")} | {"minutes": seconds / 60}
+    names = {"score": "score", "score_volume": "score_volume", "dice": "dice", "hausdorff": "hausdorff_volume"}
+    result = {key: float(means[name]) for key, name in names.items()} | {"minutes": seconds / 60}
     print(f"{side} seed {seed}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()), flush=True)
     return result
 
@@ -155,10 +157,11 @@ def scores(cohort, table):
 
 
 def report(options, results):
-    print(f"\n{'':6}{'seed':>5}{'score':>9}{'Dice':>9}{'Hausdorff':>11}{'minutes':>9}")
+    print(f"\n{'':6}{'seed':>5}{'score':>9}{'volume form':>13}{'Dice':>9}{'Hausdorff':>11}{'minutes':>9}")
     for side, rounds in results.items():
         for seed, one in zip(options.seeds, rounds, strict=False):
-            print(f"{side:6}{seed:5}{one['score']:9.4f}{one['dice']:9.4f}{one['hausdorff']:11.4f}{one['minutes']:9.1f}")
+            scores_of = f"{one['score']:9.4f}{one['score_volume']:13.4f}{one['dice']:9.4f}{one['hausdorff']:11.4f}"
+            print(f"{side:6}{seed:5}{scores_of}{one['minutes']:9.1f}")
     if not options.peer_python:
         print("without --peer-python, the peer is not measured")
     means = {

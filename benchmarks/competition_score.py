@@ -2,9 +2,9 @@
 
 Predictions are derived from the reference: shifted, extended by 3 and by 6 slices, with a single false pixel per label,
 with a label that is missing from the prediction, and with one that is missing from the reference. Both sides read the
-same tables in the competition's format, in a fresh process each, alternately. The referee is a script with the arguments
-TRUTH.csv PREDICTION.csv DATA whose last line is JSON with score, dice and hausdorff by the organizers' text, and
-score_volume, dice_volume and hausdorff_volume in the form of public notebooks; its rounding is turned off.
+same tables in the competition's format, in a fresh process each, alternately. The referee is a script with the
+arguments TRUTH.csv PREDICTION.csv DATA whose last line is JSON with score, dice and hausdorff by the organizers' text,
+and score_volume, dice_volume and hausdorff_volume in the form of public notebooks; its rounding is turned off.
 """
 
 import argparse

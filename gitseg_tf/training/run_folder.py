@@ -132,9 +132,8 @@ def check_same_experiment(
             if was.get(key) != wanted.get(key):
                 differs = f"{section}.{key} was {was.get(key)} and is now {wanted.get(key)}"
                 raise RunError(f"{run}: {differs}; resume with the same value or choose another run folder")
-    was, now = before.evaluation.metric, config.evaluation.metric
-    if was != now:
-        differs = f"evaluation.metric was {was} and is now {now}"
+    if before.evaluation.metric != config.evaluation.metric:
+        differs = f"evaluation.metric was {before.evaluation.metric} and is now {config.evaluation.metric}"
         raise RunError(f"{run}: {differs}; resume with the same value or choose another run folder")
     if before.seed != config.seed:
         raise RunError(f"{run}: seed was {before.seed} and is now {config.seed}; resume with the same seed")

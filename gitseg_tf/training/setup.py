@@ -60,7 +60,11 @@ def check_metric(config: Config, strategy: tf.distribute.Strategy) -> None:
     Raises:
         ConfigError: it needs predictions of whole scans, which do not run on TPUs during training.
     """
-    if isinstance(strategy, tf.distribute.TPUStrategy) and config.data.fold is not None and config.evaluation.whole_scans:
+    if (
+        isinstance(strategy, tf.distribute.TPUStrategy)
+        and config.data.fold is not None
+        and config.evaluation.whole_scans
+    ):
         raise ConfigError(
             f"evaluation.metric is {config.evaluation.metric}: TPUs cannot predict whole scans during training; set it "
             "to dice, and choose post-processing by another metric with tune"

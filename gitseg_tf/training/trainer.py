@@ -49,8 +49,8 @@ def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool 
         resume: continue after the last saved step of an interrupted run; a run that has not started is started.
 
     Returns:
-        The run, whose best weights are those of the epoch with the highest evaluation.metric on the held-out fold, or of
-        the last epoch if no fold is held out. None on a worker other than the chief, which does not write the run.
+        The run, whose best weights are those of the epoch with the highest evaluation.metric on the held-out fold, or
+        of the last epoch if no fold is held out. None on a worker other than the chief, which does not write the run.
 
     Raises:
         ConfigError: the config does not fit the data or the devices.
@@ -196,7 +196,9 @@ def _fit(
     monitor = config.evaluation.monitored
     recorder = RunRecorder(run, manager, finished, rows, monitor)
     bars = EpochBars(steps, batches, epochs, monitor)
-    scorer = METRICS.get(config.evaluation.metric)(config, dataset) if held_out and config.evaluation.whole_scans else None
+    scorer = (
+        METRICS.get(config.evaluation.metric)(config, dataset) if held_out and config.evaluation.whole_scans else None
+    )
     try:
         with open_loggers(run, config, model.distribute_strategy) as loggers:
             # Create them on all workers even if only the chief logs: reading the statistics of batch normalization is

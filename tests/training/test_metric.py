@@ -87,9 +87,7 @@ def test_early_stopping_follows_the_metric(tiny_dataset, tmp_path, caplog):
 @pytest.mark.slow
 def test_replicas_on_several_devices_score_like_one(run, tiny_dataset, tmp_path):
     """One replica of a mirrored strategy: its variables and scope differ from those of a single device."""
-    mirrored = train(
-        configured(training__strategy="mirrored", training__epochs=1), tiny_dataset, tmp_path / "mirrored"
-    )
+    mirrored = train(configured(training__strategy="mirrored", training__epochs=1), tiny_dataset, tmp_path / "mirrored")
     assert history_of(mirrored)["val_score"][0] == pytest.approx(history_of(run)["val_score"][0], abs=1e-3)
 
 

@@ -7,8 +7,8 @@ out. Hausdorff is 3-D: the mean over pairs of scan and label of the distance bet
 divided by the volume's shape and by sqrt(3), which is the diagonal of the unit cube; pairs that are empty in both masks
 are left out, and the distance is 1 if only one of the masks is empty. Missing slices are not part of the volume.
 
-The form of the public MONAI-based notebooks, `score_volume`, has the same weights, but 3-D Dice and the distance between
-surfaces in voxels divided by the diagonal of the scan. It leaves out labels that are absent from the reference.
+The form of the public MONAI-based notebooks, `score_volume`, has the same weights, but 3-D Dice and the distance
+between surfaces in voxels divided by the diagonal of the scan. It leaves out labels that are absent from the reference.
 docs/explanation/competition_score.md compares the two.
 """
 
@@ -83,7 +83,9 @@ def score_parts(truth: np.ndarray, prediction: np.ndarray, shape: tuple[int, ...
     return *dice_of_images(*plane_counts(pair, truth, prediction)), hausdorff_score(pair, shape)
 
 
-def plane_counts(pair: MaskPair, truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plane_counts(
+    pair: MaskPair, truth: np.ndarray, prediction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count the voxels in each slice of the pair's bounding box: of reference, prediction and both; int [D] each."""
     cut = truth[pair.box], prediction[pair.box]
     in_truth, in_prediction, in_both = (

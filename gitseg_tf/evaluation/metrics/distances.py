@@ -212,7 +212,8 @@ class MaskPair:
         """Measure as `surfel_distances`; distances above the limit may be inexact but stay above it, to save time."""
         (truth_places, truth_codes), (prediction_places, prediction_codes) = map(surfels, (self.truth, self.prediction))
         truth, prediction = (
-            Points.of(places, self.truth.shape, self.spacing, self.planes) for places in (truth_places, prediction_places)
+            Points.of(places, self.truth.shape, self.spacing, self.planes)
+            for places in (truth_places, prediction_places)
         )
         table, radius = surfel_areas(self.spacing), search_radius(self.spacing)
         return SurfelDistances(

@@ -24,7 +24,10 @@ _SCORES = (
     *OF_TEXT, "score_volume", "hausdorff_score_volume", "dice", "iou", "surface_dice", *_TOLERANCES, *_DISTANCES
 )  # fmt: skip
 _VOLUMES = ("truth_ml", "prediction_ml", "volume_error_ml", "volume_error_relative", "false_positive_ml")
-UNANNOTATED = dict.fromkeys((*_SCORES, "added_path_mm", *_VOLUMES), math.nan) | {"dice_2d_sum": 0.0, "dice_2d_slices": 0}
+UNANNOTATED = dict.fromkeys((*_SCORES, "added_path_mm", *_VOLUMES), math.nan) | {
+    "dice_2d_sum": 0.0,
+    "dice_2d_slices": 0,
+}
 
 
 def score_label(

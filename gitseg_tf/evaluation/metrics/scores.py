@@ -237,10 +237,11 @@ def summarize(rows: pd.DataFrame) -> dict:
         hausdorff), dice_2d (the mean over all slices that are not empty in both masks), hausdorff (the mean
         hausdorff_score), score_volume, hausdorff_volume (the mean hausdorff_score_volume), dice, iou, hausdorff_mm,
         hd95_mm, mean_surface_mm, surface_dice, surface_dice_2mm, surface_dice_3mm, added_path_mm, volume_bias_ml (the
-        mean signed error), volume_error_ml and volume_error_relative (the mean absolute errors), missed (labels of the reference that are not predicted at all), false_positive_ml (the
-        total predicted volume of labels absent from the reference); scans and cases (their numbers); labels, {label:
-        the same means}; unannotated, {label: the number of scans in which it is unannotated}, if there are any;
-        per_scan, {scan: the same means, its case, and labels with the means again}.
+        mean signed error), volume_error_ml and volume_error_relative (the mean absolute errors), missed (labels of the
+        reference that are not predicted at all), false_positive_ml (the total predicted volume of labels absent from
+        the reference); scans and cases (their numbers); labels, {label: the same means}; unannotated, {label: the
+        number of scans in which it is unannotated}, if there are any; per_scan, {scan: the same means, its case, and
+        labels with the means again}.
         An empty mean is None. Unannotated labels do not enter any mean, absent ones only score, dice_2d and hausdorff,
         and only if they are predicted; missed labels do not enter means of distances.
     """

@@ -9,7 +9,7 @@ from gitseg_tf.core.text import plural
 
 
 class EarlyStopping(keras.callbacks.Callback):
-    """Stops training once the monitored metric has not increased for some epochs, and logs the count as `epochs_without_gain`.
+    """Stops training once a metric has not increased for some epochs, and logs the count as `epochs_without_gain`.
 
     Create it in the strategy's scope, and place it before the callbacks that write the history and the checkpoint.
 

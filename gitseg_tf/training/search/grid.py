@@ -65,7 +65,7 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
             raise ConfigError(f"{path}: {key} is also set by an override; remove one of the two")
         if len({json.dumps(value) for value in values}) < len(values):
             raise ConfigError(f"{path}: {key} lists a value twice ({values}); remove one")
-    trials = {}
+    trials: dict[str, Trial] = {}
     for combination in itertools.product(*lists.values()):
         values = dict(zip(lists, combination, strict=True))
         try:
@@ -81,9 +81,9 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
             )
         if name in trials:
             raise ConfigError(f"{path}: two runs would have the name {name}; use shorter values, or two grids")
-        if config.evaluation.metric != next(iter(trials.values()), Trial(name, values, config)).config.evaluation.metric:
-            raise ConfigError(f"{path}: evaluation.metric differs between runs; choose one, by which they are compared")
         trials[name] = Trial(name, values, config)
+    if len({trial.config.evaluation.metric for trial in trials.values()}) > 1:
+        raise ConfigError(f"{path}: evaluation.metric differs between runs; choose one, by which they are compared")
     return list(trials.values())
 
 

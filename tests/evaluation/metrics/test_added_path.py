@@ -24,7 +24,9 @@ def by_pixels(truth, prediction, spacing, tolerance):
     cross = ndimage.generate_binary_structure(2, 1)
     for a, b in zip(truth, prediction, strict=True):
         own, other = (np.argwhere(mask & ~ndimage.binary_erosion(mask, cross)) * spacing[1:] for mask in (a, b))
-        pixels += len(own) if not len(other) else int((cdist(own, other).min(1) > tolerance + 1e-9).sum()) if len(own) else 0
+        pixels += (
+            len(own) if not len(other) else int((cdist(own, other).min(1) > tolerance + 1e-9).sum()) if len(own) else 0
+        )
     return pixels * (spacing[1] + spacing[2]) / 2
 
 

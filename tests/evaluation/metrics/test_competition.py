@@ -11,7 +11,7 @@ from gitseg_tf.data.volume import Annotation
 from gitseg_tf.evaluation.metrics.competition import hausdorff_score, score_parts
 from gitseg_tf.evaluation.metrics.distances import MaskPair
 from gitseg_tf.evaluation.metrics.scores import scan_score, score_scan, summarize
-from gitseg_tf.labels import UWMGI
+from gitseg_tf.labels import UWMGI, LabelSet
 
 
 def set_distance(a, b, units):
@@ -40,7 +40,9 @@ def random_masks(seed, shape, labels=3):
     for mask in masks.reshape(-1, *shape):
         if rng.random() < 0.5:
             start = rng.integers(0, shape)
-            mask[tuple(slice(s, s + n) for s, n in zip(start, rng.integers(1, np.array(shape) + 1), strict=True))] = True
+            mask[tuple(slice(s, s + n) for s, n in zip(start, rng.integers(1, np.array(shape) + 1), strict=True))] = (
+                True
+            )
     return masks
 
 
@@ -93,13 +95,16 @@ def test_a_hollow_prediction_is_as_far_as_the_center_of_the_reference():
 
 
 def test_a_worked_example():
-    """Two slices of 4 x 4 pixels: 8 pixels of reference; 4 of them are predicted, and a false one in the other slice."""
+    """Two slices of 4 x 4 pixels: 4 of the reference's 8 pixels are predicted, and a false one in the other slice."""
     truth, prediction = np.zeros((2, 2, 4, 4), bool)
     truth[0, :2] = prediction[0, 1] = prediction[1, 3, 3] = True
     dice_sum, images, distance = score_parts(truth, prediction, (2, 4, 4))
     assert (dice_sum, images) == (pytest.approx(2 * 4 / (8 + 4) + 0), 2)
     # The false pixel is half a volume along the slices and half along the rows from the reference.
     assert distance == pytest.approx(1 - math.hypot(1 / 2, 2 / 4) / math.sqrt(3))
+    (row,) = score_scan("s", "p", truth[None], prediction[None], labels=LabelSet.of("stomach"), spacing=(3.0, 1.5, 1.5))
+    # The figures of docs/explanation/competition_score.md.
+    assert (round(row["score"], 3), round(row["score_volume"], 3)) == (0.488, 0.623)
 
 
 def test_a_label_in_only_one_of_the_masks_scores_zero_and_one_in_neither_is_left_out():
