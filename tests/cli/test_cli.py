@@ -102,7 +102,10 @@ def test_evaluate_scores_another_fold(workplace, tmp_path):
     assert main(["evaluate", str(tmp_path / "run"), "--fold", "1"]) == 0
     index = json.loads(next(workplace.glob("tfrecords/*/dataset.json")).read_text())
     expected = {case for case, fold in index["folds"]["cases"].items() if fold == 1}
-    assert set(pd.read_csv(tmp_path / "run/evaluation.csv")["case"]) == expected
+    (folder,) = (tmp_path / "run/evaluations").iterdir()
+    assert set(pd.read_csv(folder / "evaluation.csv")["case"]) == expected
+    own = (workplace / "runs/default/evaluation.csv").read_bytes()
+    assert (tmp_path / "run/evaluation.csv").read_bytes() == own
 
 
 def test_predict_writes_the_same_submission_from_a_run_and_from_its_export(workplace, tiny_cohort, tmp_path):
@@ -291,7 +294,8 @@ def test_scores_of_training_patients_carry_a_warning(workplace, tmp_path, capsys
     assert main(["evaluate", str(tmp_path / "run"), "--fold", "1"]) == 0
     printed = capsys.readouterr()
     assert "was trained on case" in printed.out + printed.err
-    assert "Patients trained on" in (tmp_path / "run/report.html").read_text()
+    (folder,) = (tmp_path / "run/evaluations").iterdir()
+    assert folder.name.endswith("-fold1") and "Patients trained on" in (folder / "report.html").read_text()
 
 
 def test_a_run_without_a_recorded_dataset_asks_for_data(workplace, tmp_path, capsys):

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from helpers.configs import tiny_config
 
 from gitseg_tf.cli import main
-from gitseg_tf.training.run_folder import choose_run
+from gitseg_tf.data.tfrecords.convert import convert
+from gitseg_tf.training.run_folder import choose_run, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,17 @@ def test_an_empty_folder_and_a_new_remote_folder_are_accepted():
     Path("empty").mkdir()
     assert choose_run("empty", "net") == Path("empty")
     assert str(choose_run("ram://test-run-folder/run", "net")) == "ram://test-run-folder/run"
+
+
+def test_a_run_is_not_resumed_with_other_folds_of_the_same_cohort(tiny_cohort, refusal):
+    """Otherwise patients that it was trained on would become held-out ones."""
+    folds = {"case1": 0, "case2": 1, "case3": 2, "case4": 0, "case5": 1, "case6": 2}
+    for name, changes in (("one", {}), ("two", {"case1": 1, "case2": 0})):
+        rows = [f"{case},{fold}" for case, fold in (folds | changes).items()]
+        Path(f"{name}.csv").write_text("\n".join(["patient,fold", *rows]))
+    one, two = (convert(tiny_cohort.root, name, folds=f"{name}.csv", workers=1) for name in ("one", "two"))
+    config = tiny_config(data__fold=0)
+    open_run(Path("runs/net"), config, one, resume=False)
+    open_run(Path("runs/net"), config, one, resume=True)
+    message = refusal(open_run, Path("runs/net"), config, two, resume=True)
+    assert message.startswith("runs/net: was trained on other patients, because two has other folds; ")

@@ -33,8 +33,7 @@ def read_fold_table(path: str | PathLike) -> dict[str, int]:
 
     Example:
         >>> from pathlib import Path
-        >>> Path("folds.csv").write_text("patient,fold\\ncase1,0\\ncase2,1\\n")
-        31
+        >>> size = Path("folds.csv").write_text("patient,fold\\ncase1,0\\ncase2,1\\n")
         >>> read_fold_table("folds.csv")
         {'case1': 0, 'case2': 1}
     """
