@@ -79,7 +79,7 @@ def read(root: Path, table: bool = True, labels: LabelSet | None = None) -> Coho
 
 def read_file(path: Path) -> Cohort:
     """Read a single image, whose id is the file's name; see `read`."""
-    name = _stem(path)
+    name = stem_of(path)
     return _cohort(path, _Found([(name, partial(_scan, name, name, (path,)))]))
 
 
@@ -123,7 +123,7 @@ def _channel_fault(scan: Scan, count: int, expected: int) -> str:
     assert isinstance(scan.source, NiftiSource)
     path = scan.source.images[-1]
     if count < expected and len(scan.source.images) == count:
-        path = path.with_name(f"{scan.id}_{count:04d}{path.name.removeprefix(_stem(path))}")
+        path = path.with_name(f"{scan.id}_{count:04d}{path.name.removeprefix(stem_of(path))}")
         return f"{path}: is missing, but other scans have {plural(expected, 'channel')}; add this file"
     has = f"{scan.id} has {plural(count, 'channel')}"
     return f"{path}: {has}, but other scans have {expected}; give all scans the same channels"
@@ -138,11 +138,12 @@ def _channels(source: Source) -> int:
 def _nnunet_images(root: Path, table: bool) -> Path | None:
     names = ("imagesTr", "imagesTs") if table else ("imagesTs", "imagesTr")
     folders = [root / name for name in names if (root / name).is_dir()]
-    filled = [folder for folder in folders if _nifti_files(folder)]
-    return next(iter([*filled, *([root] if _nifti_files(root) else []), *folders]), None)
+    filled = [folder for folder in folders if nifti_files(folder)]
+    return next(iter([*filled, *([root] if nifti_files(root) else []), *folders]), None)
 
 
-def _nifti_files(folder: Path) -> list[Path]:
+def nifti_files(folder: Path) -> list[Path]:
+    """List the NIfTI files of a folder, sorted, without hidden ones."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -150,14 +151,15 @@ def _nifti_files(folder: Path) -> list[Path]:
     )
 
 
-def _stem(path: Path) -> str:
+def stem_of(path: Path) -> str:
+    """Return the name of a NIfTI file without .nii or .nii.gz."""
     return re.sub(r"\.nii(\.gz)?$", "", path.name)
 
 
 def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None) -> _Found:
     folder = root / "labelsTr"
     labeled = table and images.name == "imagesTr" and folder.is_dir()
-    label_files = {_stem(path): path for path in _nifti_files(folder)} if labeled else {}
+    label_files = {stem_of(path): path for path in nifti_files(folder)} if labeled else {}
     files = _channel_files(images, label_files)
     if not files:
         raise DataError(f"{images}: contains no .nii or .nii.gz file; add the images")
@@ -166,14 +168,14 @@ def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None)
         present, missing = (images, folder) if odd in files else (folder, images)
         raise DataError(f"{present}: {odd} has no file in {missing.name}/; add it, or remove this one")
     path = root / "dataset.json"
-    tree = _read_json(path) if path.is_file() else {}
+    tree = read_json(path) if path.is_file() else {}
     where = path if path.is_file() else root
     channels = _channel_names(tree)
     if not labeled:
         return _Found([(name, partial(_scan, name, name, paths)) for name, paths in files.items()], channels=channels)
     notes: tuple[str, ...] = ()
     if path.is_file():
-        named = _named_numbers(path, tree)
+        named = named_numbers(path, tree)
     elif labels is not None:
         named = [(label.name, (number,)) for number, label in enumerate(labels, 1)]
         notes = (
@@ -205,10 +207,10 @@ def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None)
 def _channel_files(images: Path, label_files: dict[str, Path]) -> dict[str, tuple[Path, ...]]:
     """Group files by scan id. ID_0001 is a channel of ID if a label map is named ID, or a file ID_0000."""
     files: dict[str, dict[str, Path]] = {}
-    paths = _nifti_files(images)
-    stems = {_stem(path) for path in paths}
+    paths = nifti_files(images)
+    stems = {stem_of(path) for path in paths}
     for path in paths:
-        stem = _stem(path)
+        stem = stem_of(path)
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         is_channel = (
             match is not None and stem not in label_files and (match[1] in label_files or f"{match[1]}_0000" in stems)
@@ -231,7 +233,12 @@ def _channel_files(images: Path, label_files: dict[str, Path]) -> dict[str, tupl
     return {scan_id: tuple(channels[c] for c in sorted(channels)) for scan_id, channels in sorted(files.items())}
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        DataError: invalid JSON, another type, or a key that is defined twice.
+    """
     try:
         tree = json.loads(path.read_bytes(), object_pairs_hook=partial(_unique_keys, path))
     except ValueError as error:
@@ -258,8 +265,12 @@ def _channel_names(tree: dict) -> tuple[str, ...] | None:
     return tuple(str(name) for _, name in ordered)
 
 
-def _named_numbers(path: Path, tree: dict) -> list[tuple[str, tuple[int, ...]]]:
-    """Read names and their values. nnU-Net v2 maps names to values or regions, the Decathlon values to names."""
+def named_numbers(path: Path, tree: dict) -> list[tuple[str, tuple[int, ...]]]:
+    """Read names and their values. nnU-Net v2 maps names to values or regions, the Decathlon values to names.
+
+    Raises:
+        DataError: no labels, or a label that is defined twice.
+    """
     try:
         named = [
             (value, (int(key),)) if isinstance(value, str) else (key, tuple(np.atleast_1d(value).astype(int).tolist()))
@@ -278,7 +289,7 @@ def _scan_folders(root: Path) -> Iterator[Path]:
     for pattern in ("*", "*/*"):
         for folder in sorted(root.glob(pattern)):
             if folder.is_dir():
-                images = [path for path in _nifti_files(folder) if _stem(path).lower() in IMAGE_NAMES]
+                images = [path for path in nifti_files(folder) if stem_of(path).lower() in IMAGE_NAMES]
                 if len(images) > 1:
                     raise DataError(f"{folder}: {images[0].name} and {images[1].name} are both images; remove one")
                 yield from images
@@ -288,7 +299,7 @@ def _scans(root: Path, table: bool, labels: LabelSet | None) -> _Found:
     """Read one folder per scan."""
     images = list(_scan_folders(root))
     masks = {image: _masks_beside(image) if table else [] for image in images}
-    names = Counter(_stem(path) for paths in masks.values() for path in paths)
+    names = Counter(stem_of(path) for paths in masks.values() for path in paths)
     if not names:
         return _Found([_folder_scan(root, image, {}, NO_LABELS) for image in images])
     labels, found = resolve_labels({name: names[name] for name in sorted(names)}, labels, str(root))
@@ -297,7 +308,7 @@ def _scans(root: Path, table: bool, labels: LabelSet | None) -> _Found:
     for image in images:
         mask_of: dict[str, Path] = {}
         for path in masks[image]:
-            label = label_of[_stem(path)]
+            label = label_of[stem_of(path)]
             if label in mask_of:
                 raise DataError(f"{path}: {label} has another mask ({mask_of[label].name}); remove one")
             if label is not None:
@@ -314,7 +325,7 @@ def _folder_scan(root: Path, image: Path, masks: dict[str, Path], labels: LabelS
 
 def _masks_beside(image: Path) -> list[Path]:
     folders = (image.parent, image.parent / "segmentations")
-    return [path for folder in folders if folder.is_dir() for path in _nifti_files(folder) if path != image]
+    return [path for folder in folders if folder.is_dir() for path in nifti_files(folder) if path != image]
 
 
 def _scan(
