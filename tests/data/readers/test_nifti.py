@@ -141,22 +141,23 @@ def test_without_dataset_json_the_labels_are_the_values_and_that_is_noted(nnunet
         assert scan.read_annotation() is not None and scan.read_annotation().masks.shape == drawn.masks.shape
 
 
-def add_label_table(path, names):
+def add_label_table(path, names, code=0):
     rows = "".join(f'<Label Key="{n}" Red="1"><![CDATA[{name}]]></Label>' for n, name in names.items())
     text = (
         f'<?xml version="1.0"?><CaretExtension><VolumeInformation><LabelTable>{rows}</LabelTable></VolumeInformation>'
     )
     image = nibabel.load(path)
     image = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
-    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(0, text.encode()))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, text.encode()))
     nibabel.save(image, path)
 
 
-def test_labels_are_named_by_the_table_in_the_files(nnunet, nifti, truth, tmp_path, refusal):
+@pytest.mark.parametrize("code", [0, 30], ids=["comment", "Caret"])
+def test_labels_are_named_by_the_table_in_the_files(nnunet, nifti, truth, tmp_path, refusal, code):
     names = {0: "background", 1: "spleen", 2: "kidney right", 3: "kidney_left"}
     paths = sorted((nnunet(tmp_path) / "labelsTr").iterdir())
     for path in paths:
-        add_label_table(path, names)
+        add_label_table(path, names, code)
     cohort = read_cohort(tmp_path)
     assert cohort.labels.names == ("spleen", "kidney_right", "kidney_left")
     assert cohort.notes == (

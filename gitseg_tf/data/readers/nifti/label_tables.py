@@ -48,7 +48,8 @@ def _label_table(image) -> dict[int, str]:
     """Read the table of labels in a NIfTI header, an XML extension of Caret: {value: name}."""
     table: dict[int, str] = {}
     for extension in getattr(image.header, "extensions", ()):
-        content = extension.get_content()
+        # From nibabel 5.3 on, get_content raises NotImplementedError for codes such as Caret's own.
+        content = extension.content if hasattr(extension, "content") else extension.get_content()
         text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
         for value, quoted, plain in _TABLE_ROW.findall(text):
             if int(value):
