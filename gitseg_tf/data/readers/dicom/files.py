@@ -29,9 +29,9 @@ _DELIMITERS, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_LENGTH = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 # What pydicom raises while it parses a value that does not have its format.
 MALFORMED = (
-    ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError, OSError, EOFError,
-    RecursionError, struct.error,
-)  # fmt: skip
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError),
+    *(EOFError, OSError, RecursionError, struct.error),
+)
 
 
 def starts_like_dicom(path: Path) -> bool:

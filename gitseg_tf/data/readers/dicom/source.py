@@ -141,9 +141,9 @@ def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
     # Parse the raw text, because pydicom's number parsing takes three times as long as filling the contours.
     value = contour.get_item("ContourData").value or b""
     try:
-        points = np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
+        points = np.array([part for part in value.split(b"\\") if part.strip(b"\0 ")], float).reshape(-1, 3)
+        if not (np.abs(points) < _FARTHEST).all():  # NaN, too
+            raise ValueError
+        return points
     except (ValueError, AttributeError):
-        points = np.full((1, 3), np.nan)
-    if not (np.abs(points) < _FARTHEST).all():
-        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again")
-    return points
+        raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again") from None
