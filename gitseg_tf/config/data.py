@@ -46,9 +46,15 @@ class DataConfig(Section):
         0.0, ge=0, le=1, description="oversampling of rare labels: 0 as in the data, 1 as balanced as it permits"
     )
     exclude_scans: tuple[str, ...] = Field((), description="IDs of scans to leave out")
-    shuffle_buffer: int = Field(256, ge=1, description="number of windows in the shuffle buffer")
+    shuffle_buffer: int = Field(
+        256, ge=1, description="windows that are shuffled at a time, if the scans do not fit in cache_mib"
+    )
     service: str | None = Field(None, description="grpc://HOST:PORT of a data service that prepares training windows")
-    cache_mib: int = Field(1024, ge=0, description="prepared scans stay in memory if they fit in this many MiB")
+    cache_mib: int = Field(
+        1024,
+        ge=0,
+        description="prepared scans stay in memory, and all windows are shuffled, if they fit in this many MiB",
+    )
 
     @field_validator("labels")
     @classmethod

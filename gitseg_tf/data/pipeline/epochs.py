@@ -9,6 +9,7 @@ from gitseg_tf.config import Config
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
 from gitseg_tf.data.pipeline.service import distribute
+from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
 from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
 from gitseg_tf.errors import DataError
@@ -51,28 +52,34 @@ def numbered_batches(
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    # A worker of a data service would fill its cache again in each epoch.
-    fits = data.service is None and fits_in_memory(dataset, folds, config)
-    in_memory = prepared_scans(files, dataset, config).cache() if fits else None
     used = dataset.scans_of(folds, data.exclude_scans)
+    # A worker of a data service would fill its memory again in each epoch.
+    fits = data.service is None and fits_in_memory(dataset, folds, config)
+    in_memory = stored_scans(prepared_scans(files, dataset, config), used).cache() if fits else None
     repeats = balancing_repeats(dataset, used, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
     rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, repeats, min_filled_slices), 1))
+    most = max(_windows_in_epoch(used, config, repeats, max_filled_slices), 1)
 
     def one_epoch(epoch):
         # This sets the seed of this function's graph only: the order must not depend on the process's global seed.
         tf.random.set_seed(config.seed + 1)
         seed = config.seed + 7919 * (epoch + 1)
+
+        def order_of(scan):
+            return _random_order(scan, seed, data, repeats)
+
         if in_memory is not None:
-            scans = in_memory.shuffle(len(dataset.scans_of(folds)), seed=seed, reshuffle_each_iteration=False)
-        else:
-            shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
-            scans = prepared_scans(shuffled_files, dataset, config)
-            scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
+            # Filling a buffer of two reads to the end, which completes the cache: an epoch takes no more than it needs.
+            windows = in_memory.shuffle(2).flat_map(
+                lambda store: shuffled_windows(store, order_of, most, layout, data, seed=seed, named=named)
+            )
+            return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
+        shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
+        scans = prepared_scans(shuffled_files, dataset, config)
+        scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
-            lambda scan: windows_at(
-                scan, _random_order(scan, seed, data, repeats), layout, data, seed=seed, named=named
-            ),
+            lambda scan: windows_at(scan, order_of(scan), layout, data, seed=seed, named=named),
             cycle_length=SCANS_AT_ONCE,
             num_parallel_calls=2,
             deterministic=True,

@@ -181,27 +181,37 @@ def windows_at(scan: dict, order, layout: Layout, data: DataConfig, *, seed, nam
         named: add the scan's id.
 
     Returns:
-        Dataset of planes uint16 [K, C, h, w], annotated bool [L], and bits uint8 [1, G, h, w] of the middle slice, or
-        [K, G, h, w] for a patch.
+        Dataset of the results of `cut_window`.
     """
-    label_bits = tf.constant(layout.label_bits)[:, None, None]
+    return tf.data.Dataset.from_tensor_slices(order).map(
+        lambda z: cut_window(scan, z, layout, data, seed=seed, named=named)
+    )
 
-    def window(z):
-        return cut(z) | {"annotated": scan["annotated"]} | ({"id": scan["id"]} if named else {})
 
-    def cut(z):
-        slices = scan["windows"][z]
-        if data.patch is None:
-            return {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}
+def cut_window(scan: dict, z, layout: Layout, data: DataConfig, *, seed, named: bool = False) -> dict:
+    """Cut the window or patch around a slice of a prepared scan.
+
+    Args:
+        scan, layout, data, seed, named: as for `windows_at`.
+        z: int32, the middle slice.
+
+    Returns:
+        planes uint16 [K, C, h, w], annotated bool [L], and bits uint8 [1, G, h, w] of the middle slice, or [K, G, h, w]
+        for a patch; with `named`, id.
+    """
+    slices = scan["windows"][z]
+    if data.patch is None:
+        window = {"planes": tf.gather(scan["image"], slices), "bits": scan["bits"][z][None]}
+    else:
+        label_bits = tf.constant(layout.label_bits)[:, None, None]
         scan_hash = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**20), tf.int64)
         draw = tf.stack([tf.cast(seed, tf.int64), scan_hash * 65536 + tf.cast(z, tf.int64)])
         inside = tf.reduce_any(tf.bitwise.bitwise_and(scan["bits"][z], label_bits) > 0, 0)
         y, x = _patch_corner(inside, data.patch[1:], draw)
         rows, columns = slice(y, y + data.patch[1]), slice(x, x + data.patch[2])
         patch = {"planes": scan["image"][:, :, rows, columns], "bits": scan["bits"][:, :, rows, columns]}
-        return cut_patch(patch, slices, data)
-
-    return tf.data.Dataset.from_tensor_slices(order).map(window)
+        window = cut_patch(patch, slices, data)
+    return window | {"annotated": scan["annotated"]} | ({"id": scan["id"]} if named else {})
 
 
 def _patch_corner(inside, patch: tuple[int, int], seed):
