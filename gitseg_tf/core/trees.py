@@ -2,7 +2,6 @@
 
 import json
 import reprlib
-from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -28,7 +27,7 @@ class ParseError(ValueError):
         self.line = line
 
 
-def parse_json(content: str | bytes, **options: Callable) -> Any:
+def parse_json(content: str | bytes, **options: Any) -> Any:
     """Parse JSON.
 
     Args:

@@ -66,7 +66,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
         0 if shown is None else int((~shown.any(0)).sum()),
         measure_intensities(volume, annotation),
         tuple(tuple(float(f"{value:.7g}") for value in channel) for channel in volume.percentiles),
-        {} if shown is None else count_label_sets(shown),
+        {} if shown is None else count_label_sets(np.asarray(shown)),
     )
     return serialize_scan(scan.id, scan.case, volume=volume, annotation=annotation, labels=scan.labels), entry
 

@@ -9,7 +9,9 @@ import pydicom
 
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.data.readers.base import Cohort, Scan
-from gitseg_tf.data.readers.dicom.source import DicomSource, Roi, has_contours, read_dicom, starts_like_dicom
+from gitseg_tf.data.readers.dicom.files import items, read_dicom, starts_like_dicom, text
+from gitseg_tf.data.readers.dicom.source import DicomSource
+from gitseg_tf.data.readers.dicom.structures import Roi, contoured_rois, roi_names
 from gitseg_tf.data.readers.predictions.base import PredictedScan, PredictionReader, Predictions
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
@@ -62,10 +64,8 @@ def read(path: Path, reference: Cohort, labels: LabelSet | None = None) -> Predi
     for file, header in _structure_sets(path):
         for scan_id in _scans_of(header, reference) or [file.stem]:
             files.setdefault(scan_id, []).append(str(file))
-            for item in header.get("StructureSetROISequence") or ():
-                number, name = item.get("ROINumber"), str(item.get("ROIName") or "").strip()
-                if number is not None and name:
-                    _add(rois.setdefault(scan_id, {}), Roi(name, file, int(number), name))
+            for number, name in roi_names(header):
+                _add(rois.setdefault(scan_id, {}), Roi(name, file, number, name))
     scans = {
         scan_id: StructureSetScan(" and ".join(paths), tuple(rois.get(scan_id, {}).values()))
         for scan_id, paths in files.items()
@@ -76,9 +76,9 @@ def read(path: Path, reference: Cohort, labels: LabelSet | None = None) -> Predi
 def _add(rois: dict[str, Roi], roi: Roi) -> None:
     """Add an ROI; of two with the same name, the one with contours counts."""
     before = rois.setdefault(roi.name, roi)
-    if before is roi or not has_contours(roi):
+    if before is roi or roi.number not in contoured_rois(roi.path):
         return
-    if has_contours(before):
+    if before.number in contoured_rois(before.path):
         where = f"{before.path} and {roi.path}" if before.path != roi.path else f"{roi.path}"
         raise DataError(f"{where}: ROI {roi.name!r} is drawn twice; remove one of them")
     rois[roi.name] = roi
@@ -90,26 +90,25 @@ def _structure_sets(path: Path):
     for file in files:
         if starts_like_dicom(file):
             header = read_dicom(file, stop_before_pixels=True, specific_tags=_TAGS)
-            if header.get("Modality") == "RTSTRUCT":
+            if text(header, "Modality") == "RTSTRUCT":
                 yield file, header
 
 
 def _scans_of(header: pydicom.Dataset, reference: Cohort) -> list[str]:
-    frames = header.get("ReferencedFrameOfReferenceSequence") or ()
+    frames = items(header, "ReferencedFrameOfReferenceSequence")
     series = [
         item
         for frame in frames
-        for study in frame.get("RTReferencedStudySequence") or ()
-        for item in study.get("RTReferencedSeriesSequence") or ()
+        for study in items(frame, "RTReferencedStudySequence")
+        for item in items(study, "RTReferencedSeriesSequence")
     ]
-    uids = {str(item.get("SeriesInstanceUID") or "") for item in series}
-    images = [image for item in series for image in item.get("ContourImageSequence") or ()]
-    uids |= {str(image.get("ReferencedSOPInstanceUID") or "") for image in images}
+    uids = {text(item, "SeriesInstanceUID") for item in series}
+    uids |= {text(image, "ReferencedSOPInstanceUID") for item in series for image in items(item, "ContourImageSequence")}
     uids -= {""}
     sources = {scan.id: scan.source for scan in reference.scans if isinstance(scan.source, DicomSource)}
     if uids:
         return [name for name, source in sources.items() if uids & {source.series_uid, *source.sop_uids}]
-    of_frame = {str(frame.get("FrameOfReferenceUID") or "") for frame in frames} - {""}
+    of_frame = {text(frame, "FrameOfReferenceUID") for frame in frames} - {""}
     found = [name for name, source in sources.items() if source.frame_uid in of_frame]
     return found if len(found) == 1 else []
 
