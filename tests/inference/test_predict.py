@@ -110,20 +110,18 @@ def test_the_earlier_prediction_of_a_failed_scan_is_removed_and_reported(cohort,
     assert {path for path in kept if path.exists()} == set(kept) - removed
 
 
-def test_earlier_structure_sets_of_an_unreadable_series_are_named(write, clinic, patients, tmp_path, failure):
+def test_earlier_structure_sets_of_unreadable_series_are_removed(write, clinic, patients, tmp_path, failure):
     writers = [write(index).write_series() for index in range(3)]
     predict_cohort("model", clinic, tmp_path / "out", output="rtstruct")
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    header = writers[0].root / "IM0003"  # a file without a readable patient
+    header = writers[0].root / "IM0003"  # a file without a readable patient, in the folder of one series
     header.rename(header.with_suffix(".dcm")).write_bytes(b"no")
     pixels = writers[1].root / "IM0003"
     pixels.write_bytes(pixels.read_bytes()[:-400])
     messages, error = failure(clinic, tmp_path / "out", "rtstruct")
-    left = sorted(path.name for path in (tmp_path / "out").iterdir())
-    (removed,) = set(names) - set(left)
-    assert messages[2].endswith(f"removed its earlier prediction ({tmp_path / 'out' / removed})")
-    (of_header,) = set(left) - {"case2_20260102.dcm"}
-    assert error.endswith(f"together with earlier predictions of {of_header.removesuffix('.dcm')}")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["case2_20260102.dcm"]
+    for scan, message in zip(("case1_20260102", "case1_20260203"), messages[1::2], strict=True):
+        assert message.endswith(f"removed its earlier prediction ({tmp_path / 'out' / scan}.dcm)")
+    assert "2 of 3 scans failed (case1_20260102, case1_20260203)" in error
 
 
 @pytest.mark.parametrize("output", WRITERS)
