@@ -47,9 +47,9 @@ def added_path_length(
     pixels, in_plane = 0, tuple(spacing[1:])
     for own, other in zip(truth, prediction, strict=True):
         if tolerance_mm > 0:
-            pixels += np.count_nonzero(np.greater(_contour(own), _near(_contour(other), in_plane, tolerance_mm)))
+            pixels += int(np.greater(_contour(own), _near(_contour(other), in_plane, tolerance_mm)).sum())
         elif own.any():
-            pixels += np.count_nonzero(np.greater(_contour(own), _contour(other)))
+            pixels += int(np.greater(_contour(own), _contour(other)).sum())
     return pixels * (spacing[1] + spacing[2]) / 2
 
 
