@@ -44,21 +44,26 @@ def added_path_length(
     if truth.ndim != 3:
         raise ValueError(f"masks must be [depth, height, width], got shape {truth.shape}")
     check_spacing(tuple(spacing), 3)
-    pixels = 0
+    pixels, in_plane = 0, tuple(spacing[1:])
     for own, other in zip(truth, prediction, strict=True):
-        if own.any():
-            pixels += _added_pixels(_contour(own), _contour(other), tuple(spacing[1:]), tolerance_mm)
+        if tolerance_mm > 0:
+            pixels += int(np.greater(_contour(own), _near(_contour(other), in_plane, tolerance_mm)).sum())
+        elif own.any():
+            pixels += int(np.greater(_contour(own), _contour(other)).sum())
     return pixels * (spacing[1] + spacing[2]) / 2
 
 
 def _contour(mask: np.ndarray) -> np.ndarray:
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
+    inside = np.zeros_like(mask)
+    core = inside[1:-1, 1:-1]
+    np.logical_and(mask[:-2, 1:-1], mask[2:, 1:-1], out=core)
+    core &= mask[1:-1, :-2]
+    core &= mask[1:-1, 2:]
+    return np.greater(mask, inside)
 
 
-def _added_pixels(contour: np.ndarray, other: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> int:
-    if tolerance > 0 and other.any():
-        # 1e-6 mm are allowed for rounding.
-        other = ndimage.distance_transform_edt(~other, spacing) <= tolerance + 1e-6
-    return int(np.count_nonzero(contour & ~other))
+def _near(contour: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> np.ndarray:
+    """Mark the pixels within the tolerance of a contour; 1e-6 mm are allowed for rounding."""
+    if not contour.any():
+        return contour
+    return ndimage.distance_transform_edt(~contour, spacing) <= tolerance + 1e-6

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -198,13 +199,10 @@ class MaskPair:
         units = (columns, *leading, last)
         radius, largest = radius_within(reach(self.spacing), units), 0.0
         both_empty = not self.truth_surface.size and not self.prediction_surface.size
-        for mask, other, surface in (
-            (self.truth, self.prediction, self.prediction_surface),
-            (self.prediction, self.truth, self.truth_surface),
-        ):
+        truth, prediction = self._surfaces
+        for mask, other, nearest in ((self.truth, self.prediction, prediction), (self.prediction, self.truth, truth)):
             alone = np.flatnonzero(np.greater(mask, other).reshape(-1))
             if alone.size:
-                nearest = Points.of(surface, self.truth.shape, self.spacing, self.planes)
                 largest = nearest.largest_distance(alone, units, radius, least=largest)
         return math.nan if both_empty else largest
 
@@ -232,10 +230,18 @@ class MaskPair:
         distances = self.surfel_distances(max(tolerances) + 2 * _ROUNDING)
         return [distances.dice(tolerance) for tolerance in tolerances]
 
+    @cached_property
+    def _surfaces(self) -> tuple[Points, Points]:
+        """The surface voxels of reference and prediction."""
+        truth, prediction = (
+            Points.of(surface, self.truth.shape, self.spacing, self.planes)
+            for surface in (self.truth_surface, self.prediction_surface)
+        )
+        return truth, prediction
+
     def _measured_voxels(self) -> tuple[VoxelDistances, Points, Points]:
-        shape, radius = self.truth.shape, search_radius(self.spacing)
-        truth = Points.of(self.truth_surface, shape, self.spacing, self.planes)
-        prediction = Points.of(self.prediction_surface, shape, self.spacing, self.planes)
+        radius = search_radius(self.spacing)
+        truth, prediction = self._surfaces
         from_truth = prediction.distances(truth.places, self.spacing, radius)
         from_prediction = truth.distances(prediction.places, self.spacing, radius)
         return VoxelDistances(from_truth, from_prediction), truth, prediction
