@@ -101,9 +101,11 @@ def _identity_of(path: AnyPath) -> ModelIdentity:
         return run_identity(load_run(path))
     config = exported_config(version)
     weights = config.provenance.get("best_weights")
-    return ModelIdentity(
-        config.name, weights=str(weights) if weights and _in_float32(version) else _digest(version / "saved_model.pb")
-    )
+    if not weights or not _in_float32(version):
+        return ModelIdentity(config.name, weights=_digest(version / "saved_model.pb"))
+    # The SavedModel of an ensemble lists the hashes of its runs.
+    runs = weights if isinstance(weights, list) else [weights]
+    return joint_identity([ModelIdentity(config.name, weights=str(one)) for one in runs])
 
 
 def _in_float32(version: AnyPath) -> bool:
