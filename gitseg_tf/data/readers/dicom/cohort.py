@@ -27,6 +27,7 @@ from gitseg_tf.data.readers.dicom.headers import (
     name_patients,
     read_headers,
     safe,
+    series_beside,
     series_key,
     series_of,
 )
@@ -78,7 +79,9 @@ def read(root: Path, table: bool = True, labels: LabelSet | None = None, structu
         faults = matched.faults | faults
         notes += matched.orphans
     broken: list[tuple[str, str]] = []
-    chosen = _choose(series, matched.of_series, names, table=table, ignored=headers.ignored, broken=broken)
+    chosen = _choose(
+        series, matched.of_series, names, table=table, ignored=headers.ignored, faults=faults, broken=broken
+    )
     ids = _ids([series[i] for i in chosen], names)
     selected: dict[int, list[File]] = {}
     for i, scan_id in zip(chosen, ids, strict=True):
@@ -123,9 +126,8 @@ def _faults(headers: Headers, series: list[Series]) -> tuple[dict[int, str], lis
             faults[i] = headers.faults[key]
     strays = []
     for path, why in headers.unreadable.items():
-        beside = [i for i, item in enumerate(series) if any(image.parent == path.parent for image, _ in item.images)]
         # Without this file, the only series of its folder would look complete.
-        if len(beside) == 1:
+        if beside := series_beside(path, series):
             faults.setdefault(beside[0], why)
         else:
             strays.append(f"{why}; left out, and a slice may be missing from a scan in its folder")
@@ -150,6 +152,7 @@ def _choose(
     *,
     table: bool,
     ignored: list[str],
+    faults: dict[int, str],
     broken: list[tuple[str, str]],
 ) -> list[int]:
     """Choose the series that are scans: those that structure sets refer to, or the only one of a study."""
@@ -162,7 +165,7 @@ def _choose(
         first = series[indices[0]]
         patient = f"patient {names[first.patient]}"
         study = f"{patient}, study of {text(first.header, 'StudyDate') or 'unknown date'} ({first.folder})"
-        if not referred and table and structures_of:
+        if not referred and table and structures_of and faults.keys().isdisjoint(indices):
             reason = "no RTSTRUCT refers to it, unlike other studies; add one or remove the study"
             broken.append((patient, f"{study}: {reason}"))
             continue

@@ -25,7 +25,10 @@ _UNDEFINED = 0xFFFFFFFF
 _DELIMITERS, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_LENGTH = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 # What pydicom raises while it parses a value that does not have its format.
-MALFORMED = (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError)
+MALFORMED = (
+    *(ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, NotImplementedError),
+    *(EOFError, OSError, struct.error),
+)
 
 
 def starts_like_dicom(path: Path) -> bool:
@@ -60,7 +63,7 @@ def read_dicom(path: Path, **options) -> pydicom.Dataset:
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         return dataset
-    except (InvalidDicomError, OSError, EOFError, struct.error, zlib.error, *MALFORMED) as error:
+    except (InvalidDicomError, zlib.error, *MALFORMED) as error:
         raise DataError(f"{path}: cannot be read as DICOM ({first_line(error)}); copy the file again") from None
 
 

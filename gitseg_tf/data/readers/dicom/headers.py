@@ -1,13 +1,14 @@
 """The DICOM files of a folder: which are images, which belong together, and whose they are."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
@@ -35,6 +36,7 @@ _TAGS = [
     *("ReferencedFrameOfReferenceSequence", "StructureSetLabel", "StructureSetDate", "StructureSetTime"),
     "ApprovalStatus",
 ]
+_SERIES = 0x0020000E  # SeriesInstanceUID
 # For files whose Modality is empty.
 _MODALITY_OF_CLASS: dict[str, str] = {
     MRImageStorage: "MR",
@@ -134,23 +136,28 @@ def read_headers(root: Path) -> Headers:
 def _is_blank(path: Path) -> bool:
     """Check whether a file has no content, as after a copy that failed."""
     with open(path, "rb") as file:
-        return not file.read(132).strip(b"\0")
+        return not file.read(128).strip(b"\0")
 
 
 def _sort(path: Path, header: pydicom.Dataset, found: Headers) -> None:
-    modality = text(header, "Modality") or _MODALITY_OF_CLASS.get(text(header, "SOPClassUID"), "")
-    kinds = text(header, "ImageType").split("\\")
-    known = modality == _STRUCTURES or (modality in IMAGES and text(header, "SeriesInstanceUID"))
-    if not known and (modality in (*IMAGES, "")) and is_truncated(path):
-        raise DataError(f"{path}: is truncated, so that its series is unknown; copy it again")
+    kind = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
+    modality = text(header, "Modality") or _MODALITY_OF_CLASS.get(kind, "")
     if modality == _STRUCTURES:
         found.structures.append((path, header))
-    elif modality in IMAGES and "LOCALIZER" not in kinds:
+    elif modality in IMAGES and "LOCALIZER" in text(header, "ImageType").split("\\"):
+        found.ignored.append(f"{path}: localizer")
+    elif modality in IMAGES and "Rows" in header:
         found.images.append((path, header))
-    elif modality:
-        found.ignored.append(f"{path}: {'localizer' if modality in IMAGES else modality}")
-    elif header.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
-        found.ignored.append(f"{path}: has no Modality")
+    elif modality in IMAGES and kind in ("", *_MODALITY_OF_CLASS):
+        why = f"{path}: has no Rows or is truncated; copy it again"
+        # The last element may be cut off; SeriesInstanceUID comes before others that are read here.
+        if not text(header, "SeriesInstanceUID") or max(header.keys()) <= _SERIES:
+            raise DataError(why)
+        found.faults.setdefault(series_key(path, header), why)
+    elif not modality and is_truncated(path):
+        raise DataError(f"{path}: is truncated; copy it again")
+    elif kind != MediaStorageDirectoryStorage:
+        found.ignored.append(f"{path}: {UID(kind).name if modality in IMAGES else modality or 'has no Modality'}")
 
 
 def _without_copies(files: list[File], found: Headers) -> Iterator[File]:
@@ -208,6 +215,12 @@ def series_of(images: list[File]) -> list[Series]:
             study = _study(path, header)
             series.append(Series(tuple(files), uids, study, text(header, "PatientID") or study))
     return series
+
+
+def series_beside(path: Path, series: Sequence[Series]) -> list[int]:
+    """Return the index of the only series with images in a file's folder; nothing if there are several or none."""
+    beside = [i for i, item in enumerate(series) if any(image.parent == path.parent for image, _ in item.images)]
+    return beside if len(beside) == 1 else []
 
 
 def _study(path: Path, header: pydicom.Dataset) -> str:

@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from gitseg_tf.data.readers.dicom.files import MALFORMED, is_truncated, items, number_or, read_dicom
+from gitseg_tf.data.readers.dicom.files import MALFORMED, is_truncated, items, number_or, read_dicom, text
 from gitseg_tf.data.readers.dicom.slices import functional_group
 from gitseg_tf.errors import DataError, DependencyError, first_line
+
+_UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 
 
 def read_pixels(path: Path, frames: Sequence[int | None]) -> np.ndarray:
@@ -36,17 +45,21 @@ def read_pixels(path: Path, frames: Sequence[int | None]) -> np.ndarray:
 
 
 def _decode(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    syntax = dataset.file_meta.TransferSyntaxUID
+    syntax = UID(text(dataset.file_meta, "TransferSyntaxUID"))
     if "PixelData" not in dataset:
         why = "is truncated; copy it again" if is_truncated(path) else "has no pixels; export it again"
         raise DataError(f"{path}: {why}")
-    if syntax.is_encapsulated:
+    if syntax not in _UNCOMPRESSED:
         try:
             available = get_decoder(syntax).is_available
         except NotImplementedError:
-            raise DataError(f"{path}: {syntax.name} is not supported; export it uncompressed") from None
+            kind = syntax.name or "an empty transfer syntax"
+            raise DataError(f"{path}: {kind} is not supported; export it uncompressed") from None
         if not available:
             raise DependencyError(f"{path}: decoding {syntax.name} requires pip install 'gitseg-tf[dicom]'")
+    for name, default in (("PhotometricInterpretation", "MONOCHROME2"), ("SamplesPerPixel", 1)):
+        if not text(dataset, name):
+            setattr(dataset, name, default)  # pydicom requires both
     try:
         stored = dataset.pixel_array
     except (RuntimeError, EOFError, *MALFORMED) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.uid import UID
 
 from gitseg_tf.data.readers.dicom.files import items, number_or, numbers, text
 from gitseg_tf.errors import DataError
@@ -162,7 +163,7 @@ def _frame_count(header: pydicom.Dataset) -> int:
 
 
 def _class_name(header: pydicom.Dataset) -> str:
-    return getattr(header.get("SOPClassUID"), "name", "unknown class")
+    return UID(text(header, "SOPClassUID")).name or "unknown class"
 
 
 def _check_one_of_each(path: Path, header: pydicom.Dataset, count: int) -> None:

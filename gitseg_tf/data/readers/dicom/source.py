@@ -21,6 +21,7 @@ from gitseg_tf.data.volume import Annotation
 from gitseg_tf.errors import DataError
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")
+_FARTHEST = 1e6  # mm
 _PLANE = 0.2  # tolerance between a contour and its slice, as a fraction of the slice distance
 
 
@@ -139,6 +140,9 @@ def _points(roi: Roi, contour: pydicom.Dataset) -> np.ndarray:
     # Parse the raw text, because pydicom's number parsing takes three times as long as filling the contours.
     value = contour.get_item("ContourData").value or b""
     try:
-        return np.array([part for part in value.split(b"\\") if part.strip()], float).reshape(-1, 3)
+        points = np.array([part for part in value.split(b"\\") if part.strip(b"\0 ")], float).reshape(-1, 3)
+        if not (np.abs(points) < _FARTHEST).all():  # NaN, too
+            raise ValueError
+        return points
     except ValueError:
         raise DataError(f"{roi.path}: ROI {roi.name!r} has a contour with unreadable points; export it again") from None

@@ -8,7 +8,7 @@ import pydicom
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.dicom.files import is_truncated, items, read_dicom, text
-from gitseg_tf.data.readers.dicom.headers import File, Series
+from gitseg_tf.data.readers.dicom.headers import File, Series, series_beside
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
 
@@ -50,7 +50,7 @@ def match_structures(structures: Sequence[File], series: Sequence[Series], confl
 
     Returns:
         The structure sets by series. A damaged one makes its series faulty, or if it no longer says which one that is,
-        the series of its study.
+        the series of its study, or the only one in its folder.
     """
     matched = Matched()
     for path, header in structures:
@@ -58,7 +58,9 @@ def match_structures(structures: Sequence[File], series: Sequence[Series], confl
         present, problem = _series_of(path, header, series)
         if not present and fault:
             study = text(header, "StudyInstanceUID")
-            present = [i for i, item in enumerate(series) if study and item.study == study]
+            present = [i for i, item in enumerate(series) if study and item.study == study] or series_beside(
+                path, series
+            )
         if not present:
             matched.orphans.append(fault or f"{path}: refers to a series that is not here; ignored")
         for i in present:
@@ -72,8 +74,8 @@ def _fault(path: Path, header: pydicom.Dataset) -> str:
     """Describe what is missing from a structure set; "" if nothing is."""
     if is_truncated(path):
         return f"{path}: is a truncated structure set; copy it again"
-    if items(header, "StructureSetROISequence") and "ROIContourSequence" not in read_dicom(path):
-        return f"{path}: has ROIs but no ROIContourSequence; export the structure set again"
+    if "StructureSetROISequence" not in header or "ROIContourSequence" not in read_dicom(path):
+        return f"{path}: is a structure set without a list of ROIs or of contours; export it again"
     return ""
 
 
