@@ -103,8 +103,9 @@ def _identity_of(path: AnyPath) -> ModelIdentity:
     weights = config.provenance.get("best_weights")
     if not weights or not _in_float32(version):
         return ModelIdentity(config.name, weights=_digest(version / "saved_model.pb"))
-    listed = weights if isinstance(weights, list) else [weights]  # several in the export of a cross-validation
-    return joint_identity([ModelIdentity(config.name, weights=str(one)) for one in listed])
+    # The SavedModel of an ensemble lists the hashes of its runs.
+    runs = weights if isinstance(weights, list) else [weights]
+    return joint_identity([ModelIdentity(config.name, weights=str(one)) for one in runs])
 
 
 def _in_float32(version: AnyPath) -> bool:

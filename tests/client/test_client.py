@@ -493,6 +493,12 @@ def test_predict_with_a_server_writes_the_same_files_as_a_local_model(cohort, ur
     assert local == served and local
 
 
+def test_a_served_model_is_identified_by_name_and_version(ask, url):
+    latest, first = ask(url("gitseg")), ask(f"{url('gitseg')}/versions/1")
+    assert (latest.identity.name, latest.identity.weights) == ("gitseg", "unknown")
+    assert first.identity.name == "gitseg/1"
+
+
 def test_predict_with_a_server_writes_the_expected_masks(cohort, url, tmp_path):
     assert command("--server", url("gitseg"), cohort.root, tmp_path / "out", "--format", "nifti") == 0
     scan = cohort["case1_day0"]

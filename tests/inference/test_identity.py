@@ -26,7 +26,8 @@ def write_export(path, name, weights, stored):
     extra = path / "assets.extra"
     extra.mkdir(parents=True)
     config = load_config(overrides={"name": name})
-    save_config(config.model_copy(update={"provenance": {"best_weights": sha256(weights)}}), extra / "config.yaml")
+    digests = [sha256(one) for one in weights] if isinstance(weights, list) else sha256(weights)
+    save_config(config.model_copy(update={"provenance": {"best_weights": digests}}), extra / "config.yaml")
     (extra / "model.json").write_text(json.dumps({"weights": stored}))
     (path / "saved_model.pb").write_bytes(b"graph in " + stored.encode())
     return path
@@ -67,6 +68,9 @@ def test_a_cross_validation_is_the_ensemble_of_its_folds(tmp_path):
     folds = [write_run(tmp_path / "cv" / f"fold{k}", "unet", weights) for k, weights in enumerate((FIRST, SECOND))]
     (tmp_path / "cv/cross_validation.yaml").write_text("{}")
     assert model_identity(tmp_path / "cv") == model_identity(folds)
+    assert model_identity(write_export(tmp_path / "cv/export/1", "unet", [FIRST, SECOND], "float32")) == model_identity(
+        folds
+    )
     assert model_identity(folds).name == "unet"
 
 

@@ -15,6 +15,7 @@ from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.errors import GitsegError
 from gitseg_tf.inference import predict as predicting
 from gitseg_tf.inference import predictor
+from gitseg_tf.inference.identity import ModelIdentity
 from gitseg_tf.inference.predict import predict_cohort, predict_scans
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.writers.registry import WRITERS, predicted_files, predicted_scans
@@ -110,6 +111,16 @@ def test_the_earlier_prediction_of_a_failed_scan_is_removed_and_reported(cohort,
     assert {path for path in kept if path.exists()} == set(kept) - removed
 
 
+@pytest.mark.parametrize("output", ["rtstruct", "seg"])
+def test_dicom_outputs_name_the_model_that_made_them(write, clinic, patients, tmp_path, monkeypatch, output):
+    write().write_series()
+    monkeypatch.setattr(Bright, "identity", ModelIdentity("bright", "0.1.0", "77aa0c31" + 56 * "0"), raising=False)
+    predict_cohort("model", clinic, tmp_path / "out", output=output)
+    (path,) = (tmp_path / "out").rglob("*.dcm")
+    dataset = pydicom.dcmread(path)
+    assert dataset.SeriesDescription == "model bright, weights 77aa0c31, gitseg 0.1.0"
+
+
 def test_earlier_structure_sets_of_unreadable_series_are_removed(write, clinic, patients, tmp_path, failure):
     writers = [write(index).write_series() for index in range(3)]
     predict_cohort("model", clinic, tmp_path / "out", output="rtstruct")
@@ -127,7 +138,7 @@ def test_earlier_structure_sets_of_unreadable_series_are_removed(write, clinic, 
 @pytest.mark.parametrize("output", WRITERS)
 def test_every_writer_can_list_the_files_of_a_scan(cohort, tmp_path, output):
     assert predicted_files(output, tmp_path / "nowhere", "case1_day0") == []
-    if output not in ("submission", "table", "rtstruct"):
+    if output not in ("submission", "table", "rtstruct", "seg"):
         out = predict_cohort("model", cohort.root, tmp_path / "out", output=output)
         assert predicted_scans(output, out) == [scan.id for scan in cohort.scans]
         assert predicted_files(output, out, "case1") == predicted_files(output, out, str(out / "case1_day0")) == []

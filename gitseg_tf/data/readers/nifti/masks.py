@@ -133,8 +133,8 @@ def _on_grid(path: Path, scan: Scan) -> np.ndarray:
     present = np.array(scan.numbers) - scan.numbers[0]
     if len(values) == len(present):
         return values
-    if beyond := np.count_nonzero(np.delete(values, present, 0)):
-        raise DataError(f"{path}: {plural(int(beyond), 'voxel')} of its masks are in slices that the series lacks; add them")
+    if beyond := int(np.count_nonzero(np.delete(values, present, 0))):
+        raise DataError(f"{path}: {plural(beyond, 'voxel')} of its masks are in slices that the series lacks; add them")
     return values[present]
 
 
