@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
+from gitseg_tf.core.text import one_line
 from gitseg_tf.errors import ServerError
 
 GRPC_PORT = 8500
@@ -57,12 +58,12 @@ def parse_address(url: str) -> Address:
     Raises:
         ServerError: an invalid address.
     """
-    shown = re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", url)
+    shown = one_line(re.sub(r"(?<=//)([^/@:]*):[^/@]*@", r"\1:***@", url))
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ServerError(f"{shown}: invalid address ({error}); use {_FORMS}") from None
+        raise ServerError(f"{shown}: invalid address ({one_line(str(error))}); use {_FORMS}") from None
     path = re.fullmatch(r"/([^/:?]+)(?:/versions/(\d+))?/?", parts.path)
     query = parse_qs(parts.query, keep_blank_values=True)
     versions = [*filter(None, [path and path[2]]), *query.pop("version", [])]

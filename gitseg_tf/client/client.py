@@ -1,6 +1,5 @@
 """Segment scans with a model served by TensorFlow Serving, over gRPC or REST."""
 
-import json
 import logging
 import random
 import time
@@ -12,6 +11,8 @@ import numpy as np
 
 from gitseg_tf.client.address import GRPC_SCHEMES, Address, parse_address
 from gitseg_tf.client.transport import Busy, Unavailable
+from gitseg_tf.core.trees import parse_json
+from gitseg_tf.data.readers.png import png_size
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, DependencyError, ScanError, ServerError
 from gitseg_tf.inference.identity import ModelIdentity
@@ -75,7 +76,7 @@ class ServerPredictor(BasePredictor):
 
     def _description(self) -> tuple[LabelSet, tuple[str, ...]]:
         try:
-            labels, channels = map(json.loads, self._attempt(lambda: self._transport.describe(["labels", "channels"])))
+            labels, channels = map(parse_json, self._attempt(lambda: self._transport.describe(["labels", "channels"])))
             return LabelSet.from_tree(labels), tuple(map(str, channels))
         except (ValueError, TypeError, ConfigError, ScanError) as error:
             raise ServerError(
@@ -153,7 +154,8 @@ def read_masks(pngs: list[bytes], shape: tuple[int, int, int], labels: int) -> n
         return None
     masks = np.empty((labels, *shape), bool)
     for z, png in enumerate(pngs):
-        plane = _decode(png)
+        # Check the header first, because decoding allocates memory for the size in it.
+        plane = _decode(png) if png_size(png) == (labels * height, width) else None
         if plane is None or plane.dtype != np.uint8 or plane.shape != (labels * height, width):
             return None
         np.not_equal(plane.reshape(labels, height, width), 0, out=masks[:, z])

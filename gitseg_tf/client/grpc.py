@@ -1,8 +1,11 @@
 """Use TensorFlow Serving over gRPC."""
 
+import math
+
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow_serving.apis.get_model_metadata_pb2 import GetModelMetadataRequest, SignatureDefMap
 from tensorflow_serving.apis.model_pb2 import ModelSpec
@@ -53,7 +56,10 @@ class GrpcTransport:
         timeout = min(self._timeout, CONNECT_SECONDS)
         answer = self._call(self._stub.GetModelMetadata, request, timeout, Unavailable(no_answer(timeout)))
         signatures = SignatureDefMap()
-        answer.metadata["signature_def"].Unpack(signatures)
+        try:
+            answer.metadata["signature_def"].Unpack(signatures)
+        except DecodeError:
+            raise ServerError(f"{self._address.url}: the list of signatures is damaged; correct the address") from None
         return {name: (set(one.inputs), set(one.outputs)) for name, one in signatures.signature_def.items()}
 
     def describe(self, keys: list[str]) -> list[bytes]:
@@ -114,6 +120,10 @@ def _strings(answer, name: str) -> list[bytes]:
     tensor: TensorProto = answer.outputs[name]
     if not tensor.tensor_content:
         return [*tensor.string_val]
+    # Each string takes at least a byte; TensorFlow allocates memory for the shape before it reads the strings.
+    sizes = [axis.size for axis in tensor.tensor_shape.dim]
+    if min(sizes, default=0) < 0 or math.prod(sizes) > len(tensor.tensor_content):
+        return []
     # The server uses --enable_serialization_as_tensor_content, for which tf.make_ndarray only supports numbers.
     try:
         return tf.reshape(tf.io.parse_tensor(tensor.SerializeToString(), tf.string), [-1]).numpy().tolist()

@@ -20,6 +20,8 @@ from gitseg_tf.client.transport import (
     required_signatures,
     too_slow,
 )
+from gitseg_tf.core.text import one_line
+from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ScanError, ServerError, first_line
 
@@ -43,7 +45,7 @@ class RestTransport:
         timeout = min(self._timeout, CONNECT_SECONDS)
         answer = self._call("GET", "/metadata", None, timeout, Unavailable(no_answer(timeout)))
         try:
-            signatures = json.loads(answer)["metadata"]["signature_def"]["signature_def"]
+            signatures = parse_json(answer)["metadata"]["signature_def"]["signature_def"]
             return {name: (set(one.get("inputs", ())), set(one.get("outputs", ()))) for name, one in signatures.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ServerError(
@@ -71,7 +73,7 @@ class RestTransport:
         body = json.dumps({"signature_name": signature, "inputs": inputs}).encode()
         answer = self._call("POST", ":predict", body, timeout, late)
         try:
-            return [base64.b64decode(one["b64"], validate=True) for one in json.loads(answer)["outputs"]]
+            return [base64.b64decode(one["b64"], validate=True) for one in parse_json(answer)["outputs"]]
         except (ValueError, KeyError, TypeError):
             raise ServerError(
                 f'{self._address.url}: the response is not {{"outputs": [{{"b64": ...}}, ...]}}; '
@@ -101,7 +103,7 @@ class RestTransport:
     def _error_of(self, answer: requests.Response) -> Exception:
         address, reason = self._address, _reason(answer)
         if answer.is_redirect:
-            return ServerError(f"{address.url}: redirects to {answer.headers['location']}; use that address")
+            return ServerError(f"{address.url}: redirects to {one_line(answer.headers['location'])}; use that address")
         match answer.status_code:
             case 502 | 503:
                 return Unavailable(reason)
@@ -133,7 +135,7 @@ def _png_base64(plane: np.ndarray) -> str:
 def _reason(answer: requests.Response) -> str:
     """Return why a request failed: TensorFlow Serving's error, or the first line of a proxy's response."""
     try:
-        text = str(answer.json()["error"])
+        text = str(parse_json(answer.content)["error"])
     except (ValueError, KeyError, TypeError):
         text = answer.text
     return next(iter(text.strip().splitlines()), answer.reason or "no reason given")[:300]

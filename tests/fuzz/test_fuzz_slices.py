@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from helpers.damage import Tally, damaged_bytes, generator
+from helpers.damage import Tally, damaged_bytes, framed_png, generator, png_bomb
 
 from gitseg_tf.data.readers.competition import _read_table, read_file, table_rows
 from gitseg_tf.data.readers.png import read_png
@@ -17,9 +17,6 @@ pytestmark = pytest.mark.slow
 
 def reframed(rng, png):
     """A PNG whose header or chunks are damaged, but whose checksums are right."""
-    import struct
-    import zlib
-
     chunks, start = [], 8
     while start < len(png):
         size = int.from_bytes(png[start : start + 4], "big")
@@ -30,8 +27,7 @@ def reframed(rng, png):
     chunks[which] = kind, damaged_bytes(rng, data)
     if rng.random() < 0.1:
         chunks.insert(int(rng.integers(len(chunks))), chunks[which])
-    frames = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-    return png[:8] + b"".join(frames)
+    return framed_png(chunks)
 
 
 def test_png_slices(tmp_path):
@@ -44,7 +40,10 @@ def test_png_slices(tmp_path):
         damaged = reframed(rng, png) if n % 2 else damaged_bytes(rng, png)
         path.write_bytes(damaged)
         tally(damaged.hex(), read_png, path, (24, 20) if n % 4 < 2 else None)
-    tally.check(1500, accepted=20, refused=500)
+    for width, height in ((2**15, 2**15), (2**31 - 1, 2**31 - 1), (0, 0), (2**20, 1000)):
+        path.write_bytes(png_bomb(width, height))
+        tally((width, height), read_png, path)
+    tally.check(1504, accepted=20, refused=500)
 
 
 def test_run_length_strings():

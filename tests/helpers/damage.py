@@ -7,8 +7,10 @@ import math
 import os
 import resource
 import signal
+import struct
 import time
 import traceback
+import zlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -226,3 +228,15 @@ def _damaged_text(rng, tree, dump, openings) -> bytes:
 def generator(seed: int):
     """A numpy Generator; FUZZ_SEED in the environment gives other inputs than those of CI."""
     return np.random.default_rng([seed, int(os.environ.get("FUZZ_SEED", 0))])
+
+
+def framed_png(chunks) -> bytes:
+    """A PNG of chunks (type, content), with the right lengths and checksums."""
+    frames = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(frames)
+
+
+def png_bomb(width: int, height: int, depth: int = 16) -> bytes:
+    """A PNG of a hundred bytes whose header promises an image of any size."""
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    return framed_png([(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b"")])

@@ -10,6 +10,7 @@ from gitseg_tf.core.text import plural
 from gitseg_tf.errors import DataError
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_MOST_PIXELS_PER_BYTE = 1100  # deflate makes nothing smaller than by a factor of 1032, and slices have 8 or 16 bits
 
 
 def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -30,7 +31,13 @@ def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from None
     _check_png(path, data)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    height, width = png_size(data) or (0, 0)
+    if height * width > _MOST_PIXELS_PER_BYTE * len(data):
+        raise DataError(f"{path}: is too small for the {width} x {height} pixels in its header; copy the file again")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # larger than OpenCV supports
+        image = None
     if image is None:
         raise DataError(f"{path}: the PNG is damaged; copy the file again")
     channels = plural(image.shape[2] if image.ndim > 2 else 1, "channel")
@@ -44,6 +51,13 @@ def read_png(path: AnyPath, shape: tuple[int, int] | None = None) -> np.ndarray:
             f"{shape[1]} wide and {shape[0]} high; fix the name or the image"
         )
     return image
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Read the size from the header of a PNG: (height, width); None if there is no header."""
+    if len(data) < 24 or not data.startswith(_PNG_START) or data[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
 
 def _check_png(path: AnyPath, data: bytes) -> None:
