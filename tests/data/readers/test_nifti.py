@@ -332,8 +332,8 @@ def add_channel(root, nifti):
 @pytest.mark.parametrize(
     ("corrupt", "expected"),
     [
-        (shift_mask, "stomach.nii.gz: its affine differs from that of image.nii.gz"),
-        (crop_mask, "stomach.nii.gz: has 8 x 40 x 63 voxels, but image.nii.gz has 8 x 40 x 64"),
+        (shift_mask, "voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500) to (-28.75, -18.5, 479) mm; resample one to the other"),
+        (crop_mask, "stomach.nii.gz: its grid is 8 x 40 x 63 voxels"),
         (overwrite_mask, "stomach.nii.gz: cannot be read as NIfTI"),
         (duplicate_mask, "Stomach has another mask"),
         (duplicate_image, "image.nii.gz and mri.nii.gz are both images"),
@@ -492,7 +492,7 @@ def test_channel_names_that_do_not_match_the_scans_are_refused(nnunet, tmp_path,
 
 def test_an_empty_images_folder_is_named(tmp_path, refusal):
     (tmp_path / "imagesTr").mkdir()
-    assert f"{tmp_path / 'imagesTr'}: contains no .nii" in refusal(read_cohort, tmp_path)
+    assert f"{tmp_path / 'imagesTr'}: contains no image file (.nii" in refusal(read_cohort, tmp_path)
 
 
 def test_ids_may_end_in_four_digits(truth, nifti, tmp_path):
