@@ -148,6 +148,7 @@ def add_label_table(path, names, code=0):
     )
     image = nibabel.load(path)
     image = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+    image.header.set_xyzt_units("mm")
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, text.encode()))
     nibabel.save(image, path)
 
@@ -332,7 +333,7 @@ def add_channel(root, nifti):
 @pytest.mark.parametrize(
     ("corrupt", "expected"),
     [
-        (shift_mask, "voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500) to (-28.75, -18.5, 479) mm; resample one to the other"),
+        (shift_mask, "that of image.nii.gz is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500)"),
         (crop_mask, "stomach.nii.gz: its grid is 8 x 40 x 63 voxels"),
         (overwrite_mask, "stomach.nii.gz: cannot be read as NIfTI"),
         (duplicate_mask, "Stomach has another mask"),

@@ -90,7 +90,8 @@ def _in_mm(path: Path, image) -> tuple[np.ndarray, tuple[str, ...]]:
     name, mm = _UNITS.get(unit, ("", 1.0))
     if not name:
         return image.affine, ("the header does not state the unit of the spacing; millimeters are assumed",)
-    affine = np.diag([mm, mm, mm, 1.0]) @ image.affine
+    affine = image.affine.copy()
+    affine[:3] *= mm
     if mm == 1:
         return affine, ()
     if np.linalg.norm(affine[:3, :3], axis=0).max() > _LONGEST_MM:
@@ -123,7 +124,7 @@ def _scaled(affine: np.ndarray, stored: np.ndarray, grid: Grid) -> np.ndarray:
     """Convert an affine to mm like the one that the grid was made from."""
     column = int(np.argmax(np.abs(stored[:3, :3]).max(0)))
     mm = np.linalg.norm(np.array(grid.affine)[:3, column]) / np.linalg.norm(stored[:3, column])
-    return np.diag([mm, mm, mm, 1.0]) @ affine
+    return np.vstack([mm * affine[:3], affine[3:]])
 
 
 def _times(numbers) -> str:
