@@ -54,7 +54,9 @@ def of_the_native_code_of_tensorflow():
 
 def of_a_device():
     raise tf.errors.ResourceExhaustedError(
-        None, None, "OOM when allocating tensor with shape[64,512,512,64] and type float on /device:GPU:0\n\t [[node x]]"
+        None,
+        None,
+        "OOM when allocating tensor with shape[64,512,512,64] and type float on /device:GPU:0\n\t [[node x]]",
     )
 
 
@@ -80,7 +82,8 @@ def test_the_error_of_each_library_is_recognized(shortage):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("Unable to allocate"), tf.errors.InvalidArgumentError(None, None, "bad shape"), OSError(2, "No")]
+    "error",
+    [ValueError("Unable to allocate"), tf.errors.InvalidArgumentError(None, None, "bad shape"), OSError(2, "No")],
 )
 def test_other_errors_are_not_taken_for_it(error):
     assert not is_out_of_memory(error)

@@ -308,7 +308,7 @@ def test_grids_that_differ_are_refused_with_both(reference, patients, nifti, tmp
     save(out / f"{scan.id}.nii.gz", np.zeros(nifti.stored_as(scan.image, "LPI").shape), affine)
     message = refusal(gitseg_tf.score, out, root)
     assert message.startswith(f"{out / scan.id}.nii.gz: its grid is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (51, ")
-    assert "in the reference is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, " in message
+    assert "is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, " in message
     save(out / f"{scan.id}.nii.gz", np.zeros((64, 40, 7)), nifti.affine_of(scan, "LPI"))
     assert "its grid is 7 x 40 x 64 voxels" in refusal(gitseg_tf.score, out, root)
 

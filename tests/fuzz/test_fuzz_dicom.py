@@ -13,7 +13,24 @@ from gitseg_tf.data.tfrecords.dataset import is_dataset, load_dataset
 
 pytestmark = pytest.mark.slow
 
-VALUES = [None, "", "x", "0", "-1", "nan", "1e400", "1\\2", "1\\2\\3\\4\\5\\6\\7", "999999999999", "\\\\", "é\\", "1.2.3", "20260101", "MR", "a/b"]
+VALUES = [
+    None,
+    "",
+    "x",
+    "0",
+    "-1",
+    "nan",
+    "1e400",
+    "1\\2",
+    "1\\2\\3\\4\\5\\6\\7",
+    "999999999999",
+    "\\\\",
+    "é\\",
+    "1.2.3",
+    "20260101",
+    "MR",
+    "a/b",
+]
 
 
 @pytest.fixture
@@ -50,9 +67,15 @@ def with_value(rng, path):
             continue
         raw = b"" if value is None else value.encode("latin-1", "replace")
         if element.VR in ("US", "SS", "UL"):
-            raw = rng.bytes(int(rng.choice([0, 1, 2, 4, 6]))) if kind == 1 else int(rng.choice([0, 1, 65535, 32768, 16, 8])).to_bytes(2, "little")
+            raw = (
+                rng.bytes(int(rng.choice([0, 1, 2, 4, 6])))
+                if kind == 1
+                else int(rng.choice([0, 1, 65535, 32768, 16, 8])).to_bytes(2, "little")
+            )
         raw += b" " * (len(raw) % 2)
-        item._dict[element.tag] = pydicom.dataelem.RawDataElement(element.tag, element.VR, len(raw), raw, 0, False, True)
+        item._dict[element.tag] = pydicom.dataelem.RawDataElement(
+            element.tag, element.VR, len(raw), raw, 0, False, True
+        )
     dataset.save_as(path)
 
 

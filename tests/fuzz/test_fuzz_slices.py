@@ -54,7 +54,9 @@ def test_run_length_strings():
         text = mask_to_rle(mask) if n % 2 else "1 5 20 3"
         if n % 3 == 0:
             numbers = text.split()
-            numbers[rng.integers(len(numbers))] = str(rng.choice(["-1", "0", "9" * 18, "9" * 40, "1.5", "nan", "1_0", "+3", "481"]))
+            numbers[rng.integers(len(numbers))] = str(
+                rng.choice(["-1", "0", "9" * 18, "9" * 40, "1.5", "nan", "1_0", "+3", "481"])
+            )
             text = " ".join(numbers)
         elif n % 3 == 1:
             place = int(rng.integers(len(text)))
@@ -65,7 +67,11 @@ def test_run_length_strings():
     tally.check(1500, accepted=100, refused=500)
 
 
-ROWS = "".join(f"case1_day0_slice_{z:04d},{name},{rle}\n" for z in range(1, 9) for name, rle in (("large_bowel", "5 9"), ("stomach", "")))
+ROWS = "".join(
+    f"case1_day0_slice_{z:04d},{name},{rle}\n"
+    for z in range(1, 9)
+    for name, rle in (("large_bowel", "5 9"), ("stomach", ""))
+)
 TABLE = ("id,class,segmentation\n" + ROWS).encode()
 SUBMISSION = ("id,class,predicted\n" + ROWS).encode()
 
@@ -79,7 +85,11 @@ def test_tables(tmp_path):
             damaged = whole.decode().encode(str(rng.choice(["utf-16", "utf-8-sig", "cp037", "utf-32"])))
         elif n % 10 == 1:
             place = int(rng.integers(len(whole)))
-            damaged = whole[:place] + bytes(rng.choice([b'"', b"\r", b"\x00", b",", b"\n", b"\xff", b'"' * 3, b"," * 9])) + whole[place:]
+            damaged = (
+                whole[:place]
+                + bytes(rng.choice([b'"', b"\r", b"\x00", b",", b"\n", b"\xff", b'"' * 3, b"," * 9]))
+                + whole[place:]
+            )
         else:
             damaged = damaged_bytes(rng, whole)
         path.write_bytes(damaged)
@@ -92,11 +102,21 @@ def test_tables(tmp_path):
 
 def test_folders_of_slices_convert_completely_or_not_at_all(make_cohort, tmp_path):
     rng, tally = generator(3), Tally()
-    root = make_cohort(tmp_path / "cohort", [("case1_day0", (40, 64), (1, 2, 3, 4)), ("case2_day0", (40, 64), (1, 2, 3, 4))]).root
+    root = make_cohort(
+        tmp_path / "cohort", [("case1_day0", (40, 64), (1, 2, 3, 4)), ("case2_day0", (40, 64), (1, 2, 3, 4))]
+    ).root
     pngs, table = sorted(root.rglob("*.png")), root / "train.csv"
-    names = ["slice_0001_64_40_1.25.png", "slice_0001_99999999999_24_1.5_1.5.png", "slice_0001_0_24_1.5_1.5.png",
-             "slice_99999999999999999999999_64_40_1.25_1.50.png", "slice_0001_64_40_nan_1.50.png", "slice_1_64_40_1e9_1.50.png",
-             "slice_٣_64_40_1.25_1.50.png", "slice_0001_64_40_" + "9" * 200 + "_1.5.png", "slice_0001_64_40_0.0000000000001_1.50.png"]
+    names = [
+        "slice_0001_64_40_1.25.png",
+        "slice_0001_99999999999_24_1.5_1.5.png",
+        "slice_0001_0_24_1.5_1.5.png",
+        "slice_99999999999999999999999_64_40_1.25_1.50.png",
+        "slice_0001_64_40_nan_1.50.png",
+        "slice_1_64_40_1e9_1.50.png",
+        "slice_٣_64_40_1.25_1.50.png",
+        "slice_0001_64_40_" + "9" * 200 + "_1.5.png",
+        "slice_0001_64_40_0.0000000000001_1.50.png",
+    ]
     for n in range(150):
         path = table if n % 3 == 0 else pngs[rng.integers(len(pngs))]
         content, renamed = path.read_bytes(), None

@@ -43,7 +43,9 @@ def affine_of(scan, codes):
 
 def save_nifti(path, volume, affine, dtype=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(volume, dtype), affine), path)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(volume, dtype), affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
 
 
 def label_map(masks, numbers=(1, 2, 3)):

@@ -202,7 +202,7 @@ def _places(tree):
 
 def damaged_json(rng, tree) -> bytes:
     """Damage a JSON file, as a tree or as text."""
-    return _damaged_text(rng, tree, lambda node: json.dumps(node, indent=1), ("[", "{\"a\":", "[{\"a\":["))
+    return _damaged_text(rng, tree, lambda node: json.dumps(node, indent=1), ("[", '{"a":', '[{"a":['))
 
 
 def damaged_yaml(rng, tree) -> bytes:

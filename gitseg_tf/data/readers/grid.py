@@ -63,13 +63,26 @@ class Grid:
         return apply_orientation(volume.transpose(2, 1, 0), ornt_transform(axcodes2ornt(RECORDS_AXES), stored))
 
     def agrees_with(self, other: "Grid") -> bool:
-        """Check that both grids place the voxels of the records equally, within a tenth of a voxel."""
+        """Check that both grids place the voxels of the records equally, within a tenth of a voxel along each axis."""
         if self.records_shape != other.records_shape:
             return False
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.records_shape[::-1]])).reshape(3, -1)
         corners = np.vstack([corners, np.ones(8)])
-        apart = (self.records_affine - other.records_affine) @ corners
-        return float(np.linalg.norm(apart, axis=0).max()) <= _SHIFT * min(self.spacing)
+        apart = np.linalg.inv(self.records_affine) @ other.records_affine @ corners - corners
+        return float(np.abs(apart).max()) <= _SHIFT
+
+    def __str__(self) -> str:
+        """Describe the grid along the axes of the records, with the centers of the first and the last voxel in RAS+ mm.
+
+        Example:
+            >>> str(records_grid((8, 40, 64), (3.0, 1.5, 1.25)))
+            '8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (0, 0, 0) to (-78.75, -58.5, -21) mm'
+        """
+        depth, height, width = self.records_shape
+        corners = self.records_affine @ np.array([[0, 0, 0, 1], [width - 1, height - 1, depth - 1, 1]]).T
+        first, last = (", ".join(f"{mm + 0.0:.5g}" for mm in corner) for corner in corners[:3].T)
+        size, step = (" x ".join(f"{n:.4g}" for n in numbers) for numbers in (self.records_shape, self.spacing))
+        return f"{size} voxels of {step} mm from ({first}) to ({last}) mm"
 
 
 def make_grid(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Grid:

@@ -364,7 +364,6 @@ class _Index(BaseModel):
             raise ValueError("must have a name and a fingerprint")
         return source
 
-
     @model_validator(mode="after")
     def _agrees_with_itself(self):
         channels = max((len(scan.intensities) for shard in self.shards for scan in shard.scans), default=0) or 1

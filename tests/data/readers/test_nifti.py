@@ -148,6 +148,7 @@ def add_label_table(path, names, code=0):
     )
     image = nibabel.load(path)
     image = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+    image.header.set_xyzt_units("mm")
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, text.encode()))
     nibabel.save(image, path)
 
@@ -332,8 +333,8 @@ def add_channel(root, nifti):
 @pytest.mark.parametrize(
     ("corrupt", "expected"),
     [
-        (shift_mask, "stomach.nii.gz: its affine differs from that of image.nii.gz"),
-        (crop_mask, "stomach.nii.gz: has 8 x 40 x 63 voxels, but image.nii.gz has 8 x 40 x 64"),
+        (shift_mask, "that of image.nii.gz is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500)"),
+        (crop_mask, "stomach.nii.gz: its grid is 8 x 40 x 63 voxels"),
         (overwrite_mask, "stomach.nii.gz: cannot be read as NIfTI"),
         (duplicate_mask, "Stomach has another mask"),
         (duplicate_image, "image.nii.gz and mri.nii.gz are both images"),
@@ -492,7 +493,7 @@ def test_channel_names_that_do_not_match_the_scans_are_refused(nnunet, tmp_path,
 
 def test_an_empty_images_folder_is_named(tmp_path, refusal):
     (tmp_path / "imagesTr").mkdir()
-    assert f"{tmp_path / 'imagesTr'}: contains no .nii" in refusal(read_cohort, tmp_path)
+    assert f"{tmp_path / 'imagesTr'}: contains no image file (.nii" in refusal(read_cohort, tmp_path)
 
 
 def test_ids_may_end_in_four_digits(truth, nifti, tmp_path):

@@ -85,7 +85,7 @@ def test_a_series_with_a_gap_takes_masks_with_an_empty_slice_there(patients, wri
     filled[3, 3, 3] = 1  # number 4, which the series lacks
     save_nifti(folder / "stomach.nii.gz", filled, image.affine)
     line = refusal(masks_to_structure_set, folder, clinic, tmp_path / "other.dcm")
-    assert "1 voxel of its masks are in slices that the series lacks" in line and "stomach.nii.gz" in line
+    assert "1 voxel of its masks are in slices that case1_20260203 lacks" in line and "stomach.nii.gz" in line
 
 
 @pytest.mark.parametrize("how", ["dataset.json", "header", "labels"])
@@ -158,7 +158,7 @@ def test_a_small_difference_of_the_grids_is_accepted_and_a_large_one_refused(
     far = save_files(tmp_path / "far", scan, scan.masks, shift=(0, 0.16, 0))
     line = refusal(masks_to_structure_set, far, clinic, tmp_path / "far.dcm")
     assert "8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, 40.16, 500)" in line
-    assert "that of the series is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500)" in line
+    assert "that of case1_20260102 is 8 x 40 x 64 voxels of 3 x 1.5 x 1.25 mm from (50, 40, 500)" in line
     save_nifti(far / "large_bowel.nii.gz", np.zeros((64, 40, 7)), affine_of(scan, "LPI"), np.uint8)
     assert "7 x 40 x 64" in refusal(masks_to_structure_set, far, clinic, tmp_path / "far.dcm")
     assert not (tmp_path / "far.dcm").exists()

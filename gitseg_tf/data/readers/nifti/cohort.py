@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.core.trees import parse_json, shown
@@ -23,13 +23,15 @@ from gitseg_tf.data.readers.base import (
     source_digest,
 )
 from gitseg_tf.data.readers.naming import found_notes, resolve_labels
+from gitseg_tf.data.readers.nifti.files import SUFFIXES, image_files, open_image, stem_of
 from gitseg_tf.data.readers.nifti.label_tables import named_values
-from gitseg_tf.data.readers.nifti.source import NiftiSource, check_agreement, grid_of, open_nifti, shape_of, voxel_bytes
+from gitseg_tf.data.readers.nifti.source import NiftiSource, check_agreement
 from gitseg_tf.data.volume import MAX_CHANNELS
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
 
 IMAGE_NAMES = ("image", "image_0000", "mri", "mr", "ct")
+_LISTED = 5  # warnings
 IGNORE = "ignore"  # nnU-Net's name for voxels that are left out of loss and scores
 
 
@@ -108,8 +110,21 @@ def _cohort(root: Path, found: _Found) -> Cohort:
         left_over=left,
         ignored=found.ignored,
         broken=(*broken, *odd),
-        notes=found.notes,
+        notes=(*found.notes, *_assumptions(root, scans)),
+        warnings=_first_lines([line for scan in scans for line in cast(NiftiSource, scan.source).warnings]),
     )
+
+
+def _assumptions(root: Path, scans: Collection[Scan]) -> list[str]:
+    """List what headers leave open, once each, with the number of scans."""
+    counts = Counter(line for scan in scans for line in cast(NiftiSource, scan.source).assumed)
+    return [f"{root}: in {plural(count, 'scan')}, {line}" for line, count in counts.items()]
+
+
+def _first_lines(lines: list[str]) -> tuple[str, ...]:
+    """Shorten a list of warnings of the same kind."""
+    more = len(lines) - _LISTED
+    return (*lines[:_LISTED], *([f"and {plural(more, 'file')} more like these"] if more > 0 else ()))
 
 
 def _expected_channels(counts: Collection[int], names: tuple[str, ...] | None) -> int:
@@ -131,38 +146,23 @@ def _channel_fault(scan: Scan, count: int, expected: int) -> str:
 
 def _channels(source: Source) -> int:
     assert isinstance(source, NiftiSource)
-    shape = shape_of(open_nifti(source.images[0])) if len(source.images) == 1 else ()
-    return shape[3] if len(shape) == 4 else len(source.images)
+    return source.channels
 
 
 def _nnunet_images(root: Path, table: bool) -> Path | None:
     names = ("imagesTr", "imagesTs") if table else ("imagesTs", "imagesTr")
     folders = [root / name for name in names if (root / name).is_dir()]
-    filled = [folder for folder in folders if nifti_files(folder)]
-    return next(iter([*filled, *([root] if nifti_files(root) else []), *folders]), None)
-
-
-def nifti_files(folder: Path) -> list[Path]:
-    """List the NIfTI files of a folder, sorted, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def stem_of(path: Path) -> str:
-    """Return the name of a NIfTI file without .nii or .nii.gz."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+    filled = [folder for folder in folders if image_files(folder)]
+    return next(iter([*filled, *([root] if image_files(root) else []), *folders]), None)
 
 
 def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None) -> _Found:
     folder = root / "labelsTr"
     labeled = table and images.name == "imagesTr" and folder.is_dir()
-    label_files = {stem_of(path): path for path in nifti_files(folder)} if labeled else {}
+    label_files = {stem_of(path): path for path in image_files(folder)} if labeled else {}
     files = _channel_files(images, label_files)
     if not files:
-        raise DataError(f"{images}: contains no .nii or .nii.gz file; add the images")
+        raise DataError(f"{images}: contains no image file ({', '.join(SUFFIXES)}); add the images")
     if labeled and files.keys() != label_files.keys():
         odd = min(files.keys() ^ label_files.keys())
         present, missing = (images, folder) if odd in files else (folder, images)
@@ -209,7 +209,7 @@ def _read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None)
 def _channel_files(images: Path, label_files: dict[str, Path]) -> dict[str, tuple[Path, ...]]:
     """Group files by scan id. ID_0001 is a channel of ID if a label map is named ID, or a file ID_0000."""
     files: dict[str, dict[str, Path]] = {}
-    paths = nifti_files(images)
+    paths = image_files(images)
     stems = {stem_of(path) for path in paths}
     for path in paths:
         stem = stem_of(path)
@@ -299,7 +299,7 @@ def _scan_folders(root: Path) -> Iterator[Path]:
     for pattern in ("*", "*/*"):
         for folder in sorted(root.glob(pattern)):
             if folder.is_dir():
-                images = [path for path in nifti_files(folder) if stem_of(path).lower() in IMAGE_NAMES]
+                images = [path for path in image_files(folder) if stem_of(path).lower() in IMAGE_NAMES]
                 if len(images) > 1:
                     raise DataError(f"{folder}: {images[0].name} and {images[1].name} are both images; remove one")
                 yield from images
@@ -335,7 +335,7 @@ def _folder_scan(root: Path, image: Path, masks: dict[str, Path], labels: LabelS
 
 def _masks_beside(image: Path) -> list[Path]:
     folders = (image.parent, image.parent / "segmentations")
-    return [path for folder in folders if folder.is_dir() for path in nifti_files(folder) if path != image]
+    return [path for folder in folders if folder.is_dir() for path in image_files(folder) if path != image]
 
 
 def _scan(
@@ -350,15 +350,20 @@ def _scan(
     masks: dict[str, Path] | None = None,
     labels: LabelSet = NO_LABELS,
 ) -> Scan:
-    opened = [open_nifti(path) for path in images]
-    grid = grid_of(images[0], opened[0], channels=len(images) == 1)
     masks = masks or {}
-    for path, image in zip(images[1:], opened[1:], strict=True):
-        check_agreement(path, grid_of(path, image), images[0], grid)
-    for path in [*([label_map] if label_map else []), *masks.values()]:
-        check_agreement(path, grid_of(path, open_nifti(path)), images[0], grid)
-    size = max(map(voxel_bytes, opened))
-    source = NiftiSource(images, grid, label_map, numbers or {}, ignored, known, masks, size)
+    opened = [open_image(path, channels=len(images) == 1) for path in images]
+    others = [open_image(path) for path in [*([label_map] if label_map else []), *masks.values()]]
+    grid = opened[0].grid
+    for file in [*opened[1:], *others]:
+        check_agreement(file.path, file.grid, images[0], grid)
+    files = [*opened, *others]
+    source = NiftiSource(
+        images, grid, label_map, numbers or {}, ignored, known, masks,
+        voxel_bytes=max(file.voxel_bytes for file in opened),
+        channels=opened[0].channels or len(images),
+        assumed=tuple(dict.fromkeys(line for file in files for line in file.assumed)),
+        warnings=tuple(line for file in files for line in file.warnings),
+    )  # fmt: skip
     slices = list(range(1, grid.records_shape[0] + 1))
     ids = numbered_slice_ids(scan_id, slices)
     present = set(numbers or {}) if label_map else set(masks)

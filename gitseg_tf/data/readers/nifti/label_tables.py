@@ -1,17 +1,12 @@
 """Names of the values of label maps that have no dataset.json."""
 
-import html
-import re
 from pathlib import Path
 
 import numpy as np
 
-from gitseg_tf.data.readers.nifti.source import integers, open_nifti, read_voxels
+from gitseg_tf.data.readers.nifti.files import open_image
+from gitseg_tf.data.readers.nifti.source import integers
 from gitseg_tf.errors import DataError
-
-_TABLE_ROW = re.compile(
-    r"""<Label\b[^>]*\bKey=["'](\d+)["'][^>]*>\s*(?:<!\[CDATA\[(.*?)\]\]>|([^<]*))\s*</Label>""", re.DOTALL
-)
 
 
 def named_values(paths: list[Path]) -> tuple[list[tuple[str, tuple[int, ...]]], str]:
@@ -27,7 +22,7 @@ def named_values(paths: list[Path]) -> tuple[list[tuple[str, tuple[int, ...]]], 
     Raises:
         DataError: the tables of two files differ, or a label map has values that are not integers.
     """
-    tables = {path: _label_table(open_nifti(path)) for path in paths}
+    tables = {path: open_image(path).names for path in paths}
     named: dict[int, str] = {}
     for path, table in tables.items():
         for value, name in table.items():
@@ -40,18 +35,5 @@ def named_values(paths: list[Path]) -> tuple[list[tuple[str, tuple[int, ...]]], 
         return [(name, (value,)) for value, name in sorted(named.items())], "the label tables in the headers"
     values: set[int] = set()
     for path in paths:
-        values |= set(np.unique(integers(path, read_voxels(path)[1])).tolist())
+        values |= set(np.unique(integers(path, open_image(path).read())).tolist())
     return [(f"label{value}", (value,)) for value in sorted(values - {0})], "the values in the label maps"
-
-
-def _label_table(image) -> dict[int, str]:
-    """Read the table of labels in a NIfTI header, an XML extension of Caret: {value: name}."""
-    table: dict[int, str] = {}
-    for extension in getattr(image.header, "extensions", ()):
-        # From nibabel 5.3 on, get_content raises NotImplementedError for codes such as Caret's own.
-        content = extension.content if hasattr(extension, "content") else extension.get_content()
-        text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
-        for value, quoted, plain in _TABLE_ROW.findall(text):
-            if int(value):
-                table[int(value)] = html.unescape((quoted or plain).strip())
-    return table

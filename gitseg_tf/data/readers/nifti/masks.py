@@ -1,24 +1,21 @@
 """Masks of one scan in NIfTI files that some other tool made or corrected: a label map, or a file per label."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan
-from gitseg_tf.data.readers.grid import Grid
 from gitseg_tf.data.readers.naming import resolve_labels
-from gitseg_tf.data.readers.nifti.cohort import IGNORE, IMAGE_NAMES, named_numbers, nifti_files, read_json, stem_of
+from gitseg_tf.data.readers.nifti.cohort import IGNORE, IMAGE_NAMES, named_numbers, read_json
+from gitseg_tf.data.readers.nifti.files import SUFFIXES, image_files, stem_of
 from gitseg_tf.data.readers.nifti.label_tables import named_values
-from gitseg_tf.data.readers.nifti.source import integers, read_voxels
+from gitseg_tf.data.readers.nifti.source import read_on_grid
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
 
 logger = logging.getLogger(__name__)
-
-_ENDINGS = (".nii", ".nii.gz")
 
 
 def read_masks(path: Path, scan: Scan, labels: LabelSet | None = None) -> tuple[LabelSet, np.ndarray]:
@@ -52,15 +49,15 @@ def read_masks(path: Path, scan: Scan, labels: LabelSet | None = None) -> tuple[
 def _of_scan(path: Path, scan: Scan) -> Path | list[Path]:
     """Find the label map of a scan, or its mask files."""
     if path.is_file():
-        if not path.name.endswith(_ENDINGS):
+        if not path.name.endswith(SUFFIXES):
             raise DataError(f"{path}: is not a NIfTI file; give .nii or .nii.gz")
         return path
-    named = [path / f"{scan.id}{ending}" for ending in _ENDINGS if (path / f"{scan.id}{ending}").is_file()]
+    named = [path / f"{scan.id}{ending}" for ending in SUFFIXES if (path / f"{scan.id}{ending}").is_file()]
     if named:
         return named[0]
     folder = path / scan.id if (path / scan.id).is_dir() else path
     folders = (folder, folder / "segmentations")
-    files = [file for one in folders if one.is_dir() for file in nifti_files(one)]
+    files = [file for one in folders if one.is_dir() for file in image_files(one)]
     files = [file for file in files if stem_of(file).lower() not in IMAGE_NAMES]
     if not files:
         raise DataError(f"{path}: has no masks of {scan.id}; give a file per label, or a label map")
@@ -121,30 +118,7 @@ def _labeled(by_name: dict[str, np.ndarray], labels: LabelSet | None, path: Path
 
 
 def _on_grid(path: Path, scan: Scan) -> np.ndarray:
-    """Read integers [D, H, W] on the grid of a scan, without the slices that the scan lacks."""
-    grid, voxels = read_voxels(path)
-    whole = scan.source.whole_grid(scan)
-    if voxels.ndim != 3 or not grid.agrees_with(whole):
-        raise DataError(
-            f"{path}: its grid is {_described(grid)}, but that of the series is {_described(whole)}; "
-            "resample the masks to the series"
-        )
-    values = grid.to_records(integers(path, voxels))
-    present = np.array(scan.numbers) - scan.numbers[0]
-    if len(values) == len(present):
-        return values
-    if beyond := int(np.count_nonzero(np.delete(values, present, 0))):
-        raise DataError(f"{path}: {plural(beyond, 'voxel')} of its masks are in slices that the series lacks; add them")
-    return values[present]
-
-
-def _described(grid: Grid) -> str:
-    """Describe a grid: size and spacing along the axes of the records, first and last corner in RAS+ mm."""
-    depth, height, width = grid.records_shape
-    corners = grid.records_affine @ np.array([[0, 0, 0, 1], [width - 1, height - 1, depth - 1, 1]]).T
-    first, last = (", ".join(f"{mm:.5g}" for mm in corner) for corner in corners[:3].T)
-    return f"{depth} x {height} x {width} voxels of {_times(grid.spacing)} mm from ({first}) to ({last}) mm"
-
-
-def _times(numbers: Iterable[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
+    values, beyond = read_on_grid(path, scan)
+    if beyond:
+        raise DataError(f"{path}: {plural(beyond, 'voxel')} of its masks are in slices that {scan.id} lacks; add them")
+    return values

@@ -3,27 +3,21 @@
 import hashlib
 import json
 import logging
-import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan, Source
-from gitseg_tf.data.readers.grid import Grid, make_grid, stored_voxels
-from gitseg_tf.data.volume import MAX_CHANNELS, Annotation
-from gitseg_tf.errors import DataError, first_line
+from gitseg_tf.data.readers.grid import Grid, stored_voxels
+from gitseg_tf.data.readers.nifti.files import open_image
+from gitseg_tf.data.volume import Annotation
+from gitseg_tf.errors import DataError
 
 logger = logging.getLogger(__name__)
-
-_MOST_DEFLATED = 1100  # deflate makes nothing smaller than by a factor of 1032
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,10 @@ class NiftiSource(Source):
         ignored: values in `label_map` that mark ignored voxels.
         known: all values allowed in `label_map`, including 0.
         masks: label to its file; an empty mask means absent, a missing file unannotated.
-        voxel_bytes: bytes of a stored voxel, from the function `voxel_bytes`.
+        voxel_bytes: upper bound on the bytes of a stored voxel, see `ImageFile`.
+        channels: number of channels.
+        assumed: what the headers leave open, and how it is read; the same text for each scan.
+        warnings: lines on headers that contradict themselves.
     """
 
     images: tuple[Path, ...]
@@ -49,6 +46,9 @@ class NiftiSource(Source):
     known: tuple[int, ...]
     masks: dict[str, Path]
     voxel_bytes: int = 2
+    channels: int = 1
+    assumed: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def files(self) -> Sequence[tuple[str, Path]]:
         images = [("image", path) for path in self.images]
@@ -64,7 +64,7 @@ class NiftiSource(Source):
     def read_image(self, scan: Scan) -> np.ndarray:
         channels = []
         for path in self.images:
-            _, voxels = read_voxels(path)
+            voxels = open_image(path, channels=True).read()
             stored = [self.grid.to_records(c) for c in (np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels])]
             channels += [_without_nan_outside(channel, path) for channel in stored]
         volume = channels[0] if len(channels) == 1 else np.stack(channels, -1)
@@ -95,9 +95,9 @@ class NiftiSource(Source):
         return self.grid
 
     def _read_labels(self, path: Path) -> np.ndarray:
-        grid, voxels = read_voxels(path)
-        check_agreement(path, grid, self.images[0], self.grid)
-        return grid.to_records(integers(path, voxels))
+        file = open_image(path)
+        check_agreement(path, file.grid, self.images[0], self.grid)
+        return file.grid.to_records(integers(path, file.read()))
 
 
 def integers(path: Path, voxels: np.ndarray) -> np.ndarray:
@@ -133,92 +133,32 @@ def _without_nan_outside(volume: np.ndarray, path: Path) -> np.ndarray:
     return np.where(missing, lowest, volume)
 
 
-def open_nifti(path: Path):
-    """Open a NIfTI file without reading voxels.
-
-    Raises:
-        DataError: not a NIfTI file, or a damaged one.
-    """
-    try:
-        return nibabel.load(path)
-    except (
-        ImageFileError,
-        HeaderDataError,
-        OSError,
-        EOFError,
-        ValueError,
-        OverflowError,
-        zlib.error,
-    ) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI ({first_line(error)}); copy the file again") from None
-
-
-def shape_of(image) -> tuple[int, ...]:
-    """Return the shape without trailing axes of length 1."""
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    return tuple(map(int, shape))
-
-
-def voxel_bytes(image) -> int:
-    """Return an upper bound on the bytes of a stored voxel: 2 for unscaled integers of up to 16 bits, otherwise 4.
-
-    Floating-point voxels that turn out to be integers take only 2.
-    """
-    dtype, scaling = image.get_data_dtype(), (image.dataobj.slope, image.dataobj.inter)
-    return 2 if dtype.kind in "biu" and dtype.itemsize <= 2 and scaling == (1, 0) else 4
-
-
-def grid_of(path: Path, image, channels: bool = False) -> Grid:
-    """Read the grid from an image's header; `channels` allows a fourth axis.
-
-    Raises:
-        DataError: no orientation, a singular affine, or too many axes or channels.
-    """
-    if not isinstance(image, nibabel.Nifti1Pair):
-        raise DataError(f"{path}: is not a NIfTI file; convert it to NIfTI")
-    if not (image.header["sform_code"] or image.header["qform_code"]):
-        raise DataError(f"{path}: has no orientation (sform_code and qform_code are 0); set one of them")
-    shape = shape_of(image)
-    if channels and len(shape) == 4:
-        if shape[3] > MAX_CHANNELS:
-            raise DataError(
-                f"{path}: has {shape[3]} channels on its fourth axis, but at most {MAX_CHANNELS} are supported"
-            )
-        shape = shape[:3]
-    return make_grid(shape, image.affine, str(path))
-
-
-def read_voxels(path: Path) -> tuple[Grid, np.ndarray]:
-    """Read the grid, and the voxels as stored [X, Y, Z] or [X, Y, Z, C]."""
-    image = open_nifti(path)
-    grid = grid_of(path, image, channels=True)
-    _check_size(path, image)
-    try:
-        return grid, np.asanyarray(image.dataobj).reshape(shape_of(image))
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({first_line(error)}); copy the file again") from None
-
-
-def _check_size(path: Path, image) -> None:
-    """Check that the file can contain the voxels of its header, before memory is allocated for them."""
-    expected = math.prod(shape_of(image)) * image.get_data_dtype().itemsize
-    at_most = path.stat().st_size * (_MOST_DEFLATED if path.name.endswith(".gz") else 1)
-    if expected > at_most:
-        size = " x ".join(map(str, shape_of(image)))
-        raise DataError(f"{path}: is too small for the {size} voxels in its header; copy the file again")
-
-
 def check_agreement(path: Path, grid: Grid, image: Path, image_grid: Grid) -> None:
     """Check that a mask or channel is on the grid of its image.
 
     Raises:
-        DataError: another shape or affine.
+        DataError: another grid.
     """
-    if grid.records_shape != image_grid.records_shape:
-        sizes = (" x ".join(map(str, g.records_shape)) for g in (grid, image_grid))
-        own, other = sizes
-        raise DataError(f"{path}: has {own} voxels, but {image.name} has {other}; resample one to the other")
     if not grid.agrees_with(image_grid):
-        raise DataError(f"{path}: its affine differs from that of {image.name}; resample one to the other")
+        raise DataError(
+            f"{path}: its grid is {grid}, but that of {image.name} is {image_grid}; resample one to the other"
+        )
+
+
+def read_on_grid(path: Path, scan: Scan) -> tuple[np.ndarray, int]:
+    """Read a label map or a mask on the grid of a scan of any layout.
+
+    Returns:
+        Integers [D, H, W], without the slices that the scan lacks, and the number of their voxels that are not 0.
+
+    Raises:
+        DataError: another grid, or values that are not integers.
+    """
+    file, whole = open_image(path, channels=True), scan.source.whole_grid(scan)
+    if file.channels is not None or not file.grid.agrees_with(whole):
+        raise DataError(f"{path}: its grid is {file.grid}, but that of {scan.id} is {whole}; resample one to the other")
+    values = file.grid.to_records(integers(path, file.read()))
+    present = np.array(scan.numbers) - scan.numbers[0]
+    if len(values) == len(present):
+        return values, 0
+    return values[present], int(np.count_nonzero(np.delete(values, present, 0)))

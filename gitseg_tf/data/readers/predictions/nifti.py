@@ -9,15 +9,14 @@ import numpy as np
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort, Scan
-from gitseg_tf.data.readers.grid import Grid
-from gitseg_tf.data.readers.nifti.cohort import IGNORE, IMAGE_NAMES, named_numbers, nifti_files, read_json, stem_of
+from gitseg_tf.data.readers.nifti.cohort import IGNORE, IMAGE_NAMES, named_numbers, read_json
+from gitseg_tf.data.readers.nifti.files import SUFFIXES, image_files, stem_of
 from gitseg_tf.data.readers.nifti.label_tables import named_values
-from gitseg_tf.data.readers.nifti.source import NiftiSource, integers, read_voxels
+from gitseg_tf.data.readers.nifti.source import NiftiSource, read_on_grid
 from gitseg_tf.data.readers.predictions.base import PredictedScan, PredictionReader, Predictions
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
 
-_ENDINGS = (".nii", ".nii.gz")
 _SEGMENTATIONS = "segmentations"
 _LABEL_FOLDERS = ("labelsTr", "labelsTs")
 # Names of values, in their order: (name, values).
@@ -90,9 +89,9 @@ def is_here(path: AnyPath) -> bool:
     if not isinstance(path, Path):
         return False
     if path.is_file():
-        return path.name.endswith(_ENDINGS)
+        return path.name.endswith(SUFFIXES)
     folders = [path, *(path / name for name in _LABEL_FOLDERS if (path / name).is_dir())]
-    return any(map(nifti_files, folders)) or next(_mask_folders(path), None) is not None
+    return any(map(image_files, folders)) or next(_mask_folders(path), None) is not None
 
 
 def read(path: Path, reference: Cohort, labels: LabelSet | None = None) -> Predictions:
@@ -106,7 +105,7 @@ def read(path: Path, reference: Cohort, labels: LabelSet | None = None) -> Predi
     """
     ids = {scan.id for scan in reference.scans}
     folders = [path, *(path / name for name in _LABEL_FOLDERS if (path / name).is_dir())] if path.is_dir() else []
-    files = [file for folder in folders for file in nifti_files(folder)] if folders else [path]
+    files = [file for folder in folders for file in image_files(folder)] if folders else [path]
     scans: dict[str, PredictedScan] = {}
     for folder, masks in _mask_folders(path) if path.is_dir() else ():
         parts = [part for part in folder.relative_to(path).parts if part != _SEGMENTATIONS]
@@ -151,7 +150,7 @@ def _mask_folders(root: Path) -> Iterator[tuple[Path, dict[str, Path]]]:
                 continue
             if pattern == "*" and folder.name == _SEGMENTATIONS:
                 continue
-            masks = {stem_of(path): path for path in nifti_files(folder)}
+            masks = {stem_of(path): path for path in image_files(folder)}
             masks = {name: path for name, path in masks.items() if name.lower() not in IMAGE_NAMES}
             if masks:
                 yield folder, masks
@@ -187,27 +186,8 @@ def _without_background(named: Named) -> tuple[dict[str, tuple[int, ...]], tuple
 
 
 def _read_on_grid(path: Path, scan: Scan) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Read integers [D, H, W] on the grid of a scan, without the slices that the scan lacks."""
-    grid, voxels = read_voxels(path)
-    whole = scan.source.whole_grid(scan)
-    if voxels.ndim != 3 or not grid.agrees_with(whole):
-        raise DataError(
-            f"{path}: its grid is {_describe(grid)}, but that of {scan.id} in the reference is {_describe(whole)}; "
-            "resample the prediction to the reference"
-        )
-    values = grid.to_records(integers(path, voxels))
-    present = np.array(scan.numbers) - scan.numbers[0]
-    if len(values) == len(present):
-        return values, ()
-    beyond = int(np.count_nonzero(np.delete(values, present, 0)))
-    note = f"{path}: {plural(beyond, 'voxel')} in slices that {scan.id} lacks; left out"
-    return values[present], (note,) if beyond else ()
-
-
-def _describe(grid: Grid) -> str:
-    size, step = (" x ".join(f"{n:g}" for n in numbers) for numbers in (grid.records_shape, grid.spacing))
-    first = ", ".join(f"{mm:.4g}" for mm in grid.records_affine[:3, 3])
-    return f"{size} voxels of {step} mm from ({first}) mm"
+    values, beyond = read_on_grid(path, scan)
+    return values, (f"{path}: {plural(beyond, 'voxel')} in slices that {scan.id} lacks; left out",) if beyond else ()
 
 
 READER = PredictionReader(is_here, read)

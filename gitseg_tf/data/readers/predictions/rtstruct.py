@@ -103,7 +103,9 @@ def _scans_of(header: pydicom.Dataset, reference: Cohort) -> list[str]:
         for item in items(study, "RTReferencedSeriesSequence")
     ]
     uids = {text(item, "SeriesInstanceUID") for item in series}
-    uids |= {text(image, "ReferencedSOPInstanceUID") for item in series for image in items(item, "ContourImageSequence")}
+    uids |= {
+        text(image, "ReferencedSOPInstanceUID") for item in series for image in items(item, "ContourImageSequence")
+    }
     uids -= {""}
     sources = {scan.id: scan.source for scan in reference.scans if isinstance(scan.source, DicomSource)}
     if uids:
