@@ -133,6 +133,8 @@ def score_fold(
         RunError: a damaged shard.
     """
     predictor = Predictor.of_run(run, network or run_probabilities(run))
+    for warning in predictor.warnings:
+        logger.warning("check all results: %s", warning)
     labels, tolerance = run.config.label_set, run.config.evaluation.tolerance_mm
     scored: list[Future[list[dict]]] = []
 
@@ -150,6 +152,8 @@ def score_fold(
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
         for scan in progress(scans, "evaluate", total=count, unit="scan"):
+            if doubts := predictor.check(scan.volume):
+                logger.warning("%s: check this result: %s", scan.id, "; ".join(doubts))
             predicted = predictor.predict_levels(scan.volume)
             if scored:
                 scored[-1].result()  # ensures that at most one scan is waiting
