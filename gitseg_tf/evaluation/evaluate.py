@@ -28,9 +28,9 @@ from gitseg_tf.evaluation.report.selection import Chosen, PictureShelf, worst_la
 from gitseg_tf.evaluation.report.slices import picture_scan
 from gitseg_tf.evaluation.scope import OTHER_DATASET, choose_scope, seen_line
 from gitseg_tf.evaluation.statistics.intervals import RESAMPLES, mean_intervals
-from gitseg_tf.inference.ensemble import Member, tta_words
+from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.postprocess import label_settings
-from gitseg_tf.inference.predictor import Predictor, run_probabilities
+from gitseg_tf.inference.predictor import Predictor
 from gitseg_tf.labels import LabelSet
 from gitseg_tf.runs.ensemble import RunEnsemble
 from gitseg_tf.runs.folder import TUNED, read_history, tuned_where
@@ -145,10 +145,9 @@ def score_fold(
     Raises:
         RunError: a damaged shard.
     """
-    if isinstance(run, RunEnsemble):
-        predictor = Predictor([Member(str(one.path), run_probabilities(one), one.config) for one in run.runs])
-    else:
-        predictor = Predictor.of_run(run, network or run_probabilities(run))
+    predictor = Predictor.of_run(run, network)
+    for warning in predictor.warnings:
+        logger.warning("check all results: %s", warning)
     folds = [fold] if isinstance(fold, int) else list(fold)
     exclude = run.config.data.exclude_scans if exclude is None else exclude
     labels, tolerance = run.config.label_set, run.config.evaluation.tolerance_mm
@@ -168,6 +167,8 @@ def score_fold(
     with naming_damaged_shards(dataset), ThreadPoolExecutor(1) as scoring:
         scans = read_scans(dataset, folds, exclude)
         for scan in progress(scans, "evaluate", total=count, unit="scan"):
+            if doubts := predictor.check(scan.volume):
+                logger.warning("%s: check this result: %s", scan.id, "; ".join(doubts))
             predicted = predictor.predict_levels(scan.volume)
             if scored:
                 scored[-1].result()  # ensures that at most one scan is waiting

@@ -133,9 +133,10 @@ def _predict_cohort(
                 write_probabilities(out, scan, prediction.probabilities, predictor.labels)
             if extras.preview:
                 write_preview(out, scan, volume, prediction.masks, predictor.labels, predictor.identity.text, warnings)
-            for path in extras.outdated(out, scan.id) if out.resolve() != source.resolve() else ():
-                path.unlink()
-                logger.warning("%s: removed %s, which is not from this prediction", scan.id, path)
+            if out.resolve() != source.resolve() and (outdated := extras.outdated(out, scan.id)):
+                for path in outdated:
+                    path.unlink()
+                logger.warning("%s: removed %s, which an earlier prediction wrote", scan.id, _first_of(outdated))
             doubts[scan.id] = warnings
             if report.path is not None:
                 report.scans.append(scan_entry(scan, prediction, predictor.labels, warnings))

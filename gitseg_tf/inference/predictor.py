@@ -13,13 +13,13 @@ from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, RunError
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_mean
-from gitseg_tf.inference.identity import ModelIdentity, model_identity, run_identity
+from gitseg_tf.inference.identity import ModelIdentity, joint_identity, model_identity, run_identity
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.postprocess import clean_mask, label_settings, postprocess
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.trust import model_training_data, model_warnings
 from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
-from gitseg_tf.runs.ensemble import check_tuned
+from gitseg_tf.runs.ensemble import RunEnsemble, check_tuned, runs_of
 from gitseg_tf.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,12 @@ class Predictor(BasePredictor):
         return cls([Member(config.name, network, config)])
 
     @classmethod
-    def of_run(cls, run: Run, network: Callable | None = None) -> "Predictor":
-        """Create a predictor from a run; `network` is from `run_probabilities` if it is already loaded."""
-        member = Member(str(run.path), network or run_probabilities(run), run.config)
-        predictor = cls([member], identity=run_identity(run))
-        predictor._distrust([(run.path, run.config)])
+    def of_run(cls, run: Run | RunEnsemble, network: Callable | None = None) -> "Predictor":
+        """Create a predictor from a run or an ensemble; `network` is from `run_probabilities` if a run's is loaded."""
+        runs = runs_of(run)
+        members = [Member(str(one.path), network or run_probabilities(one), one.config) for one in runs]
+        predictor = cls(members, identity=joint_identity([run_identity(one) for one in runs]))
+        predictor._distrust([(one.path, one.config) for one in runs])
         return predictor
 
     def probabilities(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> np.ndarray:

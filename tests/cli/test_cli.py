@@ -15,6 +15,7 @@ import yaml
 
 from gitseg_tf.cli import main
 from gitseg_tf.evaluation.tuning.search import GRID
+from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.runs.network import load_model
 from gitseg_tf.runs.run import load_run
 
@@ -74,8 +75,22 @@ def test_train_writes_a_complete_run_folder(workplace):
         "evaluation.csv",
         "report.html",
         "export/1/saved_model.pb",
+        "training_data.json",
     ]
     assert [name for name in files if not (run / name).is_file()] == []
+
+
+@pytest.mark.parametrize("model", ["runs/default", "runs/default/export/1"])
+def test_a_trained_model_distrusts_ct_and_accepts_its_own_scans(workplace, tiny_cohort, model):
+    predictor = load_predictor(workplace / model)
+    index = json.loads(next(workplace.glob("tfrecords/*/dataset.json")).read_text())
+    assert predictor.warnings == ()
+    for scan in tiny_cohort.scans:
+        if index["folds"]["cases"][scan.case] != 0:
+            assert predictor.check(scan.image, spacing=scan.spacing) == []
+    ct = scan.image.astype(np.int16) - 1013
+    (warning, *_) = predictor.check(ct, spacing=scan.spacing)
+    assert warning == "intensities from -1013, as in CT (training data: from 0, not CT)"
 
 
 def test_train_evaluates_the_held_out_patients(workplace):

@@ -43,11 +43,16 @@ def evaluated(tmp_path, monkeypatch):
             masks = next(predictions)
             return Prediction(masks, levels=np.where(masks, 80, 20).astype(np.uint8))
 
+        def check(volume):
+            return ["too dark", "spacing 9"] * any(
+                read.id == "case1_day0" for read, _, _ in scans.values() if read.volume is volume
+            )
+
         monkeypatch.setattr(evaluation, "naming_damaged_shards", nullcontext)
         monkeypatch.setattr(evaluation, "read_scans", lambda *_: iter([read for read, _, _ in scans.values()]))
         monkeypatch.setattr(evaluation, "run_probabilities", lambda run: None)
-        predictor = SimpleNamespace(of_run=lambda *_: SimpleNamespace(predict_levels=predict_levels))
-        monkeypatch.setattr(evaluation, "Predictor", predictor)
+        predictor = SimpleNamespace(predict_levels=predict_levels, warnings=("a is not fully trained",), check=check)
+        monkeypatch.setattr(evaluation, "Predictor", SimpleNamespace(of_run=lambda *_: predictor))
         run = SimpleNamespace(path=tmp_path, config=load_config(None, {"data.fold": 0}).for_dataset(UWMGI, ("image",)))
         dataset = SimpleNamespace(
             check_fold=lambda fold: None,
@@ -61,6 +66,14 @@ def evaluated(tmp_path, monkeypatch):
         return evaluation.evaluate(run, dataset)
 
     return of
+
+
+def test_models_and_scans_that_should_not_be_trusted_are_named(evaluated, caplog):
+    evaluated([1, 2])
+    assert [line for line in caplog.messages if "check" in line] == [
+        "check all results: a is not fully trained",
+        "case1_day0: check this result: too dark; spacing 9",
+    ]
 
 
 def test_evaluation_csv_lists_the_scores_in_scan_order(evaluated, tmp_path):

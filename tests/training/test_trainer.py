@@ -181,7 +181,13 @@ def test_the_initial_loss_is_logged_and_as_expected(uninterrupted):
 
 
 def test_the_run_folder_contains_the_expected_files_and_no_leftovers(uninterrupted):
-    assert {path.name for path in uninterrupted.path.iterdir()} == {"config.yaml", "history.csv", "checkpoints", "logs"}
+    assert {path.name for path in uninterrupted.path.iterdir()} == {
+        "config.yaml",
+        "training_data.json",
+        "history.csv",
+        "checkpoints",
+        "logs",
+    }
     assert {path.name for path in (uninterrupted.path / "checkpoints").iterdir()} == {"best.weights.h5", "state"}
 
 

@@ -24,7 +24,7 @@ from gitseg_tf.evaluation.evaluate import scans_of_fold
 from gitseg_tf.evaluation.tuning.search import PairScores, Step, search, table_lines
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.exported import exported_config, exported_version
-from gitseg_tf.inference.predictor import Predictor, run_probabilities
+from gitseg_tf.inference.predictor import Predictor
 from gitseg_tf.runs.folder import TUNED
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run
@@ -178,7 +178,7 @@ def check_unseen(run: Run, cases: list[str], fold: int) -> None:
 
 def predict_pairs(run: Run, dataset: Dataset, fold: int, count: int, pairs: PairScores) -> None:
     """Predict the scans of a fold with a run's network, and add them to `pairs`; `count` is their number."""
-    predictor = Predictor.of_run(run, run_probabilities(run))
+    predictor = Predictor.of_run(run)
     with naming_damaged_shards(dataset):
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
         for scan in progress(scans, "predict", total=count, unit="scan"):
