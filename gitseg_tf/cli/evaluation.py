@@ -1,5 +1,6 @@
 """Commands that score runs and compare them."""
 
+from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import command, data_argument, reading, tta_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 
@@ -47,7 +48,7 @@ def _evaluate(options) -> None:
             return _evaluate_folds(options)
         options.run_folder = read_cross_validation(options.run_folder).run_of(options.fold)
     run, dataset = run_and_data(options)
-    print(*summary_lines(evaluate(run, dataset, options.fold)), sep="\n")
+    print(*summary_lines(evaluate(run, dataset, options.fold), terminal_width()), sep="\n")
     print(f"report     {run.path / 'report.html'}")
 
 
@@ -60,7 +61,8 @@ def _evaluate_folds(options) -> None:
     folds = read_cross_validation(options.run_folder)
     data = options.data or folds.config.provenance["records"]
     dataset = open_data(data, len(folds.cases), **reading(options))
-    print(*summary_lines(evaluate_cross_validation(folds.path, dataset, overrides=options.tta)), sep="\n")
+    scores = evaluate_cross_validation(folds.path, dataset, overrides=options.tta)
+    print(*summary_lines(scores, terminal_width()), sep="\n")
     print(f"report     {folds.path / 'report.html'}")
 
 

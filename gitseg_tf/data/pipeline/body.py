@@ -27,9 +27,9 @@ def body_box(image, percentiles, spacing):
     bright region may have stretched the range. Then the highest percentile from 95 down to 70 replaces the 99th that
     gives at least twice as much tissue, without taking the air for tissue.
 
-    Connected regions of tissue, seen along the slices, do not count if they are smaller than 3% of the largest one, such
-    as letters, or smaller than half of it and more than 2.5 times as bright, such as a hot corner. Both legs and arms
-    next to the trunk count. A row or column belongs to the body if at least 3% of its voxels, over all slices, are
+    Connected regions of tissue, seen along the slices, do not count if they are smaller than 3% of the largest, such as
+    letters, or smaller than half of it and more than 2.5 times as bright, such as a hot corner. Both legs and arms next
+    to the trunk count. A row or column belongs to the body if at least 3% of its voxels, over all slices, are
     tissue that counts, so isolated bright voxels in air do not. A margin of 10 mm is added on each side.
 
     Args:
