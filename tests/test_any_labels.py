@@ -20,7 +20,7 @@ KINDS = {
     "3-D": [
         *("--set", "model.architecture=unet3d", "--set", "data.patch=[8, 32, 32]", "--set", "data.input_size=[64, 64]"),
         # A patch has 8 slices, so the number of slices per step is as in 2.5-D; each epoch has fewer steps.
-        *("--batch-size", "1", "--epochs", "40"),
+        *("--batch-size", "1", "--epochs", "60"),
     ],
 }
 

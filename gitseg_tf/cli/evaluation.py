@@ -1,5 +1,6 @@
 """Commands that score runs and compare them."""
 
+from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import command, data_argument, reading, reading_arguments, tta_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 
@@ -65,7 +66,7 @@ def _evaluate(options) -> None:
         # The run of the fold is scored on the fold that it held out, or on all scans of another dataset.
         options.run_folder, options.fold = read_cross_validation(options.run_folder).run_of(options.fold), None
     run, dataset = run_and_data(options)
-    print(*summary_lines(evaluate(run, dataset, options.fold)), sep="\n")
+    print(*summary_lines(evaluate(run, dataset, options.fold), terminal_width()), sep="\n")
     print(f"report     {choose_scope(run, dataset, options.fold).folder / 'report.html'}")
 
 
@@ -79,7 +80,7 @@ def _evaluate_folds(options) -> None:
     data = options.data or folds.config.provenance["records"]
     dataset = open_data(data, len(folds.cases), **reading(options))
     summary, folder = score_cross_validation(folds.path, dataset, overrides=options.tta)
-    print(*summary_lines(summary), sep="\n")
+    print(*summary_lines(summary, terminal_width()), sep="\n")
     print(f"report     {folder / 'report.html'}")
 
 
@@ -91,7 +92,7 @@ def _score(options) -> None:
     summary = score_predictions(
         options.predictions, options.reference, options.out, force=options.force, **reading(options)
     )
-    print(*summary_lines(summary), sep="\n")
+    print(*summary_lines(summary, terminal_width()), sep="\n")
     if options.out:
         print(f"report     {options.out.rstrip('/')}/report.html")
 

@@ -1,6 +1,8 @@
 """Show the package's log records in commands: plain lines on stdout, warnings on stderr."""
 
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,13 @@ def _write_above_bars(line: str, stream) -> None:
     from tqdm import tqdm
 
     tqdm.write(line, file=stream)
+
+
+def terminal_width() -> int | None:
+    """Return the width of stdout's terminal, or COLUMNS; None for a file or a pipe, whose lines can be long."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
 
 
 @contextmanager

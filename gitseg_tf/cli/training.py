@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 
+from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import Parser, command, data_argument, folds_argument, reading, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import ConfigError
@@ -147,7 +148,7 @@ def _train(options) -> None:
     if config.data.fold is None:
         print("scores     none; no fold was held out")
     else:
-        print(*summary_lines(evaluate(run, dataset, network=network)), sep="\n")
+        print(*summary_lines(evaluate(run, dataset, network=network), terminal_width()), sep="\n")
         print(f"report     {out / 'report.html'}")
     print(f"SavedModel {export(run, force=True, network=network)}")
 
@@ -173,7 +174,7 @@ def _train_folds(options) -> None:
     from gitseg_tf.evaluation.cross_validation import evaluate_cross_validation
     from gitseg_tf.evaluation.evaluate import summary_lines
 
-    print(*summary_lines(evaluate_cross_validation(out, dataset)), sep="\n")
+    print(*summary_lines(evaluate_cross_validation(out, dataset), terminal_width()), sep="\n")
     print(f"report     {out / 'report.html'}")
 
 

@@ -15,7 +15,7 @@ from gitseg_tf import __version__
 from gitseg_tf.config import Config
 from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.core.progress import progress
-from gitseg_tf.core.text import plural
+from gitseg_tf.core.text import plural, table_lines, wrapped
 from gitseg_tf.data.selection import select_labels
 from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry, read_scans
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
@@ -290,11 +290,12 @@ def network_details(config: Config) -> dict[str, str]:
     }
 
 
-def summary_lines(summary: dict) -> list[str]:
+def summary_lines(summary: dict, width: int | None = None) -> list[str]:
     """Format the scores as a table, with intervals of score and Dice and their method.
 
     Args:
         summary: from `evaluate`; with `folds`, {fold: means}, each fold gets a row.
+        width: characters per line, such as the width of the terminal; None sets no limit.
 
     Returns:
         Lines: headings, one row per label (at most the `MOST_LABELS` worst), per fold and for the mean, and notes.
@@ -305,16 +306,17 @@ def summary_lines(summary: dict) -> list[str]:
     }
     shown = worst_labels({name: means["dice"] for name, means in summary["labels"].items()}, MOST_LABELS)
     labels = {name: (summary["labels"][name], intervals["labels"].get(name, {})) for name in shown}
-    width = max(13, *(len(name) for name in labels)) + 1
     gaps = {key: " " * _INTERVAL_WIDTH for key in _WITH_INTERVAL}
-    lines = [f"{'':<{width}}" + "".join(title + gaps.get(key, "") for title, key, _ in _COLUMNS)]
-    for name, (means, ends) in {**labels, **folds, "mean": (summary, intervals)}.items():
-        cells = (_cell(means[key], title, form) for title, key, form in _COLUMNS)
-        between = (_interval(ends.get(key)) if key in _WITH_INTERVAL else "" for _, key, _ in _COLUMNS)
-        lines.append(f"{name:<{width}}" + "".join(map("".join, zip(cells, between, strict=True))))
+    rows = {**labels, **folds, "mean": (summary, intervals)}
+    columns = []
+    for title, key, form in _COLUMNS:
+        cells = [_cell(means[key], title, form) for means, _ in rows.values()]
+        between = [_interval(ends.get(key)) if key in _WITH_INTERVAL else "" for _, ends in rows.values()]
+        columns.append((title + gaps.get(key, ""), list(map("".join, zip(cells, between, strict=True)))))
+    lines = table_lines([f"{name:<13} " for name in rows] if width is None else list(rows), columns, width)
     if summary.get("score_volume") is not None:
         form = "3-D Dice and distance over the diagonal, the form of public notebooks"
-        lines.append(f"{'score_volume':<{width}}{summary['score_volume']:8.3f}, from {form}")
+        lines.append(f"score_volume {summary['score_volume']:.3f}, from {form}")
     if more := len(summary["labels"]) - len(shown):
         lines.append(f"labels     the {len(shown)} with the lowest Dice; {more} more are in evaluation.csv")
     for name, scans in summary.get("unannotated", {}).items():
@@ -325,7 +327,7 @@ def summary_lines(summary: dict) -> list[str]:
     else:
         few = "; with fewer than 20 they are too narrow, see docs/how-to/evaluate.md" if cases < 20 else ""
         lines.append(f"intervals  {level:.0%}, from {RESAMPLES:,} resamples of {plural(cases, 'patient')}{few}")
-    return lines
+    return [part for line in lines for part in wrapped(line, width)]
 
 
 def _cell(value: float | None, title: str, form: str) -> str:

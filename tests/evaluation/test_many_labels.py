@@ -189,3 +189,26 @@ def test_label_names_with_any_characters_are_escaped(tmp_path):
 def test_worst_labels_puts_labels_without_a_score_last():
     assert worst_labels({"a": 0.5, "b": None}, 2) == ["a", "b"]
     assert worst_labels({"a": None, "b": 0.5, "c": 0.2, "d": float("nan")}, 3) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("labels", [3, 14])
+def test_the_table_of_scores_fits_80_columns(labels):
+    names = tuple(f"structure_of_the_abdomen_{k}_with_a_long_name_left" for k in range(labels))
+    rng = np.random.default_rng(0)
+    keys = ("score", "dice", "iou", "hausdorff", "hd95_mm", "mean_surface_mm", "surface_dice", "volume_error_relative")
+    means = {name: dict.fromkeys(keys, float(rng.uniform(0.1, 0.9))) for name in names}
+    ends = {"score": [0.1, 0.9], "dice": [0.2, 0.8]}
+    intervals = {"labels": dict.fromkeys(names, ends), "level": 0.95, **ends}
+    summary = {"labels": means, "cases": 5, "scans": 7, "intervals": intervals, **dict.fromkeys(keys, 0.5)}
+    summary["unannotated"] = {names[0]: 3}
+    lines = summary_lines(summary, 80)
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    titles = ("score", "Dice", "IoU", "Hausdorff", "HD95 mm", "mean mm", "surface Dice", "volume error")
+    assert all(text.count(title) >= 1 for title in titles)
+    # Each row of each block starts with a name of its own, and each label has all of its scores.
+    rows = [line for line in lines if line.startswith("structure")]
+    assert len({line.split()[0] for line in rows}) == labels and len(rows) % labels == 0
+    assert sum(f"{means[name]['dice']:.3f} (0.20-0.80)" in text for name in names) == labels
+    wide = summary_lines(summary)
+    assert len([line for line in wide if line.startswith("structure")]) == labels

@@ -6,13 +6,11 @@ import tensorflow as tf
 
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.config.intensity import DatasetIntensity, PercentilesIntensity, WindowIntensity, ZscoreIntensity
+from gitseg_tf.data.pipeline.body import body_box
 from gitseg_tf.data.volume import PERCENTILES
 from gitseg_tf.errors import ConfigError
 
-LOW, HIGH = PERCENTILES.index(1), PERCENTILES.index(99)
 _DEVIATIONS = 5.0
-# A first percentile below _AIR_HU means that the scan is in Hounsfield units, with air or padding in its corners.
-_AIR_HU, _BODY_HU = -900.0, -500.0
 
 
 def normalize(image, statistics: Mapping, data: DataConfig):
@@ -70,44 +68,6 @@ def _bounds(kind, statistics: Mapping, channels: slice):
                 )
             mean, std = tf.constant([mean], tf.float32), tf.constant([std], tf.float32)
     return mean - _DEVIATIONS * std, mean + _DEVIATIONS * std
-
-
-def first_channel(image):
-    """Take the first channel: [..., C] to [...], without a copy if there is only one."""
-    return tf.squeeze(image, -1) if image.shape[-1] == 1 else image[..., 0]
-
-
-def body_box(image, percentiles, spacing):
-    """Find the body: a robust in-plane bounding box over the whole scan.
-
-    A row or column belongs to the body if at least 3% of its voxels, over all slices, are tissue in the first channel,
-    so isolated bright voxels in air do not count. Tissue is brighter than 15% of the range from the 1st to the 99th
-    percentile, and in CT also brighter than -500 HU, whatever the padding around the field of view. A margin of 10 mm
-    is added on each side.
-
-    Args:
-        image: [D, H, W, C], any numeric type.
-        percentiles: float32 [C, 11] of the whole scan.
-        spacing: float32 [3], z, y, x in mm.
-
-    Returns:
-        int32 [4]: y, x, height, width; the whole slice if no tissue is found.
-    """
-    low, high = percentiles[0, LOW], percentiles[0, HIGH]
-    span = tf.where(high > low, high - low, 1.0)
-    least = tf.where(low <= _AIR_HU, tf.maximum(0.15, (_BODY_HU - low) / span), 0.15)
-    tissue = tf.cast((tf.cast(first_channel(image), tf.float32) - low) / span > least, tf.float32)
-    ends = []
-    for axis, pixels, mm in ((2, tf.shape(image)[1], spacing[1]), (1, tf.shape(image)[2], spacing[2])):
-        inside = tf.reduce_mean(tissue, [0, axis]) >= 0.03
-        index = tf.where(inside, tf.range(pixels), pixels)
-        margin = tf.cast(tf.math.ceil(10.0 / mm), tf.int32)
-        first = tf.maximum(tf.reduce_min(index) - margin, 0)
-        last = tf.minimum(tf.reduce_max(tf.where(inside, tf.range(pixels), -1)) + margin, pixels - 1)
-        has_body = tf.reduce_any(inside)
-        ends.append((tf.where(has_body, first, 0), tf.where(has_body, last - first + 1, pixels)))
-    (y, height), (x, width) = ends
-    return tf.stack([y, x, height, width])
 
 
 def place(image, percentiles, spacing, data: DataConfig) -> dict:

@@ -17,6 +17,7 @@ from gitseg_tf.runs.folder import best_weights_path
 from gitseg_tf.training.callbacks.checkpoints import save_state
 from gitseg_tf.training.optim.averages import recompute_statistics
 
+_NARROW = 110  # columns of a terminal in which the numbers of a bar leave no room for the bar itself
 _HDF5_OBJECT = 4096  # bytes, more than HDF5 adds to the values of a variable
 
 
@@ -125,6 +126,8 @@ class EpochBars(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar = progress(range(self.steps), f"epoch {epoch + 1}/{self.epochs}", total=self.steps, unit="step")
+        if self._is_narrow:
+            self.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update(batch + 1 - self.bar.n)
@@ -135,7 +138,13 @@ class EpochBars(keras.callbacks.Callback):
             f"validating, batch {batch + 1} of {self.validation_steps}", refresh=sys.stderr.isatty()
         )
 
+    @property
+    def _is_narrow(self) -> bool:
+        return bool(self.bar.ncols) and self.bar.ncols < _NARROW
+
     def on_epoch_end(self, epoch, logs=None):
+        if self._is_narrow:
+            self.bar.bar_format = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         held_out = f"; held out: {logs['val_loss']:.3f}, {logs['val_dice']:.3f}" if "val_dice" in logs else ""
         if self.monitor != "val_dice" and self.monitor in logs:
             held_out += f", {self.monitor.removeprefix('val_')} {logs[self.monitor]:.3f}"
