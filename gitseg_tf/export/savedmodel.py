@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
-from gitseg_tf.errors import RunError
+from gitseg_tf.core.trees import parse_json
+from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
 from gitseg_tf.export.model_card import model_card, model_facts
@@ -187,7 +188,13 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
         (folder / "evaluation.json").write_bytes(scores.read_bytes())
     facts = model_facts(run.config) | more
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / "model_card.md").write_text(model_card(run, facts, evaluation), encoding="utf-8")
+    try:
+        card = model_card(run, facts, evaluation)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        if evaluation is None:
+            raise
+        raise _damaged(scores, error) from None
+    (folder / "model_card.md").write_text(card, encoding="utf-8")
     if evaluation is None:
         reason = "the run held out no fold" if run.config.data.fold is None else f"{scores} does not exist"
         return [f"model card without scores, because {reason}"]
@@ -196,10 +203,14 @@ def write_assets(run: Run, folder: Path, more: dict[str, Any]) -> list[str]:
 
 def _read_scores(path: AnyPath) -> dict[str, Any]:
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(scores["labels"], dict):
             raise TypeError("labels have no scores")
         return scores
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise RunError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: AnyPath, error: Exception) -> RunError:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return RunError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}")
