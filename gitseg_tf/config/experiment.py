@@ -12,6 +12,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -145,6 +146,17 @@ class Config(Section):
         if self.labels is None:
             raise ConfigError("the config has no labels yet; take them from the dataset with config.for_dataset(...)")
         return self.labels
+
+    @field_validator("provenance")
+    @classmethod
+    def _has_known_types(cls, value: dict[str, Any]) -> dict[str, Any]:
+        # Written by training, export and tune, and used by them and by the viewer.
+        for key, kind in (("dataset", str), ("records", str), ("trained_on", list), ("tuned", dict)):
+            if key in value and not isinstance(value[key], kind):
+                raise ValueError(f"{key} must be of type {kind.__name__}")
+        if not all(isinstance(case, str) for case in value.get("trained_on", ())):
+            raise ValueError("trained_on must be a list of names")
+        return value
 
     @model_validator(mode="after")
     def _sections_agree(self):

@@ -12,7 +12,8 @@ import tensorflow as tf
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.core.text import plural
-from gitseg_tf.errors import RunError
+from gitseg_tf.core.trees import parse_json
+from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.evaluation.evaluate import postprocess_facts
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
@@ -200,7 +201,12 @@ def write_assets(run: Run | RunEnsemble, folder: Path, more: dict[str, Any]) -> 
     if isinstance(run, RunEnsemble):
         facts["networks"] = len(run.runs)
     (folder / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    card = model_card(run, facts, None if reason else evaluation, None if evaluation is None else reason)
+    try:
+        card = model_card(run, facts, None if reason else evaluation, None if evaluation is None else reason)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        if evaluation is None:
+            raise
+        raise _damaged(scores, error) from None
     (folder / "model_card.md").write_text(card, encoding="utf-8")
     return [f"model card without scores, because {reason}"] if reason else []
 
@@ -224,10 +230,14 @@ def _why_no_scores(run: Run | RunEnsemble, evaluation: dict | None) -> str | Non
 
 def _read_scores(path: AnyPath) -> dict[str, Any]:
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        scores = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(scores["labels"], dict):
             raise TypeError("labels have no scores")
         return scores
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise RunError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: AnyPath, error: Exception) -> RunError:
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return RunError(f"{path}: is damaged ({reason}); write it again with gitseg evaluate {path.parent}")

@@ -72,17 +72,19 @@ def open_onnx(file: AnyPath) -> tuple[Callable, str]:
         session = onnxruntime.InferenceSession(
             file.read_bytes(), options, providers=[name for name in _PROVIDERS if name in available]
         )
-    except damaged as error:
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        contract = contract_words(_described(inputs), _described(outputs))
+    except (*damaged, UnicodeDecodeError) as error:
         raise _damaged(file, error) from None
-    inputs, outputs = session.get_inputs(), session.get_outputs()
 
     def run(windows):
         return session.run([outputs[0].name], {inputs[0].name: windows})[0]
 
-    def described(tensors):
-        return [("float32" if one.type == "tensor(float)" else one.type, one.shape[1:]) for one in tensors]
+    return run, contract
 
-    return run, contract_words(described(inputs), described(outputs))
+
+def _described(tensors: Sequence) -> list[tuple[str, Sequence]]:
+    return [("float32" if one.type == "tensor(float)" else one.type, one.shape[1:]) for one in tensors]
 
 
 def open_tflite(file: AnyPath) -> tuple[Callable, str]:

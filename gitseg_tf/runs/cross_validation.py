@@ -114,9 +114,10 @@ def _same_end(one: Config, other: Config) -> bool:
 def _is_trained(run: AnyPath, config: Config) -> bool:
     try:
         history = pd.read_csv(run / "history.csv")
-    except ValueError:
+        if len(history) >= config.training.epochs:
+            return True
+        patience = config.training.early_stopping_patience
+        without_gain = history["epochs_without_gain"].iloc[-1] if "epochs_without_gain" in history else 0
+        return bool(patience and without_gain >= patience)
+    except (ValueError, TypeError, IndexError):
         return False  # opening the run reports the error
-    if len(history) >= config.training.epochs:
-        return True
-    patience = config.training.early_stopping_patience
-    return bool(patience and "epochs_without_gain" in history and history["epochs_without_gain"].iloc[-1] >= patience)

@@ -5,7 +5,7 @@ import io
 
 from gitseg_tf.config import Config, load_config
 from gitseg_tf.core.paths import AnyPath
-from gitseg_tf.errors import ConfigError, RunError
+from gitseg_tf.errors import ConfigError, RunError, first_line
 
 # The result of `gitseg tune` for a run: a config file with the section postprocess, the evaluation.tta for which it was
 # tuned, and provenance.tuned.
@@ -76,8 +76,9 @@ def read_history(run: AnyPath) -> list[dict]:
         return [
             {k: int(v) if k == "epoch" else float("nan" if v == "" else v) for k, v in row.items()} for row in table
         ]
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: is damaged ({error}); restore it, or train again in another run folder") from None
+    except (ValueError, TypeError, csv.Error) as error:
+        fix = "restore it, or train again in another run folder"
+        raise RunError(f"{path}: is damaged ({first_line(error)}); {fix}") from None
 
 
 def training_progress(run: AnyPath, config: Config) -> tuple[int, bool]:

@@ -26,7 +26,7 @@ def load_model(run: Run, precision: str = "float32") -> keras.Model:
     with local_copy(run.weights) as weights:
         try:
             model.load_weights(weights)
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, IndexError) as error:
             cause = f"does not fit the network of {run.path / 'config.yaml'} ({first_line(error)})"
             raise RunError(f"{run.weights}: {cause}; restore both files of the run") from None
     return keras.Model(model.input, logits_of(model.output), name=model.name)

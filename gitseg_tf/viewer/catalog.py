@@ -1,12 +1,12 @@
 """List the scans of the page: those of a cohort or a dataset, with a run's scores and network."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from gitseg_tf.config import Config
 from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_cohort, read_file
 from gitseg_tf.data.tfrecords.codec import read_record
@@ -266,7 +266,7 @@ def _scores(run: AnyPath) -> dict[str, dict]:
     if not path.is_file():
         return {}
     try:
-        per_scan = json.loads(path.read_bytes())["per_scan"]
+        per_scan = parse_json(path.read_bytes())["per_scan"]
         return {scan: _select_scores(means) | {"labels": _by_label(means)} for scan, means in per_scan.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path}: is damaged or of an older version; run gitseg evaluate again") from None

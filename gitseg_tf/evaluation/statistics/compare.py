@@ -1,6 +1,5 @@
 """Compare the scores of two runs, patient by patient. Does not import TensorFlow."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,8 @@ from scipy.stats import rankdata
 
 from gitseg_tf.core.paths import AnyPath, as_path, written_locally
 from gitseg_tf.core.text import plural
-from gitseg_tf.errors import ConfigError, RunError
+from gitseg_tf.core.trees import parse_json
+from gitseg_tf.errors import ConfigError, RunError, first_line
 from gitseg_tf.evaluation.metrics.competition import combined
 from gitseg_tf.evaluation.metrics.scores import label_names
 from gitseg_tf.evaluation.statistics.intervals import LEVEL, percentile_intervals
@@ -85,16 +85,19 @@ def read_evaluation(path: str | AnyPath) -> Evaluation:
         raise RunError(f"{path}: has no {missing[0]}; write it with gitseg evaluate {path}")
     fix = f"write it again with gitseg evaluate {path}"
     try:
-        summary = json.loads(json_file.read_text(encoding="utf-8"))
+        summary = parse_json(json_file.read_text(encoding="utf-8"))
         scans = set(summary.pop("per_scan"))
         with csv_file.open("r") as file:
             # Read names such as "001" and "NA" as text.
             names = dict.fromkeys(("scan", "case", "label"), str)
             rows = pd.read_csv(file, dtype=names, keep_default_na=False, na_values=[""])
-        rows = rows[["scan", "case", "label", "truth_ml", *(column for _, column, *_ in _SCORES), *_SCORE_PARTS]]
+        numbers = ["truth_ml", *(column for _, column, *_ in _SCORES), *_SCORE_PARTS]
+        rows = rows[["scan", "case", "label", *numbers]].astype(dict.fromkeys(numbers, float))
+        if rows.duplicated(["scan", "case", "label"]).any():
+            raise ValueError("a scan and label are listed twice")
         summary["dataset"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: its evaluation is damaged ({type(error).__name__}: {error}); {fix}") from None
+        raise RunError(f"{path}: its evaluation is damaged ({type(error).__name__}: {first_line(error)}); {fix}") from None
     if set(rows["scan"]) != scans:
         raise RunError(f"{path}: evaluation.csv and evaluation.json list different scans; {fix}")
     return Evaluation(path, summary, rows)

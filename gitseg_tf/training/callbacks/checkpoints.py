@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from gitseg_tf.core.trees import parse_json
 from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.training.distribute.consistency import any_worker
 
@@ -34,8 +35,11 @@ class RunningEpoch(tf.train.experimental.PythonState):
 
     def deserialize(self, text) -> None:
         """Restore from the text in the checkpoint."""
-        read = json.loads(text)
-        self.steps, self.measures = read["steps"], read["measures"]
+        try:
+            read = parse_json(text)
+            self.steps, self.measures = int(read["steps"]), list(read["measures"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            raise RunError("the progress in the mid-epoch checkpoint is damaged; resume from the one before") from None
 
 
 def save_state(manager: tf.train.CheckpointManager) -> None:
@@ -109,9 +113,16 @@ def _measures(model: keras.Model) -> list:
 
 def _set_measures(model: keras.Model, measures: list) -> None:
     variables = _variables(model)
-    if [tuple(variable.shape) for variable in variables] != [np.shape(values) for values in measures]:
+    if [tuple(variable.shape) for variable in variables] != [_shape(values) for values in measures]:
         raise RunError(
             "the mid-epoch checkpoint has different metrics; resume with the version of gitseg-tf that wrote it"
         )
     for variable, values in zip(variables, measures, strict=True):
         variable.assign(np.asarray(values, variable.dtype.as_numpy_dtype))
+
+
+def _shape(values) -> tuple[int, ...] | None:
+    try:
+        return np.asarray(values, np.float64).shape
+    except (ValueError, TypeError):
+        return None

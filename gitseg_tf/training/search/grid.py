@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.core.locks import locked
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.core.text import plural
-from gitseg_tf.errors import ConfigError, GitsegError
+from gitseg_tf.core.trees import parse_json
+from gitseg_tf.errors import ConfigError, GitsegError, RunError, first_line
 from gitseg_tf.training.distribute.cluster import has_workers
 from gitseg_tf.training.run_folder import MAY_CHANGE
 
@@ -153,10 +156,11 @@ def compare(trials: list[Trial], out: AnyPath, status: dict[str, str | None]) ->
         run, row = out / trial.name, {"run": trial.name, **trial.values}
         row |= dict.fromkeys((*shown, monitored, "epochs", "seconds"), float("nan"))
         if (run / "evaluation.json").is_file():
-            scores = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-            row |= {name: scores.get(name) for name in shown}
+            with _naming_damage(run / "evaluation.json"):
+                scores = parse_json((run / "evaluation.json").read_text(encoding="utf-8"))
+                row |= {name: float(scores[name]) for name in shown if scores.get(name) is not None}
         if (run / "history.csv").is_file():
-            history = pd.read_csv(run / "history.csv")
+            history = _history(run, monitored)
             row |= {monitored: history[monitored].max(), "seconds": history["seconds"].sum()}
             row["epochs"] = len(history)
         rows.append(row | {"status": status.get(trial.name) or "finished"})
@@ -191,7 +195,7 @@ def draw_grid(path: AnyPath, table: pd.DataFrame, out: AnyPath, metric: str = "d
     for position, name in enumerate(table["run"]):
         history = out / name / "history.csv"
         if history.is_file():
-            rows = pd.read_csv(history)
+            rows = _history(out / name, monitored)
             style = ("-", "--", ":")[position // 10 % 3]
             marker = "o" if len(rows) < 3 else None
             curves.plot(rows["epoch"], rows[monitored], style, color=colors[position], label=name, marker=marker)
@@ -239,7 +243,20 @@ def _is_finished(run: AnyPath, trial: Trial) -> bool:
     """Check that the run was scored and exported after all epochs of the trial."""
     if not (run / "export" / "1" / "saved_model.pb").is_file() or not (run / "evaluation.json").is_file():
         return False
-    return len(pd.read_csv(run / "history.csv")) >= trial.config.training.epochs
+    return len(_history(run, trial.config.evaluation.monitored)) >= trial.config.training.epochs
+
+
+def _history(run: AnyPath, monitored: str) -> pd.DataFrame:
+    with _naming_damage(run / "history.csv"):
+        return pd.read_csv(run / "history.csv").astype({"epoch": float, monitored: float, "seconds": float})
+
+
+@contextmanager
+def _naming_damage(path: AnyPath) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise RunError(f"{path}: is damaged ({first_line(error)}); remove the folder of this run and repeat") from None
 
 
 def _check_same(run: AnyPath, trial: Trial) -> None:
