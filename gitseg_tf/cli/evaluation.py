@@ -128,7 +128,9 @@ def _tune(options) -> None:
         if options.fold is None:
             data = options.data or folds.config.provenance["records"]
             dataset = open_data(data, len(folds.cases), **reading(options))
-            tune_cross_validation(folds.path, dataset, overrides=options.tta, metric=options.metric, dry_run=options.dry_run)
+            tune_cross_validation(
+                folds.path, dataset, overrides=options.tta, metric=options.metric, dry_run=options.dry_run
+            )
             return
         options.run_folder = folds.run_of(options.fold)
     run, dataset = run_and_data(options)

@@ -185,8 +185,9 @@ def _score(
         assert read is not None
         annotation = select_labels(read, scan.labels, labels)
         own = score_scan(
-            scan.id, scan.case, annotation, masks, labels=labels, spacing=scan.spacing, tolerance_mm=tolerance
-        )
+            scan.id, scan.case, annotation, masks,
+            labels=labels, spacing=scan.spacing, numbers=scan.numbers, tolerance_mm=tolerance,
+        )  # fmt: skip
         rows += own
         if shelf is not None:
             shelf.add(scan.id, own, partial(_picture, scan, annotation, masks, labels))
