@@ -59,7 +59,7 @@ class Report:
             "evaluation": evaluation,
             "postprocess": post,
             "notes": list(cohort.notes),
-            "warnings": list(predictor.warnings),
+            "warnings": [*predictor.warnings, *cohort.warnings],
         }
 
     def tree(self, seconds: float, error: str | None) -> dict[str, Any]:

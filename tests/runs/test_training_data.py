@@ -10,6 +10,7 @@ from gitseg_tf.data.tfrecords.dataset import INDEX, load_dataset, save_index
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.training_data import (
     TRAINING_DATA,
+    merge_training_data,
     read_training_data,
     summarize_scans,
     write_training_data,
@@ -53,6 +54,17 @@ def test_a_label_without_a_voxel_is_missing(tiny_dataset):
     del scans[0].label_slices["small_bowel"]  # unannotated there, but present in the other scans
     assert summarize_scans(scans, LABELS).missing_labels == ["stomach"]
     assert summarize_scans(scans, (*LABELS, "liver")).missing_labels == ["stomach", "liver"]
+
+
+def test_the_ranges_of_an_ensemble_are_those_of_all_networks(tiny_dataset, summary):
+    parts = [summarize_scans(tiny_dataset.scans_of([fold]), LABELS) for fold in range(3)]
+    merged = merge_training_data(parts)
+    ranges = (merged.spacing_mm, merged.field_of_view_mm, merged.channels)
+    assert ranges == (summary.spacing_mm, summary.field_of_view_mm, summary.channels)
+    assert merged.scans == min(part.scans for part in parts)
+    blind = replace(parts[0], label_scans=parts[0].label_scans | {"stomach": 0}, channels=None)
+    assert merge_training_data([*parts, blind]).missing_labels == ["stomach"]
+    assert merge_training_data([*parts, blind]).channels is None
 
 
 def test_the_file_gives_back_what_was_written(summary, tmp_path):
