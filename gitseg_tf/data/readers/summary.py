@@ -63,8 +63,8 @@ def _geometries(cohort: Cohort) -> list[str]:
     counts, total = Counter((scan.shape[1:], scan.spacing) for scan in cohort.scans), len(cohort.scans)
     return _first(
         [
-            f"{width} x {height} pixels of {x:g} x {y:g} mm, slices every {z:g} mm ({n} of {total} scans)"
-            for ((height, width), (z, y, x)), n in sorted(counts.items())
+            f"{width} x {height} pixels of {x:g} x {y:g} mm, slices every {z:g} mm ({n} of {plural(total, 'scan')})"
+            for ((height, width), (z, y, x)), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         ]
     )
 
