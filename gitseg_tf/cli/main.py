@@ -57,7 +57,9 @@ def _status_of(error: Exception, options) -> int:
         if isinstance(error, BrokenPipeError) and not error.filename:  # the reader of stdout, such as `head`, exited
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        print(f"gitseg: {f'{error.filename}: {error.strerror}' if error.filename else first_line(error)}", file=sys.stderr)
+        print(
+            f"gitseg: {f'{error.filename}: {error.strerror}' if error.filename else first_line(error)}", file=sys.stderr
+        )
     return 1
 
 

@@ -72,4 +72,6 @@ def read_history(run: AnyPath) -> list[dict]:
             {k: int(v) if k == "epoch" else float("nan" if v == "" else v) for k, v in row.items()} for row in table
         ]
     except (ValueError, TypeError, csv.Error) as error:
-        raise RunError(f"{path}: is damaged ({first_line(error)}); restore it, or train again in another run folder") from None
+        raise RunError(
+            f"{path}: is damaged ({first_line(error)}); restore it, or train again in another run folder"
+        ) from None

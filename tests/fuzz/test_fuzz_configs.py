@@ -1,6 +1,5 @@
 """Damaged labels.yaml and config files, and damaged KEY=VALUE settings."""
 
-import numpy as np
 import pytest
 import yaml
 from helpers.configs import tiny_config
@@ -28,9 +27,15 @@ def test_labels(tmp_path):
 def test_configs(tmp_path):
     rng, tally = generator(31), Tally()
     tree = tiny_config().model_dump(mode="json")
-    small = {"name": "x", "data": {"input_size": [32, 32], "fold": 0, "labels": ["a"]}, "model": {"architecture": "unet", "filters": 4},
-             "training": {"loss": {"dice": {"weight": 1.0}}, "learning_rate": "1e-3"}, "augment": {"affine": {"p": 0.5}},
-             "postprocess": {"stomach": {"threshold": 0.4}}, "provenance": {"a": [1]}}
+    small = {
+        "name": "x",
+        "data": {"input_size": [32, 32], "fold": 0, "labels": ["a"]},
+        "model": {"architecture": "unet", "filters": 4},
+        "training": {"loss": {"dice": {"weight": 1.0}}, "learning_rate": "1e-3"},
+        "augment": {"affine": {"p": 0.5}},
+        "postprocess": {"stomach": {"threshold": 0.4}},
+        "provenance": {"a": [1]},
+    }
     path = tmp_path / "config.yaml"
     for n in range(500):
         path.write_bytes(damaged_yaml(rng, tree if n % 8 == 0 else small))
@@ -46,9 +51,29 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("text", [BOMB, f"provenance: {{{BOMB.replace(chr(10), ', ')}}}", "data: &x {path: *x}", "provenance: &x [*x]", "!!python/object/apply:os.system [id]",
-                                  "name: !!timestamp x", "seed: !!int ''", "seed: !!float _", "name: !!bool maybe", "? [a]\n: 1", "seed: " + "9" * 10000,
-                                  "seed: 0x" + "f" * 50000, "seed: 1:" + "59:" * 20000 + "0", "%YAML 9.9\n---\na: 1", "a: 1\n---\nb: 2", "name: &a\n", "<<: [1]", "<<: {name: x}\nseed: 1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        f"provenance: {{{BOMB.replace(chr(10), ', ')}}}",
+        "data: &x {path: *x}",
+        "provenance: &x [*x]",
+        "!!python/object/apply:os.system [id]",
+        "name: !!timestamp x",
+        "seed: !!int ''",
+        "seed: !!float _",
+        "name: !!bool maybe",
+        "? [a]\n: 1",
+        "seed: " + "9" * 10000,
+        "seed: 0x" + "f" * 50000,
+        "seed: 1:" + "59:" * 20000 + "0",
+        "%YAML 9.9\n---\na: 1",
+        "a: 1\n---\nb: 2",
+        "name: &a\n",
+        "<<: [1]",
+        "<<: {name: x}\nseed: 1",
+    ],
+)
 @pytest.mark.parametrize("read", [load_config, read_labels])
 def test_hostile_yaml(tmp_path, text, read):
     tally = Tally()
@@ -60,7 +85,13 @@ def test_hostile_yaml(tmp_path, text, read):
 
 def test_settings():
     rng, tally = generator(32), Tally()
-    valid = ["training.epochs=3", "data.labels=[a, b]", "evaluation.tta={flip: true}", "postprocess.stomach.threshold=0.4", "data.fold=null"]
+    valid = [
+        "training.epochs=3",
+        "data.labels=[a, b]",
+        "evaluation.tta={flip: true}",
+        "postprocess.stomach.threshold=0.4",
+        "data.fold=null",
+    ]
     for n in range(400):
         text = damaged_bytes(rng, valid[n % len(valid)].encode()).decode("latin-1")
 

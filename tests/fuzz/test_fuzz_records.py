@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 def small(make_cohort, tmp_path):
     from gitseg_tf.data.tfrecords.convert import convert
 
-    cohort = make_cohort(tmp_path / "cohort", [("case1_day0", (40, 64), (1, 2, 3, 4)), ("case2_day0", (40, 64), (1, 2, 3, 4))])
+    cohort = make_cohort(
+        tmp_path / "cohort", [("case1_day0", (40, 64), (1, 2, 3, 4)), ("case2_day0", (40, 64), (1, 2, 3, 4))]
+    )
     return convert(cohort.root, tmp_path / "records", folds=2, workers=1).root
 
 
@@ -67,7 +69,7 @@ def test_dataset_json(small):
     rng, tally = generator(40), Tally()
     path = small / "dataset.json"
     tree = json.loads(path.read_text())
-    for n in range(800):
+    for _n in range(800):
         path.write_bytes(damaged_json(rng, tree))
 
         def read():
@@ -96,9 +98,26 @@ def test_framing(small):
     tally.check(700, accepted=20, refused=200)
 
 
-VALUES = [b"", b"\xff\xfe", b"float64", np.array([], np.int64), np.array([-1], np.int64), np.array([2**40] * 3, np.int64), np.array([0, 0, 0], np.int64),
-          np.array([2**31, 2**31, 1], np.int64), np.array([np.nan, np.inf, -1], np.float32), np.zeros(3, np.float32), np.array([1e30] * 3, np.float32),
-          zlib.compress(bytes(1 << 24)), zlib.compress(b"")[:4], np.array([2, 4, 40, 64], np.int64), b"int16", b"float32", np.arange(4), np.zeros(4, np.int64)]
+VALUES = [
+    b"",
+    b"\xff\xfe",
+    b"float64",
+    np.array([], np.int64),
+    np.array([-1], np.int64),
+    np.array([2**40] * 3, np.int64),
+    np.array([0, 0, 0], np.int64),
+    np.array([2**31, 2**31, 1], np.int64),
+    np.array([np.nan, np.inf, -1], np.float32),
+    np.zeros(3, np.float32),
+    np.array([1e30] * 3, np.float32),
+    zlib.compress(bytes(1 << 24)),
+    zlib.compress(b"")[:4],
+    np.array([2, 4, 40, 64], np.int64),
+    b"int16",
+    b"float32",
+    np.arange(4),
+    np.zeros(4, np.int64),
+]
 
 
 def damaged_features(rng, record):
@@ -123,7 +142,7 @@ def test_examples(small):
 
     def read(damaged):
         scan = as_data_error(decode_scan, damaged)
-        Volume(scan.volume.voxels, scan.volume.spacing, scan.volume.numbers).percentiles
+        assert len(Volume(scan.volume.voxels, scan.volume.spacing, scan.volume.numbers).percentiles)
 
     for n in range(1200):
         damaged = damaged_features(rng, record) if n % 2 else damaged_bytes(rng, record, 0, None if n % 4 else 400)

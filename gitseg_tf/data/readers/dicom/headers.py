@@ -182,7 +182,9 @@ def check_image(path: Path, header: pydicom.Dataset) -> None:
         if len(values) != count:
             raise DataError(f"{path}: {name} must have {plural(count, 'value')}, got {len(values)}; export it again")
     if (header.get("PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
-        raise DataError(f"{path}: is {one_line(str(header.PhotometricInterpretation))}; slices must be grayscale (MONOCHROME2)")
+        raise DataError(
+            f"{path}: is {one_line(str(header.PhotometricInterpretation))}; slices must be grayscale (MONOCHROME2)"
+        )
 
 
 def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], list[str]]:

@@ -23,8 +23,8 @@ from gitseg_tf.errors import DataError, first_line
 
 # What pydicom raises for damaged values.
 _DAMAGE = (
-    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError,
-    NotImplementedError, OverflowError, RecursionError, struct.error,
+    InvalidDicomError, BytesLengthException, OSError, EOFError, ValueError, KeyError, IndexError, AttributeError,
+    TypeError, NotImplementedError, OverflowError, RecursionError, struct.error,
 )  # fmt: skip
 _LARGE = 1 << 30  # bytes; smaller files are decoded in the memory of any computer
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "INTERPOLATED_PLANAR")

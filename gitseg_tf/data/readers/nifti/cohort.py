@@ -234,7 +234,7 @@ def _channel_files(images: Path, label_files: dict[str, Path]) -> dict[str, tupl
 
 def _read_json(path: Path) -> dict:
     try:
-        tree = parse_json(path.read_bytes(), object_pairs_hook=partial(_unique_keys, path))
+        tree = parse_json(path.read_bytes(), partial(_unique_keys, path))
     except ValueError as error:
         raise DataError(f"{path}: invalid JSON ({error}); fix the file") from None
     if not isinstance(tree, dict):
