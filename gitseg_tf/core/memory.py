@@ -7,8 +7,8 @@ from gitseg_tf.errors import first_line
 # By kind of work. Config keys, because they apply to the library and to every command.
 _ADVICE = {
     "training": (
-        "reduce the batch size (data.batch_size, evaluation.batch_size) or the input size (data.input_size, data.patch), "
-        "or increase gradient accumulation (training.gradient_accumulation_steps)"
+        "reduce the batch size (data.batch_size, evaluation.batch_size), reduce the input size (data.input_size or "
+        "data.patch), or increase gradient accumulation (training.gradient_accumulation_steps)"
     ),
     "inference": (
         "reduce the number of tiles or windows per batch (evaluation.batch_size) or leave out test-time augmentation "
@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Check whether an exception says that host or device memory ran out.
 
     Args:
-        error: a MemoryError; cv2.error; any of TensorFlow's errors, also if it carries the error of a Python function; a
+        error: a MemoryError; cv2.error; an error of TensorFlow, also one that carries the error of a Python function; a
             RuntimeError of another library; or an OSError with ENOMEM.
 
     Example:

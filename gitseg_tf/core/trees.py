@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -27,12 +28,12 @@ class ParseError(ValueError):
         self.line = line
 
 
-def parse_json(content: str | bytes, **options: Any) -> Any:
+def parse_json(content: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Parse JSON.
 
     Args:
         content: text, or bytes in UTF-8, UTF-16 or UTF-32.
-        options: passed to json.loads.
+        pairs: function from the (key, value) pairs of an object to its value; None makes a dict.
 
     Raises:
         ValueError: invalid JSON, text that is not Unicode, or JSON that is nested too deeply.
@@ -42,7 +43,7 @@ def parse_json(content: str | bytes, **options: Any) -> Any:
         {'folds': 5}
     """
     try:
-        return json.loads(content, **options)
+        return json.loads(content, object_pairs_hook=pairs)
     except RecursionError:
         raise ParseError("it is nested too deeply") from None
 
@@ -54,7 +55,7 @@ def parse_yaml(text: str) -> Any:
         text: the document.
 
     Raises:
-        ParseError: invalid YAML, a value that does not fit its tag, too deep nesting, or aliases that make the tree huge.
+        ParseError: invalid YAML, a value that does not fit its tag, too deep nesting, or aliases that make it huge.
 
     Example:
         >>> parse_yaml("epochs: 3")

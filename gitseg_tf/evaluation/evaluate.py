@@ -17,7 +17,8 @@ from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural, table_lines, wrapped
 from gitseg_tf.data.selection import select_labels
-from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry, read_scans
+from gitseg_tf.data.tfrecords.dataset import Dataset, read_scans
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.data.volume import LoadedScan
 from gitseg_tf.errors import RunError

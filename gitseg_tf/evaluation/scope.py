@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.core.text import plural
-from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.ensemble import RunEnsemble
 from gitseg_tf.runs.run import Run

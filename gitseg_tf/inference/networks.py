@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from gitseg_tf.config import Config
 from gitseg_tf.core.paths import AnyPath
@@ -13,6 +14,12 @@ from gitseg_tf.models.freezing.freeze import freeze, inference_network
 from gitseg_tf.runs.folder import has_begun
 from gitseg_tf.runs.network import load_model
 from gitseg_tf.runs.run import Run, load_run
+
+# What TensorFlow raises for a damaged SavedModel.
+_DAMAGE = (
+    OSError, IndexError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError,
+    DecodeError, tf.errors.OpError,
+)  # fmt: skip
 
 
 def run_probabilities(run: Run, precision: str = "float32") -> Callable:
@@ -70,7 +77,7 @@ def _saved_network(exported: AnyPath, window: tuple[int, ...]) -> Callable:
     try:
         serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
         spec = serve.structured_input_signature[1]["windows"]
-    except (OSError, IndexError, KeyError, ValueError, tf.errors.OpError) as error:
+    except _DAMAGE as error:
         raise RunError(f"{exported}: the SavedModel is damaged ({first_line(error)}); export it again") from None
     if (*spec.shape[1:],) != window:
         raise RunError(

@@ -8,7 +8,7 @@ from typing import Final, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gitseg_tf.core.paths import AnyPath, write_atomically
-from gitseg_tf.data.tfrecords.dataset import ScanEntry
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.data.volume import PERCENTILES
 from gitseg_tf.errors import RunError
 

@@ -10,8 +10,9 @@ from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_cohort, read_file
 from gitseg_tf.data.tfrecords.codec import read_record
-from gitseg_tf.data.tfrecords.dataset import UNLABELED, Dataset, Shard, is_dataset, load_dataset
+from gitseg_tf.data.tfrecords.dataset import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.tfrecords.example import decode_scan
+from gitseg_tf.data.tfrecords.index import UNLABELED, Shard
 from gitseg_tf.data.volume import LoadedScan, Volume
 from gitseg_tf.errors import ConfigError, DataError, GitsegError
 from gitseg_tf.inference.exported import exported_config, exported_file, exported_version

@@ -60,20 +60,27 @@ def of_a_device():
     )
 
 
-SOURCES = [
-    of_numpy, of_python, of_opencv, of_tensorflow, of_a_python_function_in_a_graph, of_a_function_of_opencv_in_a_graph,
-    of_the_native_code_of_tensorflow, of_a_device,
-]  # fmt: skip
-
-
-@pytest.fixture(params=SOURCES, ids=lambda source: source.__name__)
-def shortage(request):
+def caught(source):
     with pytest.raises(Exception) as caught:
-        request.param()
+        source()
     return caught.value
 
 
-def test_the_error_of_each_library_is_recognized(shortage):
+@pytest.mark.parametrize(
+    "source",
+    [
+        of_numpy,
+        of_python,
+        of_opencv,
+        of_a_python_function_in_a_graph,
+        of_a_function_of_opencv_in_a_graph,
+        of_the_native_code_of_tensorflow,
+        of_a_device,
+        pytest.param(of_tensorflow, marks=pytest.mark.slow),  # which waits for 10 s
+    ],
+)
+def test_the_error_of_each_library_is_recognized(source):
+    shortage = caught(source)
     assert is_out_of_memory(shortage)
     for work in ("training", "inference"):
         line = out_of_memory_line(shortage, work)
@@ -101,7 +108,7 @@ def raising(error):
     [
         (
             ["train"],
-            "gitseg_tf.config.load_config",
+            "gitseg_tf.training.run_folder.choose_run",
             ("data.batch_size", "data.input_size", "training.gradient_accumulation_steps"),
         ),
         (
@@ -116,15 +123,16 @@ def raising(error):
         ),
     ],
 )
-def test_a_command_says_in_one_line_what_to_reduce(command, function, expected, shortage, monkeypatch, capfd):
-    monkeypatch.setattr(function, raising(shortage))
+@pytest.mark.parametrize("source", [of_numpy, of_opencv, of_a_device])
+def test_a_command_says_in_one_line_what_to_reduce(command, function, expected, source, monkeypatch, capfd):
+    monkeypatch.setattr(function, raising(caught(source)))
     assert main(command) == 1
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("gitseg: ")]
     assert "out of memory" in line and all(name in line for name in expected)
 
 
 def test_an_error_that_is_not_about_memory_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("gitseg_tf.config.load_config", raising(AssertionError("a fault of ours")))
+    monkeypatch.setattr("gitseg_tf.training.run_folder.choose_run", raising(AssertionError("a fault of ours")))
     with pytest.raises(AssertionError, match="a fault of ours"):
         main(["train"])
 

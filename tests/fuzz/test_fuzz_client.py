@@ -28,7 +28,11 @@ PNG = cv2.imencode(".png", np.full((18, 5), 255, np.uint8))[1].tobytes()
 
 def test_addresses():
     rng, tally = generator(70), Tally()
-    valid = ["grpc://localhost:8500/gitseg", "http://user:secret@[::1]:8501/m/versions/3", "https://example.org/m?version=2"]
+    valid = [
+        "grpc://localhost:8500/gitseg",
+        "http://user:secret@[::1]:8501/m/versions/3",
+        "https://example.org/m?version=2",
+    ]
     for n in range(800):
         url = damaged_bytes(rng, valid[n % 3].encode()).decode("latin-1")
         tally(url, parse_address, url)
@@ -37,7 +41,7 @@ def test_addresses():
 
 def test_masks():
     rng, tally = generator(71), Tally()
-    for n in range(600):
+    for _n in range(600):
         png = damaged_bytes(rng, PNG)
         tally(png.hex(), read_masks, [PNG, png], (2, 6, 5), 3)
     for width, height, depth in ((2**15, 2**15, 16), (5, 2**31 - 1, 8), (2**31 - 1, 2**31 - 1, 16), (2**20, 1000, 16)):
@@ -53,10 +57,17 @@ class Answer(requests.Response):
 
 
 def rest_answers():
-    signatures = {name: {"inputs": dict.fromkeys(inputs, {}), "outputs": {output: {}}}
-                  for name, (inputs, output) in required_signatures(("segment_png_to_png", "png_bytes"), ("segment_volume_to_png", "image")).items()}
-    return [{"metadata": {"signature_def": {"signature_def": signatures}}}, {"outputs": [{"b64": base64.b64encode(one).decode()} for one in DESCRIBED]},
-            {"outputs": [{"b64": base64.b64encode(PNG).decode()}] * 2}]
+    signatures = {
+        name: {"inputs": {key: {} for key in inputs}, "outputs": {output: {}}}
+        for name, (inputs, output) in required_signatures(
+            ("segment_png_to_png", "png_bytes"), ("segment_volume_to_png", "image")
+        ).items()
+    }
+    return [
+        {"metadata": {"signature_def": {"signature_def": signatures}}},
+        {"outputs": [{"b64": base64.b64encode(one).decode()} for one in DESCRIBED]},
+        {"outputs": [{"b64": base64.b64encode(PNG).decode()}] * 2},
+    ]
 
 
 def test_answers_over_rest(monkeypatch):
@@ -64,8 +75,35 @@ def test_answers_over_rest(monkeypatch):
     good = rest_answers()
     for n in range(1200):
         damaged = n % 3
-        status = int(rng.choice([200, 200, 200, 200, 200, 200, 201, 204, 301, 400, 404, 418, 429 if n % 50 == 0 else 400, 500, 503, 504, 999]))
-        answers = [Answer(damaged_json(rng, one), status, {"location": "\nx"} if status == 301 else {}) if k == damaged else Answer(json.dumps(one).encode()) for k, one in enumerate(good)]
+        status = int(
+            rng.choice(
+                [
+                    200,
+                    200,
+                    200,
+                    200,
+                    200,
+                    200,
+                    201,
+                    204,
+                    301,
+                    400,
+                    404,
+                    418,
+                    429 if n % 50 == 0 else 400,
+                    500,
+                    503,
+                    504,
+                    999,
+                ]
+            )
+        )
+        answers = [
+            Answer(damaged_json(rng, one), status, {"location": "\nx"} if status == 301 else {})
+            if k == damaged
+            else Answer(json.dumps(one).encode())
+            for k, one in enumerate(good)
+        ]
         given = iter(answers)
         monkeypatch.setattr(requests.Session, "request", lambda *a, given=given, **k: next(given, Answer(b"", 503)))
 
@@ -121,7 +159,9 @@ def test_answers_over_grpc(raw_server):
         elif damaged and n % 2:
             answer = predict_pb2.PredictResponse.FromString(contents[damaged])
             name = next(iter(answer.outputs))
-            answer.outputs[name].tensor_content = rng.bytes(20) if n % 4 == 1 else b"\xff\xff\xff\xff\x07" + rng.bytes(9)
+            answer.outputs[name].tensor_content = (
+                rng.bytes(20) if n % 4 == 1 else b"\xff\xff\xff\xff\x07" + rng.bytes(9)
+            )
             answer.outputs[name].tensor_shape.dim[0].size = int(rng.choice([-1, 0, 1, 2, 2**31, 2**62]))
             contents[damaged] = answer.SerializeToString()
         else:

@@ -1,6 +1,5 @@
 """Damaged labels.yaml and config files, and damaged KEY=VALUE settings."""
 
-import numpy as np
 import pytest
 import yaml
 from helpers.configs import tiny_config

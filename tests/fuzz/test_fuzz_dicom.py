@@ -1,8 +1,5 @@
 """Damaged DICOM images and structure sets."""
 
-import shutil
-
-import numpy as np
 import pydicom
 import pytest
 from helpers.damage import Tally, damaged_bytes, generator
@@ -81,7 +78,7 @@ def with_value(rng, path):
 
 def read_all(root):
     for scan in read_cohort(root).scans:
-        scan.read_volume().percentiles
+        assert len(scan.read_volume().percentiles)
         scan.read_annotation()
 
 

@@ -1,7 +1,6 @@
 """Damaged NIfTI files, and dataset.json of nnU-Net and the Decathlon."""
 
 import gzip
-import json
 import struct
 
 import nibabel
@@ -36,7 +35,7 @@ def voxels_of(path):
         raise DataError(cohort.broken[0][1])
     for scan in cohort.scans:
         volume = scan.read_volume()
-        volume.percentiles
+        assert len(volume.percentiles)
     return cohort
 
 
@@ -100,7 +99,7 @@ def test_compressed_streams(tmp_path):
     rng, tally = generator(11), Tally()
     voxels = rng.integers(0, 500, (6, 5, 4)).astype(np.int16)
     content = saved(tmp_path / "a.nii.gz", voxels)
-    for n in range(400):
+    for _n in range(400):
         path = tmp_path / "scan.nii.gz"
         path.write_bytes(damaged_bytes(rng, content))
         tally(path.read_bytes().hex(), voxels_of, path)

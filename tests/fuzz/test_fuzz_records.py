@@ -69,7 +69,7 @@ def test_dataset_json(small):
     rng, tally = generator(40), Tally()
     path = small / "dataset.json"
     tree = json.loads(path.read_text())
-    for n in range(800):
+    for _n in range(800):
         path.write_bytes(damaged_json(rng, tree))
 
         def read():
@@ -142,7 +142,7 @@ def test_examples(small):
 
     def read(damaged):
         scan = as_data_error(decode_scan, damaged)
-        Volume(scan.volume.voxels, scan.volume.spacing, scan.volume.numbers).percentiles
+        assert len(Volume(scan.volume.voxels, scan.volume.spacing, scan.volume.numbers).percentiles)
 
     for n in range(1200):
         damaged = damaged_features(rng, record) if n % 2 else damaged_bytes(rng, record, 0, None if n % 4 else 400)

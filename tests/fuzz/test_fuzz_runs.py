@@ -3,8 +3,6 @@
 import json
 import shutil
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
 from helpers.damage import Tally, damaged_bytes, damaged_json, damaged_yaml, generator
@@ -24,7 +22,9 @@ def run(untrained, tmp_path):
     """A copy of an evaluated run."""
     folder = tmp_path / "run"
     shutil.copytree(untrained, folder, ignore=shutil.ignore_patterns("report*", "*.png"))
-    (folder / "history.csv").write_text("epoch,loss,dice,val_loss,val_dice,learning_rate,seconds\n1,0.9,0.1,0.9,0.2,0.001,3.5\n2,0.8,0.2,0.8,,0.001,3.4\n")
+    (folder / "history.csv").write_text(
+        "epoch,loss,dice,val_loss,val_dice,learning_rate,seconds\n1,0.9,0.1,0.9,0.2,0.001,3.5\n2,0.8,0.2,0.8,,0.001,3.4\n"
+    )
     return folder
 
 
@@ -34,8 +34,14 @@ def test_configs_of_runs(run, tmp_path):
     content = config.read_bytes()
     tree = yaml.safe_load(content)
     # A run's config lists every key; a short one is parsed faster.
-    tree = {key: tree[key] for key in ("name", "labels", "channels", "provenance", "evaluation")} | {"data": {"input_size": [32, 32], "fold": 1}}
-    tuned = {"postprocess": {"stomach": {"threshold": 0.4}}, "evaluation": {"tta": {"flip": True}}, "provenance": {"tuned": {"fold": 1, "cases": 2, "scans": 3}}}
+    tree = {key: tree[key] for key in ("name", "labels", "channels", "provenance", "evaluation")} | {
+        "data": {"input_size": [32, 32], "fold": 1}
+    }
+    tuned = {
+        "postprocess": {"stomach": {"threshold": 0.4}},
+        "evaluation": {"tta": {"flip": True}},
+        "provenance": {"tuned": {"fold": 1, "cases": 2, "scans": 3}},
+    }
     folds = tree | {"provenance": {"folds": [["case1"], ["case2"]], "dataset": "x"}}
     for n in range(300):
         if n % 3 == 0:
@@ -59,7 +65,11 @@ def test_histories(run):
     path, config = run / "history.csv", load_run(run).config
     content = path.read_bytes()
     for n in range(600):
-        path.write_bytes(damaged_bytes(rng, content) if n % 5 else content.replace(b"0.1", bytes(rng.choice([b"", b"x", b"nan", b"1e999", b'"', b"1,2", b"\0"]))))
+        path.write_bytes(
+            damaged_bytes(rng, content)
+            if n % 5
+            else content.replace(b"0.1", bytes(rng.choice([b"", b"x", b"nan", b"1e999", b'"', b"1,2", b"\0"])))
+        )
         tally(path.read_bytes(), read_history, run)
         tally(path.read_bytes(), _is_trained, run, config)
     tally.check(1200, accepted=100, refused=100)
@@ -103,7 +113,7 @@ def test_progress_within_an_epoch():
     from gitseg_tf.training.callbacks.checkpoints import RunningEpoch
 
     rng, tally = generator(54), Tally()
-    for n in range(300):
+    for _n in range(300):
         text = damaged_json(rng, {"steps": 3, "measures": [1.0, [2.0, 3.0]]})
         tally(text[:100], RunningEpoch().deserialize, text)
     tally.check(300, accepted=20, refused=50)

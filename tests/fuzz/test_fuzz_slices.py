@@ -1,16 +1,20 @@
 """Damaged PNG slices, run-length strings and tables of the competition."""
 
 import cv2
+import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from helpers.damage import Tally, damaged_bytes, framed_png, generator, png_bomb
 
-from gitseg_tf.data.readers.competition import _read_table, read_file, table_rows
+from gitseg_tf.data.readers.competition import _read_table, table_rows
 from gitseg_tf.data.readers.png import read_png
-from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.data.readers.rle import mask_to_rle, rle_to_mask
 from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.data.tfrecords.dataset import is_dataset, load_dataset
+from gitseg_tf.inference.predict import predict_cohort
+from gitseg_tf.inference.prediction import BasePredictor, Prediction
+from gitseg_tf.labels import UWMGI
 
 pytestmark = pytest.mark.slow
 
@@ -133,3 +137,38 @@ def test_folders_of_slices_convert_completely_or_not_at_all(make_cohort, tmp_pat
             renamed.rename(path)
         path.write_bytes(content)
     tally.check(150, accepted=2, refused=50)
+
+
+class Bright(BasePredictor):
+    """Segments bright voxels."""
+
+    labels, channels, config = UWMGI, None, None
+
+    def _predict(self, volume, probabilities):
+        masks = volume.voxels > volume.voxels.mean()
+        return Prediction(np.stack([masks] * 3), np.stack([masks] * 3).astype(np.float32) if probabilities else None)
+
+
+@pytest.mark.parametrize("output", ["submission", "nifti"])
+def test_predictions_are_complete_or_absent(make_cohort, tmp_path, output):
+    rng, tally = generator(4), Tally()
+    scans = [("case1_day0", (40, 64), (1, 2, 3, 4)), ("case2_day0", (40, 64), (1, 2, 3, 4))]
+    root = make_cohort(tmp_path / "cohort", scans, labeled=False, folder="test").root
+    pngs = sorted(root.rglob("*.png"))
+    for n in range(60):
+        path = pngs[rng.integers(len(pngs))]
+        content = path.read_bytes()
+        path.write_bytes(damaged_bytes(rng, content) if n % 6 else content)
+        out = tmp_path / f"out{n}"
+        done = tally(path.name, predict_cohort, "none", root, out, output=output, load=lambda models: Bright())
+        predicted = {"case1_day0", "case2_day0"} if done else {"case1_day0", "case2_day0"} - {path.parent.parent.name}
+        if output == "submission":
+            rows = pd.read_csv(out / "submission.csv")
+            assert set(rows["id"].str.rpartition("_slice")[0]) == predicted and len(rows) == 12 * len(predicted)
+        else:
+            volumes = [nibabel.load(file).get_fdata() for file in out.rglob("*.nii.gz")]
+            assert volumes
+            assert {file.relative_to(out).parts[0].partition(".")[0] for file in out.rglob("*.nii.gz")} == predicted
+        assert not [file for file in out.rglob("*") if file.name.startswith(".") or file.suffix == ".tmp"]
+        path.write_bytes(content)
+    tally.check(60, accepted=10, refused=20)

@@ -2,7 +2,6 @@
 
 import socket
 
-import numpy as np
 import pytest
 from helpers.damage import Tally, damaged_bytes, generator
 
@@ -11,9 +10,23 @@ from gitseg_tf.viewer.catalog import open_library
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
-ADDRESSES = ["/", "/view.css", "/scan.js", "/api/scans", "/api/scans/0", "/api/scans/1/prediction", "/api/scans/0/truth/labels", "/api/scans/0/prediction/labels",
-             "/api/scans/0/image/axial/2", "/api/scans/0/image/coronal/3?channel=0", "/api/scans/0/truth/sagittal/5"]
-PIECES = ["..", "%2e%2e", "%00", "-1", "1e3", "9" * 30, "9" * 5000, "nan", "0x1", "٣", "%d9%a3", "truth", "true", "", ".", "~", "%", "%zz", "'", "<script>", "\\", "a" * 9000, "1.0", " 1", "+1", "null"]
+ADDRESSES = [
+    "/",
+    "/view.css",
+    "/scan.js",
+    "/api/scans",
+    "/api/scans/0",
+    "/api/scans/1/prediction",
+    "/api/scans/0/truth/labels",
+    "/api/scans/0/prediction/labels",
+    "/api/scans/0/image/axial/2",
+    "/api/scans/0/image/coronal/3?channel=0",
+    "/api/scans/0/truth/sagittal/5",
+]
+PIECES = (
+    "..", "%2e%2e", "%00", "-1", "1e3", "9" * 30, "9" * 5000, "nan", "0x1", "٣", "%d9%a3", "truth", "true", "", ".",
+    "~", "%", "%zz", "'", "<script>", "\\", "a" * 9000, "1.0", " 1", "+1", "null",
+)  # fmt: skip
 
 
 class Refused(GitsegError):
@@ -46,22 +59,33 @@ def answer(port, request):
     return status
 
 
+HEADERS = ("Host", "Content-Length", "Transfer-Encoding", "Accept-Encoding", "Range", "Upgrade", "Expect", "X" * 300)
+METHODS = ("POST", "PUT", "HEAD", "OPTIONS", "TRACE", "get", "", "G" * 70000, "PRI")
+ELSEWHERE = ("*", "http://example.org/", "//api//scans", "/api/scans/", "/../../etc/passwd", "/%2e%2e/x")
+PARAMETERS = ("channel", "x", "channel[]", "")
+
+
 def request(rng, n):
-    address, method, headers, body = ADDRESSES[n % len(ADDRESSES)], "GET", [("Host", "localhost"), ("Connection", "close")], b""
+    """A request for one of the addresses, of which something is damaged."""
+
+    def one_of(things):
+        return things[rng.integers(len(things))]
+
+    method, address, body = "GET", ADDRESSES[n % len(ADDRESSES)], b""
+    headers = [("Host", "localhost"), ("Connection", "close")]
     kind = rng.integers(8)
     if kind <= 2:
         parts = address.split("/")
-        parts[rng.integers(1, len(parts))] = PIECES[rng.integers(len(PIECES))]
+        parts[rng.integers(1, len(parts))] = one_of(PIECES)
         address = "/".join(parts)
     elif kind == 3:
-        address += f"?{rng.choice(['channel', 'x', 'channel[]', ''])}={PIECES[rng.integers(len(PIECES))]}&channel={PIECES[rng.integers(len(PIECES))]}"
+        address += f"?{one_of(PARAMETERS)}={one_of(PIECES)}&channel={one_of(PIECES)}"
     elif kind == 4:
-        headers.insert(int(rng.integers(3)), (str(rng.choice(["Host", "Content-Length", "Transfer-Encoding", "Accept-Encoding", "Range", "Upgrade", "Expect", "Cookie", "X" * 300])), PIECES[rng.integers(len(PIECES))]))
+        headers.insert(int(rng.integers(3)), (one_of(HEADERS), one_of(PIECES)))
     elif kind == 5:
-        method = str(rng.choice(["POST", "PUT", "HEAD", "OPTIONS", "TRACE", "get", "", "G" * 70000, "PRI"]))
-        body = b"{" * 1000
+        method, body = one_of(METHODS), b"{" * 1000
     elif kind == 6:
-        address = str(rng.choice(["*", "http://example.org/", "//api//scans", "/api/scans/", "/api/scans/0/", "/api/scans/../..", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd"]))
+        address = one_of(ELSEWHERE)
     lines = [f"{method} {address} HTTP/1.1", *(f"{name}: {value}" for name, value in headers), "", ""]
     whole = "\r\n".join(lines).encode() + body
     return damaged_bytes(rng, whole) if kind == 7 else whole

@@ -21,12 +21,12 @@ from gitseg_tf.errors import GitsegError
 # A damaged file must not make a parser hang, or allocate what only its header claims.
 SECONDS, BYTES = 10, 3 << 30
 _MOST_SHOWN = 12
-_EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, 1 << 63)
+_EXTREMES = tuple(2**bits - one for bits in (0, 7, 8, 15, 16, 31, 32, 63) for one in (1, 0))
 _LEAVES = (
-    None, True, False, 0, -1, 1, 2, 3.5, -0.0, 2**31, -(2**31), 2**63, -(2**63), 10**30, 1e308, 1e-320, math.nan, math.inf,
-    -math.inf, "", " ", "0", "-1", "nan", "1e400", "true", "null", "\n", "a\nb", "\0", "../../x", "/", ".", "..", "~", "é",
-    "\ud800", "x" * 5000, "1" * 5000, "%s%n{0}", [], {}, [[]], [{}], {"": ""}, {"a": {"b": [1, 2, {"c": None}]}}, [None] * 300,
-    [0, 0, 0], [1e308] * 3, [math.nan] * 3, {"labels": []}, {"0": "x"},
+    None, True, False, 0, -1, 1, 2, 3.5, -0.0, 2**31, -(2**31), 2**63, -(2**63), 10**30, 1e308, 1e-320, math.nan,
+    math.inf, -math.inf, "", " ", "0", "-1", "nan", "1e400", "true", "null", "\n", "a\nb", "\0", "../../x", "/", ".",
+    "..", "~", "é", "\ud800", "x" * 5000, "1" * 5000, "%s%n{0}", [], {}, [[]], [{}], {"": ""}, [None] * 300, [0, 0, 0],
+    {"a": {"b": [1, 2, {"c": None}]}}, [1e308] * 3, [math.nan] * 3, {"labels": []}, {"0": "x"},
 )  # fmt: skip
 
 

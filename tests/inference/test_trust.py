@@ -6,7 +6,8 @@ from helpers.configs import tiny_config
 
 from gitseg_tf.config import save_config
 from gitseg_tf.data.tfrecords.convert import convert
-from gitseg_tf.data.tfrecords.dataset import ScanEntry, read_scans
+from gitseg_tf.data.tfrecords.dataset import read_scans
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.inference.trust import model_training_data, model_warnings, scan_warnings
 from gitseg_tf.phantom.cohort import make_phantom

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config
-from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, ScanEntry
+from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.errors import DataError
 
 MOST_REPEATS = 10

@@ -11,7 +11,8 @@ from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
 from gitseg_tf.data.pipeline.service import distribute
 from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
-from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.errors import DataError
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.pipeline.windows import Layout, cut_window
-from gitseg_tf.data.tfrecords.dataset import ScanEntry
+from gitseg_tf.data.tfrecords.index import ScanEntry
 
 _OF_SLICES = ("image", "bits", "shown", "windows")
 _OF_SCANS = ("id", "annotated")

@@ -5,7 +5,7 @@ import pickle
 import shlex
 
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically
-from gitseg_tf.data.tfrecords.dataset import Shard
+from gitseg_tf.data.tfrecords.index import Shard
 from gitseg_tf.data.tfrecords.shards import ShardJob, encode_scan, finished_shard, noted_shard, write_shard
 from gitseg_tf.errors import ConfigError, DataError, DependencyError, GitsegError
 

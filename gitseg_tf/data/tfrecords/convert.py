@@ -17,19 +17,10 @@ from gitseg_tf.core.progress import progress
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.label_table import label_table
 from gitseg_tf.data.readers.registry import read_cohort
-from gitseg_tf.data.tfrecords.dataset import (
-    INDEX,
-    UNLABELED,
-    VERSION,
-    Dataset,
-    ScanEntry,
-    Shard,
-    is_dataset,
-    load_dataset,
-    save_index,
-)
+from gitseg_tf.data.tfrecords.dataset import INDEX, VERSION, Dataset, is_dataset, load_dataset, save_index
 from gitseg_tf.data.tfrecords.fold_table import Folds, count_of, folds_from_table
 from gitseg_tf.data.tfrecords.folds import assign_folds
+from gitseg_tf.data.tfrecords.index import UNLABELED, ScanEntry, Shard
 from gitseg_tf.data.tfrecords.shards import (
     ShardJob,
     encode_scan,

@@ -1,102 +1,28 @@
 """Datasets on disk: shards by fold, listed in dataset.json. See tfrecords/README.md."""
 
 import json
-import math
-import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictInt,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
 
 from gitseg_tf.core.paths import AnyPath, as_path, file_size, write_atomically
 from gitseg_tf.core.text import one_line
 from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.data.tfrecords.codec import check_lengths
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.volume import MAX_CHANNELS, LoadedScan
-from gitseg_tf.errors import ConfigError, DataError, first_line
+from gitseg_tf.data.tfrecords.index import UNLABELED, Index, Intensities, ScanEntry, Shard
+from gitseg_tf.data.volume import LoadedScan
+from gitseg_tf.errors import DataError, first_line
 from gitseg_tf.labels import LabelSet
 
 FORMAT = "gitseg-tf scans"
 VERSION = 2
 INDEX = "dataset.json"
-UNLABELED = -1
-_FILE_NAME = re.compile(r"\w[\w.-]*")
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """Intensities of a channel inside the union of all masks, or in the whole scan if all masks are empty.
-
-    Attributes:
-        voxels: number of voxels.
-        mean, std: mean and standard deviation.
-        p005, p995: percentiles 0.5 and 99.5.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    voxels: int
-    mean: float
-    std: float
-    p005: float
-    p995: float
-
-
-@dataclass(frozen=True)
-class ScanEntry:
-    """The entry of a scan in dataset.json.
-
-    Attributes:
-        id, case: see `Scan`.
-        shape: (depth, height, width).
-        spacing: (z, y, x) in mm.
-        label_slices: annotated label to the number of slices with it; empty for a scan without annotation.
-        empty_slices: number of slices without any label; 0 for a scan without annotation.
-        intensities: one `Intensities` per channel.
-        percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
-            before these were stored.
-        label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    id: str
-    case: str
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    label_slices: dict[str, int]
-    empty_slices: int
-    intensities: tuple[Intensities, ...]
-    percentiles: tuple[tuple[float, ...], ...] = ()
-    label_sets: dict[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A TFRecord file: name, fold (-1 without annotation), size in bytes, CRC-32, and scans in record order."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    file: str
-    fold: int
-    bytes: int
-    crc32: str
-    scans: tuple[ScanEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -177,24 +103,6 @@ class Dataset:
             )
         if fold is None or not 0 <= fold < self.folds:
             raise DataError(f"{self.root}: has folds 0 to {self.folds - 1}, not {fold}; choose one of these")
-
-
-def count_label_sets(shown: np.ndarray) -> dict[str, int]:
-    """Count the slices that show the same set of labels.
-
-    Args:
-        shown: bool [L, D], whether label k is in slice z.
-
-    Returns:
-        The indices of the labels in ascending order, separated by spaces, to the number of slices; sorted, without
-        slices that show no label.
-
-    Example:
-        >>> count_label_sets(np.array([[True, True, False, True], [False, True, False, True]]))
-        {'0': 1, '0 1': 2}
-    """
-    sets = Counter(" ".join(map(str, np.flatnonzero(labels))) for labels in shown.T if labels.any())
-    return dict(sorted(sets.items()))
 
 
 def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterator[LoadedScan]:
@@ -278,13 +186,13 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
             f"but this package reads {FORMAT!r} version {VERSION}; convert the cohort again"
         )
     try:
-        index = _Index.model_validate(tree)
+        index = Index.model_validate(tree)
     except ValidationError as error:
         problem = error.errors()[0]
         field = one_line(".".join(map(str, problem["loc"])))
         reason = f"{field}: {problem['msg']}" if field else problem["msg"].removeprefix("Value error, ")
         raise DataError(f"{root / INDEX}: is damaged ({reason}); convert again") from None
-    shards, labels = index.shards, cast(LabelSet, index.labels)  # see `_Index._are_labels`
+    shards, labels = index.shards, cast(LabelSet, index.labels)  # see `Index._are_labels`
     dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels)
     for shard in shards:
         _check_shard(root / shard.file, shard, verify)
@@ -333,63 +241,6 @@ def file_crc32(path: AnyPath) -> str:
         while block := file.read(1 << 20):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
-
-
-class _Folds(BaseModel):
-    count: StrictInt = Field(ge=0)
-    seed: StrictInt
-
-
-class _Index(BaseModel):
-    """The fields of dataset.json that `load_dataset` reads; the others are informative."""
-
-    labels: list
-    channels: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHANNELS)
-    source: dict[str, str]
-    folds: _Folds
-    shards: tuple[Shard, ...] = Field(min_length=1)
-
-    @field_validator("labels")
-    @classmethod
-    def _are_labels(cls, tree):
-        try:
-            return LabelSet.from_tree(tree) if tree else LabelSet(())
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-
-    @field_validator("source")
-    @classmethod
-    def _names_its_origin(cls, source):
-        if not {"name", "fingerprint"} <= set(source):
-            raise ValueError("must have a name and a fingerprint")
-        return source
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self):
-        channels = max((len(scan.intensities) for shard in self.shards for scan in shard.scans), default=0) or 1
-        for shard in self.shards:
-            if not _FILE_NAME.fullmatch(shard.file):
-                raise ValueError(f"{shown(shard.file)} is not the name of a shard")
-            if not UNLABELED <= shard.fold < self.folds.count or shard.bytes < 0:
-                raise ValueError(f"{shard.file} has fold {shard.fold} and {shard.bytes} bytes")
-            for scan in shard.scans:
-                numbers = [*scan.spacing, *(value for one in scan.intensities for value in asdict(one).values())]
-                if min(scan.shape) < 1 or min(scan.spacing) <= 0 or not all(map(math.isfinite, numbers)):
-                    raise ValueError(f"{shown(scan.id)} has impossible sizes or intensities")
-                if len(scan.intensities) != channels or min(one.voxels for one in scan.intensities) < 1:
-                    raise ValueError(f"{shown(scan.id)} has intensities of {len(scan.intensities)} channels")
-        if self.folds.count > sum(len(shard.scans) for shard in self.shards):
-            raise ValueError(f"it has {self.folds.count} folds, more than scans")
-        return self
-
-
-def shard_from_json(tree: dict) -> Shard:
-    """Create a shard from the result of `dataclasses.asdict`.
-
-    Raises:
-        pydantic.ValidationError: a field is missing or has another type.
-    """
-    return TypeAdapter(Shard).validate_python(tree)
 
 
 def _pool(scans: tuple[Intensities, ...]) -> Intensities:

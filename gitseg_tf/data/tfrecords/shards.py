@@ -16,15 +16,9 @@ from gitseg_tf.core.paths import AnyPath, write_atomically
 from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.base import Scan, source_digest
 from gitseg_tf.data.tfrecords.codec import RecordWriter
-from gitseg_tf.data.tfrecords.dataset import (
-    Intensities,
-    ScanEntry,
-    Shard,
-    count_label_sets,
-    file_crc32,
-    shard_from_json,
-)
+from gitseg_tf.data.tfrecords.dataset import file_crc32
 from gitseg_tf.data.tfrecords.example import serialize_scan
+from gitseg_tf.data.tfrecords.index import Intensities, ScanEntry, Shard, count_label_sets, shard_from_json
 from gitseg_tf.data.volume import PERCENTILES, Annotation, Volume, intensity_statistics
 from gitseg_tf.errors import DataError
 

@@ -7,16 +7,9 @@ import numpy as np
 from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
-from gitseg_tf.data.tfrecords.dataset import (
-    INDEX,
-    Dataset,
-    ScanEntry,
-    Shard,
-    count_label_sets,
-    file_crc32,
-    load_dataset,
-)
+from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, file_crc32, load_dataset
 from gitseg_tf.data.tfrecords.example import decode_scan
+from gitseg_tf.data.tfrecords.index import ScanEntry, Shard, count_label_sets
 from gitseg_tf.data.tfrecords.shards import measure_intensities
 from gitseg_tf.data.volume import LoadedScan, Volume
 from gitseg_tf.errors import DataError

@@ -97,7 +97,9 @@ def read_evaluation(path: str | AnyPath) -> Evaluation:
             raise ValueError("a scan and label are listed twice")
         summary["dataset"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: its evaluation is damaged ({type(error).__name__}: {first_line(error)}); {fix}") from None
+        raise RunError(
+            f"{path}: its evaluation is damaged ({type(error).__name__}: {first_line(error)}); {fix}"
+        ) from None
     if set(rows["scan"]) != scans:
         raise RunError(f"{path}: evaluation.csv and evaluation.json list different scans; {fix}")
     return Evaluation(path, summary, rows)

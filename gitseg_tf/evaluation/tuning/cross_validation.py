@@ -13,7 +13,8 @@ from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.config.postprocess import PostprocessConfig
 from gitseg_tf.core.locks import locked
 from gitseg_tf.core.paths import AnyPath, write_atomically
-from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.evaluation.cross_validation import common_tta, finished_runs
 from gitseg_tf.evaluation.evaluate import scans_of_fold
 from gitseg_tf.evaluation.tuning.search import PairScores, Step

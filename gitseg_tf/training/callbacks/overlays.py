@@ -12,7 +12,8 @@ import tf_keras as keras
 from gitseg_tf.config import Config
 from gitseg_tf.data.outlines import draw_outlines
 from gitseg_tf.data.pipeline.batches import validation_windows
-from gitseg_tf.data.tfrecords.dataset import Dataset, ScanEntry
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.models.build import logits_of
 
 SLICES = 4

@@ -15,7 +15,8 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.pipeline import windows as windows_module
 from gitseg_tf.data.pipeline.batches import training_windows, validation_steps, validation_windows
 from gitseg_tf.data.pipeline.epochs import steps_per_epoch
-from gitseg_tf.data.tfrecords.dataset import Dataset, Shard, count_label_sets
+from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import Shard, count_label_sets
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet
 

@@ -242,7 +242,7 @@ def read_json(path: Path) -> dict:
         DataError: invalid JSON, another type, or a key that is defined twice.
     """
     try:
-        tree = parse_json(path.read_bytes(), object_pairs_hook=partial(_unique_keys, path))
+        tree = parse_json(path.read_bytes(), partial(_unique_keys, path))
     except ValueError as error:
         raise DataError(f"{path}: invalid JSON ({error}); fix the file") from None
     if not isinstance(tree, dict):

@@ -1,0 +1,152 @@
+"""The entries of dataset.json: scans and shards, and a check that they agree with each other."""
+
+import math
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, field_validator, model_validator
+
+from gitseg_tf.core.trees import shown
+from gitseg_tf.data.volume import MAX_CHANNELS
+from gitseg_tf.errors import ConfigError
+from gitseg_tf.labels import LabelSet
+
+UNLABELED = -1
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """Intensities of a channel inside the union of all masks, or in the whole scan if all masks are empty.
+
+    Attributes:
+        voxels: number of voxels.
+        mean, std: mean and standard deviation.
+        p005, p995: percentiles 0.5 and 99.5.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    voxels: int
+    mean: float
+    std: float
+    p005: float
+    p995: float
+
+
+@dataclass(frozen=True)
+class ScanEntry:
+    """The entry of a scan in dataset.json.
+
+    Attributes:
+        id, case: see `Scan`.
+        shape: (depth, height, width).
+        spacing: (z, y, x) in mm.
+        label_slices: annotated label to the number of slices with it; empty for a scan without annotation.
+        empty_slices: number of slices without any label; 0 for a scan without annotation.
+        intensities: one `Intensities` per channel.
+        percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
+            before these were stored.
+        label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: str
+    case: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    label_slices: dict[str, int]
+    empty_slices: int
+    intensities: tuple[Intensities, ...]
+    percentiles: tuple[tuple[float, ...], ...] = ()
+    label_sets: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A TFRecord file: name, fold (-1 without annotation), size in bytes, CRC-32, and scans in record order."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    file: str
+    fold: int
+    bytes: int
+    crc32: str
+    scans: tuple[ScanEntry, ...]
+
+
+def count_label_sets(shown: np.ndarray) -> dict[str, int]:
+    """Count the slices that show the same set of labels.
+
+    Args:
+        shown: bool [L, D], whether label k is in slice z.
+
+    Returns:
+        The indices of the labels in ascending order, separated by spaces, to the number of slices; sorted, without
+        slices that show no label.
+
+    Example:
+        >>> count_label_sets(np.array([[True, True, False, True], [False, True, False, True]]))
+        {'0': 1, '0 1': 2}
+    """
+    sets = Counter(" ".join(map(str, np.flatnonzero(labels))) for labels in shown.T if labels.any())
+    return dict(sorted(sets.items()))
+
+
+class _Folds(BaseModel):
+    count: StrictInt = Field(ge=0)
+    seed: StrictInt
+
+
+class Index(BaseModel):
+    """The fields of dataset.json that `load_dataset` reads; the others are informative."""
+
+    labels: list
+    channels: tuple[str, ...] = Field(min_length=1, max_length=MAX_CHANNELS)
+    source: dict[str, str]
+    folds: _Folds
+    shards: tuple[Shard, ...] = Field(min_length=1)
+
+    @field_validator("labels")
+    @classmethod
+    def _are_labels(cls, tree):
+        try:
+            return LabelSet.from_tree(tree) if tree else LabelSet(())
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("source")
+    @classmethod
+    def _names_its_origin(cls, source):
+        if not {"name", "fingerprint"} <= set(source):
+            raise ValueError("must have a name and a fingerprint")
+        return source
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self):
+        scans = [scan for shard in self.shards for scan in shard.scans]
+        for shard in self.shards:
+            if not _FILE_NAME.fullmatch(shard.file) or not UNLABELED <= shard.fold < self.folds.count:
+                raise ValueError(f"{shown(shard.file)} is not the name of a shard, or has no fold {shard.fold}")
+        for scan in scans:
+            numbers = [*scan.spacing, *(value for one in scan.intensities for value in asdict(one).values())]
+            sizes = (*scan.shape, *(one.voxels for one in scan.intensities))
+            if min(sizes) < 1 or min(scan.spacing) <= 0 or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{shown(scan.id)} has impossible sizes or intensities")
+            if len(scan.intensities) != len(scans[0].intensities):
+                raise ValueError(f"{shown(scan.id)} has intensities of {len(scan.intensities)} channels")
+        if self.folds.count > len(scans):
+            raise ValueError(f"it has {self.folds.count} folds, more than scans")
+        return self
+
+
+def shard_from_json(tree: dict) -> Shard:
+    """Create a shard from the result of `dataclasses.asdict`.
+
+    Raises:
+        pydantic.ValidationError: a field is missing or has another type.
+    """
+    return TypeAdapter(Shard).validate_python(tree)
