@@ -26,8 +26,9 @@ LAYOUTS.register(
 LAYOUTS.register(
     "NIfTI",
     "gitseg_tf.data.readers.nifti.cohort:READER",
-    expected="NIfTI files (imagesTr/ and labelsTr/, or a folder per scan with image.nii.gz and one mask per label)",
-    endings=(".nii", ".nii.gz"),
+    expected="NIfTI, NRRD or MetaImage files (imagesTr/ and labelsTr/, or a folder per scan with image.nii.gz and one "
+    "mask per label)",
+    endings=(".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"),
 )
 LAYOUTS.register(
     "DICOM",

@@ -12,7 +12,9 @@ from gitseg_tf.data.volume import MAX_CHANNELS
 from gitseg_tf.errors import DataError
 
 # Suffix to the module whose `open_file` reads it.
-_LIBRARIES = {".nii": "nibabel_files", ".nii.gz": "nibabel_files"}
+_LIBRARIES = {".nii": "nibabel_files", ".nii.gz": "nibabel_files"} | dict.fromkeys(
+    (".nrrd", ".seg.nrrd", ".nhdr", ".mha", ".mhd"), "itk_files"
+)
 SUFFIXES = tuple(_LIBRARIES)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan
 from gitseg_tf.data.readers.naming import resolve_labels
-from gitseg_tf.data.readers.nifti.cohort import IGNORE, IMAGE_NAMES, named_numbers, read_json
 from gitseg_tf.data.readers.nifti.files import SUFFIXES, image_files, stem_of
+from gitseg_tf.data.readers.nifti.folders import IMAGE_NAMES
 from gitseg_tf.data.readers.nifti.label_tables import named_values
+from gitseg_tf.data.readers.nifti.nnunet import IGNORE, named_numbers, read_json
 from gitseg_tf.data.readers.nifti.source import read_on_grid
 from gitseg_tf.errors import DataError
 from gitseg_tf.labels import LabelSet
