@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort
 from gitseg_tf.inspection.measurements import ScanFacts
 from gitseg_tf.inspection.source import Unreadable
@@ -182,7 +183,8 @@ def unannotated_labels(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Fin
             which = ", ".join(without[:_NAMED]) + (
                 f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
             )
-            text = f"{label.title} is annotated in {len(scans) - len(without)} of {len(scans)} scans; it is neither "
+            share = f"{len(scans) - len(without)} of {plural(len(scans), 'scan')}"
+            text = f"{label.title} is annotated in {share}; it is neither "
             yield Finding("warning", "unannotated", "", (), f"{text}trained on nor scored in the others: {which}")
 
 

@@ -52,7 +52,7 @@ def _geometries(cohort: Cohort) -> list[str]:
     counts, total = Counter((scan.shape[1:], scan.spacing) for scan in cohort.scans), len(cohort.scans)
     return _first(
         [
-            f"{width} x {height} pixels of {x:g} x {y:g} mm, slices every {z:g} mm ({n} of {total} scans)"
+            f"{width} x {height} pixels of {x:g} x {y:g} mm, slices every {z:g} mm ({n} of {plural(total, 'scan')})"
             for ((height, width), (z, y, x)), n in sorted(counts.items())
         ]
     )
@@ -75,8 +75,8 @@ def _annotated(cohort: Cohort) -> list[str]:
     for k, label in enumerate(cohort.labels):
         lacking = sum(label.name not in scan.annotated for scan in scans)
         unannotated = f", unannotated in {plural(lacking, 'scan')}" if lacking else ""
-        lines.append(f"{label.name} on {sum(stratum >> k & 1 for stratum in strata)} slices{unannotated}")
-    return [*lines, f"none on {strata.count(0)} slices"]
+        lines.append(f"{label.name} on {plural(sum(stratum >> k & 1 for stratum in strata), 'slice')}{unannotated}")
+    return [*lines, f"none on {plural(strata.count(0), 'slice')}"]
 
 
 def _files(cohort: Cohort) -> list[str]:
