@@ -148,8 +148,8 @@ def _verify(root: str) -> None:
     dataset = verify_dataset(root)
     size = sum(shard.bytes for shard in dataset.shards) / 2**20
     print(
-        f"verified   {dataset.root}: {len(dataset.shards)} shards ({size:.0f} MiB), {_counts(dataset)}: sizes, CRC-32, "
-        "and every record's id, shape, spacing, slice numbers, percentiles and label counts"
+        f"verified   {dataset.root}: {plural(len(dataset.shards), 'shard')} ({size:.0f} MiB), {_counts(dataset)}: "
+        "sizes, CRC-32, and every record's id, shape, spacing, slice numbers, percentiles and label counts"
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gitseg_tf.cli.parsers import command, reading, reading_arguments
 from gitseg_tf.core.tensorflow_import import import_tensorflow
+from gitseg_tf.core.text import plural
 
 if TYPE_CHECKING:
     from gitseg_tf.data.readers.base import FoundLabel
@@ -59,4 +60,4 @@ def yaml_lines(labels: "LabelSet", found: Sequence["FoundLabel"], data: str) -> 
 
 
 def _found_in(row: "FoundLabel") -> str:
-    return f"{row.name!r} in {row.scans} scan" + ("s" if row.scans != 1 else "")
+    return f"{row.name!r} in {plural(row.scans, 'scan')}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import Parser, command, data_argument, folds_argument, reading, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
+from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError
 
 
@@ -259,7 +260,7 @@ def _grid(options) -> None:
     failed = failures(table)
     if failed:
         raise ConfigError(
-            f"{len(failed)} of {len(table)} runs failed: {', '.join(failed)}; see their .log files in {out}"
+            f"{len(failed)} of {plural(len(table), 'run')} failed: {', '.join(failed)}; see their .log files in {out}"
         )
 
 

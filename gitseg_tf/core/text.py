@@ -73,7 +73,8 @@ def table_lines(names: Sequence[str], columns: Sequence[tuple[str, Sequence[str]
     blocks: list[list[tuple[str, Sequence[str]]]] = [[]]
     for column in columns:
         used = indent + sum(len(title) for title, _ in blocks[-1])
-        if width is not None and blocks[-1] and used + len(column[0].rstrip()) > width:
+        needed = max(len(text.rstrip()) for text in (column[0], *column[1]))
+        if width is not None and blocks[-1] and used + needed > width:
             blocks.append([])
         blocks[-1].append(column)
     lines = []

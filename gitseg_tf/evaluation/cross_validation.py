@@ -10,6 +10,7 @@ import tf_keras as keras
 
 from gitseg_tf.config import Config, with_overrides
 from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
 from gitseg_tf.evaluation.calibration import Reliability
@@ -115,7 +116,8 @@ def evaluate_cross_validation(
     summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
     details = {
         **network_details(config),
-        "Data": f"{dataset.source['name']}, {len(runs)} folds, each scored by the run that was not trained on it",
+        "Data": f"{dataset.source['name']}, {plural(len(runs), 'fold')}, "
+        "each scored by the run that was not trained on it",
         "Surface Dice tolerance": f"{config.evaluation.tolerance_mm} mm",
         "Test-time augmentation": tta_words(config),
         "Post-processing": "; ".join(cleaning),

@@ -264,7 +264,8 @@ def tuned_on_cases(run: Run | RunEnsemble, cases: list[str]) -> list[str]:
     tuned = run.config.provenance.get("tuned")
     if tuned is None:
         return []
-    logger.info("tuned      by %s, on %s (%d scans)", run.path / TUNED, tuned_where(tuned), len(tuned["scans"]))
+    where, scans = tuned_where(tuned), plural(len(tuned["scans"]), "scan")
+    logger.info("tuned      by %s, on %s (%s)", run.path / TUNED, where, scans)
     both = sorted(set(cases) & set(tuned["cases"]))
     if both:
         logger.warning("post-processing was tuned on %s: these scores are optimistic for new patients", ", ".join(both))
@@ -321,7 +322,9 @@ def summary_lines(summary: dict, width: int | None = None) -> list[str]:
     if more := len(summary["labels"]) - len(shown):
         lines.append(f"labels     the {len(shown)} with the lowest Dice; {more} more are in evaluation.csv")
     for name, scans in summary.get("unannotated", {}).items():
-        lines.append(f"labels     {name} is unannotated in {scans} of {summary['scans']} scans, which are left out")
+        lines.append(
+            f"labels     {name} is unannotated in {scans} of {plural(summary['scans'], 'scan')}, which are left out"
+        )
     cases, level = summary["cases"], intervals["level"]
     if cases < 2:
         lines.append("intervals  none: at least two patients are needed to estimate the variation between patients")

@@ -8,6 +8,7 @@ import tf_keras as keras
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config
+from gitseg_tf.core.text import plural
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.runs.ensemble import RunEnsemble
@@ -214,13 +215,14 @@ def _file(form: dict) -> list[tuple[str, Any]]:
     compared, calibrated = form["compared_with_float32"], form["calibrated_on"]
     rows = [(key, _tensor(form[key])) for key in ("input", "output")]
     if calibrated:
-        used = f"{calibrated['windows']} windows of {len(calibrated['scans'])} scans of the training folds"
+        scans = plural(len(calibrated["scans"]), "scan")
+        used = f"{plural(calibrated['windows'], 'window')} of {scans} of the training folds"
         rows.append(("integer ranges calibrated on", used))
     if form["float32_operators"]:
         rows.append(("computed in float32", counts(form["float32_operators"])))
     fold = "the training folds" if compared["fold"] is None else f"fold {compared['fold']}"
     difference = f"at most {compared['largest_difference']:.1e}, mean {compared['mean_difference']:.1e}"
-    rows.append(("difference from float32", f"{difference}, on {compared['windows']} windows of {fold}"))
+    rows.append(("difference from float32", f"{difference}, on {plural(compared['windows'], 'window')} of {fold}"))
     return [*rows, ("written and checked with", _versions(form["versions"]))]
 
 
@@ -251,7 +253,7 @@ def _trained(config: Config, networks: int | None = None) -> str:
     known = config.provenance
     cases = known.get("trained_on")
     lines = [
-        f"{len(cases)} patients." if cases else "Patients: not recorded.",
+        f"{plural(len(cases), 'patient')}." if cases else "Patients: not recorded.",
         f"Dataset fingerprint: `{known.get('dataset', 'not recorded')}`.",
     ]
     if networks:

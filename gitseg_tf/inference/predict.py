@@ -11,6 +11,7 @@ from typing import Any
 
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.progress import progress
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.registry import read_cohort, read_file
 from gitseg_tf.data.volume import Volume
@@ -154,10 +155,10 @@ def _predict_cohort(
         if len(failed) == total:
             if table := WRITERS.facts(output).get("table"):
                 (out / table).unlink(missing_ok=True)  # left by an earlier call
-            raise DataError(f"{source}: none of its {total} scans could be segmented; see the reasons above")
+            raise DataError(f"{source}: none of its {plural(total, 'scan')} could be segmented; see the reasons above")
     if failed:
         raise DataError(
-            f"{source}: {len(failed)} of {total} scans failed ({', '.join(failed)}), see the reasons above; "
+            f"{source}: {len(failed)} of {plural(total, 'scan')} failed ({', '.join(failed)}), see the reasons above; "
             f"the others are in {out}{_describe_other_earlier(output, out, cohort)}"
         )
     return out

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from gitseg_tf.core.text import plural
 from gitseg_tf.inspection.contour_fit import REACH, ContourFit
 from gitseg_tf.inspection.findings import COHORT, Finding, Severity, robust_z
 from gitseg_tf.inspection.measurements import ScanFacts
@@ -68,8 +69,10 @@ def _misfit(scan: ScanFacts, fit: ContourFit, limit: float, where: str) -> Itera
     in_plane = LEAST_SHIFT <= max(abs(dy), abs(dx)) < REACH and fit.gain >= fit.gain_z
     gain = fit.gain if in_plane else fit.gain_z if abs(fit.shift_z) >= LEAST_SHIFT_Z else 1.0
     if gain >= LEAST_GAIN and gain * fit.contrast >= EXPLAINED:
-        moves = [f"{abs(n)} pixels {way[n > 0]}" for n, way in ((dy, ("up", "down")), (dx, ("left", "right"))) if n]
-        along = f"{abs(fit.shift_z)} slices {'higher' if fit.shift_z > 0 else 'lower'}"
+        moves = [
+            f"{plural(abs(n), 'pixel')} {way[n > 0]}" for n, way in ((dy, ("up", "down")), (dx, ("left", "right"))) if n
+        ]
+        along = f"{plural(abs(fit.shift_z), 'slice')} {'higher' if fit.shift_z > 0 else 'lower'}"
         move = " and ".join(moves) if in_plane else along
         text = f"the contours{where} would fit the image {gain - 1:.0%} better if moved {move}"
         severity: Severity = "error" if gain >= LARGE_GAIN else "warning"
@@ -126,13 +129,14 @@ def interruptions(scan: ScanFacts, labels: LabelSet) -> Iterator[Finding]:
         largest = max(runs, key=len)
         alone = [z for run in runs for z in run if len(run) <= 2 and len(largest) >= 8]
         if alone:
-            text = f"{len(alone)} of the {shown.size} slices with the {name} are isolated from the others"
+            verb = "is" if len(alone) == 1 else "are"
+            text = f"{len(alone)} of the {shown.size} slices with the {name} {verb} isolated from the others"
             yield Finding("warning" if k in known else "note", "isolated slices", scan.id, _at(scan, alone), text)
         for a, b in pairwise(runs):
             if len(a) > 2 and len(b) > 2:
                 gap = range(a[-1] + 1, b[0])
                 severity: Severity = "warning" if k in known and len(gap) <= 5 else "note"
-                text = f"the {name} is missing on {len(gap)} slices, but present before and after them"
+                text = f"the {name} is missing on {plural(len(gap), 'slice')}, but present before and after them"
                 yield Finding(severity, "interrupted", scan.id, _at(scan, gap), text)
 
 
@@ -242,7 +246,7 @@ def odd_volumes(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Finding]:
                 text = f"the {name} has {volume:.0f} ml; the cohort's median is {usual:.0f} ml (robust z {z:+.1f})"
                 yield Finding("warning", "unusual volume", scan.id, (), text)
             elif not volume and present.mean() >= 0.8:
-                text = f"the {name} is absent; it is present in {present.sum()} of {len(annotated)} scans"
+                text = f"the {name} is absent; it is present in {present.sum()} of {plural(len(annotated), 'scan')}"
                 yield Finding("warning", "missing label", scan.id, (), text)
 
 

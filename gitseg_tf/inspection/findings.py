@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort
 from gitseg_tf.inspection.measurements import ScanFacts
 from gitseg_tf.inspection.source import Unreadable
@@ -201,10 +202,9 @@ def unannotated_labels(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Fin
     for k, label in enumerate(labels):
         without = [scan.id for scan in scans if not scan.contour_facts.annotated[k]]
         if without:
-            text = f"{label.title} is annotated in {len(scans) - len(without)} of {len(scans)} scans; it is neither "
-            yield Finding(
-                "warning", "unannotated", "", (), f"{text}trained on nor scored in the others: {_some(without)}"
-            )
+            share = f"{len(scans) - len(without)} of {plural(len(scans), 'scan')}"
+            text = f"{label.title} is annotated in {share}; it is neither trained on nor scored in the others: "
+            yield Finding("warning", "unannotated", "", (), f"{text}{_some(without)}")
 
 
 def unbalanced_folds(scans: list[ScanFacts], labels: LabelSet) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import tf_keras as keras
 from gitseg_tf.config import Config
 from gitseg_tf.config.training import ADDONS
 from gitseg_tf.core.addons import import_addons
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.models.backbones.backbone import Weights
@@ -128,7 +129,7 @@ def _check_scans(config: Config, dataset: Dataset) -> None:
     absent = sorted(set(excluded) - {scan.id for scan in dataset.scans_of(range(dataset.folds))})
     if absent:
         known = len(excluded) - len(absent)
-        logger.info("excluded   %d scans; not in this dataset: %s", known, ", ".join(absent))
+        logger.info("excluded   %s; not in this dataset: %s", plural(known, "scan"), ", ".join(absent))
     parts = (("the folds", training),) if fold is None else ((f"fold {fold}", [fold]), ("the other folds", training))
     for what, folds in parts:
         if not dataset.scans_of(folds, excluded):

@@ -100,7 +100,7 @@ def _train(
     check_agreement(strategy, *_shared_facts(config, dataset, run, f"{int(finished.numpy())} + {running.steps}"))
     rows = read_history(run)[: int(finished.numpy())]
     parameters = f"{model.count_params():,}"
-    logger.info("training   %s, %s parameters, %d steps per epoch", model.name, parameters, steps)
+    logger.info("training   %s, %s parameters, %s per epoch", model.name, parameters, plural(steps, "step"))
     with _worker_folder(run, strategy) as folder:
         manager = tf.train.CheckpointManager(state, str(folder / "checkpoints" / "state"), max_to_keep=2)
         with naming_damaged_shards(dataset), using_service(config.data.service):

@@ -6,6 +6,7 @@ from functools import partial
 
 from gitseg_tf.config import Config
 from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.text import plural
 from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.base import Cohort, Scan
 from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_cohort, read_file
@@ -199,7 +200,8 @@ def _library_of_data(path: AnyPath, others: tuple[AnyPath, ...], wanted: LabelSe
     notes = (*cohort.notes, *cohort.warnings)
     if cohort.orphans:
         notes += (
-            f"{len(cohort.orphans)} slices of {path / 'train.csv'} have no image; the first is {cohort.orphans[0]}",
+            f"{plural(len(cohort.orphans), 'slice')} of {path / 'train.csv'} without an image; "
+            f"the first is {cohort.orphans[0]}",
         )
     return Library(name, tuple(sorted(entries, key=lambda entry: entry.id)), labels, notes=notes)
 

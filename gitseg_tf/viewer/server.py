@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from gitseg_tf.core.paths import AnyPath
+from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError, DependencyError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def view(
             logger.info(note)
         broken = sum(1 for entry in library.entries if entry.broken)
         if broken:
-            logger.info("%d of %d scans cannot be read; see the list", broken, len(library.entries))
+            logger.info("%d of %s cannot be read; see the list", broken, plural(len(library.entries), "scan"))
         if not is_loopback(host):
             logger.warning(
                 "the page can be reached from other machines at %s; anyone who opens it sees the scans (no password)",

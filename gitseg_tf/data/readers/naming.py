@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import FoundLabel
 from gitseg_tf.errors import ConfigError, DataError
 from gitseg_tf.labels import LabelSet, normalized
@@ -63,7 +64,7 @@ def found_notes(found: Iterable[FoundLabel], kind: str, total: int) -> tuple[tup
     """
     matched, left = [], []
     for item in found:
-        where = f"({item.scans} of {total} scans)"
+        where = f"({item.scans} of {plural(total, 'scan')})"
         if item.label is None:
             left.append(f"{kind} {item.name!r} matches no label {where}")
         elif item.name != item.label:

@@ -6,6 +6,7 @@ from os import PathLike
 
 from gitseg_tf.core.paths import AnyPath, RemotePath, as_path
 from gitseg_tf.core.registry import Registry
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort, FoundLabel, Reader
 from gitseg_tf.errors import ConfigError, DataError
 from gitseg_tf.labels import LabelSet
@@ -156,7 +157,7 @@ def _with_missing(cohort: Cohort, missing: str) -> Cohort:
             )
     bare = len(cohort.scans) - len(annotated)
     if bare:
-        notes.append(f"{bare} of {len(cohort.scans)} scans {'has' if bare == 1 else 'have'} no annotation")
+        notes.append(f"{bare} of {plural(len(cohort.scans), 'scan')} {'has' if bare == 1 else 'have'} no annotation")
     scans = cohort.scans
     if missing == "absent":
         names = cohort.labels.names

@@ -5,6 +5,7 @@ import pickle
 import shlex
 
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.index import Shard
 from gitseg_tf.data.tfrecords.shards import ShardJob, encode_scan, finished_shard, noted_shard, write_shard
 from gitseg_tf.errors import ConfigError, DataError, DependencyError, GitsegError
@@ -46,7 +47,7 @@ def write_shards_with_beam(out: AnyPath, jobs: list[ShardJob], resume: bool, opt
         paths.append(str(_job_path(out, job)))
         write_atomically(as_path(paths[-1]), pickle.dumps(job))
         _error_path(out, job).unlink(missing_ok=True)
-    logger.info("beam       %d shards", len(jobs))
+    logger.info("beam       %s", plural(len(jobs), "shard"))
     with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
         _ = pipeline | beam.Create(paths) | beam.Reshuffle() | beam.Map(write_described_shard, resume)
     for job in jobs:

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError, DataError
 
 
@@ -32,7 +33,7 @@ def assign_folds(cases: list[str], strata: list[int], folds: int, seed: int = 0)
     if folds < 1:
         raise ConfigError(f"folds must be >= 1, got {folds}")
     if patients < folds:
-        fix = f"use at most {patients} folds or add patients" if patients > 1 else "add patients"
+        fix = f"use at most {plural(patients, 'fold')} or add patients" if patients > 1 else "add patients"
         raise DataError(f"too few patients ({patients}) for {folds} folds; {fix}")
     order = sorted(range(len(cases)), key=lambda i: (cases[i], strata[i]))
     kind = {stratum: k for k, stratum in enumerate(sorted(set(strata)))}  # with many labels, strata exceed 64 bits

@@ -49,7 +49,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
     volume, annotation = scan.read_volume(), scan.read_annotation()
     for note in annotation.notes if annotation is not None else ():
         logger.warning("%s: %s", scan.id, note)
-    shown = annotation.masks.any((2, 3)) if annotation is not None else None
+    shown = np.any(annotation.masks, axis=(2, 3)) if annotation is not None else None
     slices = {} if shown is None else dict(zip(scan.labels.names, shown.sum(1).tolist(), strict=True))
     entry = ScanEntry(
         scan.id,

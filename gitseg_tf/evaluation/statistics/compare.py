@@ -216,7 +216,7 @@ def _notes(one: Evaluation, other: Evaluation, pairs: pd.DataFrame) -> list[str]
         alone = [name for name in label_names(own.rows) if name not in set(others.rows["label"])]
         if alone:
             which = ", ".join(alone[:3]) + (", ..." if len(alone) > 3 else "")
-            notes.append(f"left out   {len(alone)} labels that are in {own.path} but not in {others.path}: {which}")
+            notes.append(f"left out   {plural(len(alone), 'label')} in {own.path} but not in {others.path}: {which}")
     for key, what in _FACTS:
         values = [evaluation.summary.get(key, "unknown") for evaluation in (one, other)]
         if values[0] != values[1]:

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically, written_locally
 from gitseg_tf.core.progress import progress
+from gitseg_tf.core.text import plural
 from gitseg_tf.data.pipeline.batches import training_windows
 from gitseg_tf.data.pipeline.epochs import steps_per_epoch
 from gitseg_tf.data.pipeline.service import using_service
@@ -100,7 +101,7 @@ def lr_find(
     weights = read_backbone_weights(config)
     schedule = rising(lowest, highest, steps)
     model = compiled_model(config, strategy, precision, steps=steps, weights=weights, schedule=schedule)
-    logger.info("testing    %s, rates from %g to %g in %d steps", model.name, lowest, highest, steps)
+    logger.info("testing    %s, rates from %g to %g in %s", model.name, lowest, highest, plural(steps, "step"))
     with naming_damaged_shards(dataset), using_service(config.data.service):
         test = range_test(model, training_windows(dataset, config), schedule, steps)
     chief = strategy.extended.should_checkpoint

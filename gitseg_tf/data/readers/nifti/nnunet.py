@@ -38,7 +38,9 @@ def read_nnunet(root: Path, images: Path, table: bool, labels: LabelSet | None) 
     where = path if path.is_file() else root
     channels = _channel_names(tree)
     if not labeled:
-        unlabeled = [(name, partial(build_scan, name, name, paths)) for name, paths in files.items()]
+        unlabeled: list[tuple[str, Callable[[], Scan]]] = [
+            (name, partial(build_scan, name, name, paths)) for name, paths in files.items()
+        ]
         return Found(unlabeled, channels=channels)
     notes: tuple[str, ...] = ()
     if path.is_file():

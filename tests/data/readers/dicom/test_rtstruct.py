@@ -66,7 +66,7 @@ def test_roi_names_are_matched_to_labels(write, clinic, patients, names):
     writer.write_structures(lines | {"PTV_5000": [writer.outline(patients.scans[0].masks[0, 3], 3)]})
     cohort = read_cohort(clinic, labels=UWMGI)
     assert np.array_equal(cohort.scans[0].read_annotation().masks, patients.scans[0].masks)
-    assert f"ROI {names[0]!r} is read as large_bowel (1 of 1 scans)" in cohort.label_notes
+    assert f"ROI {names[0]!r} is read as large_bowel (1 of 1 scan)" in cohort.label_notes
     assert any("'PTV_5000'" in line for line in cohort.left_over)
 
 
