@@ -62,7 +62,7 @@ def test_every_argument_has_help(name):
         ("predict run in out --lr 1", "unknown option --lr"),
         ("predict run in out -lr", "unknown option -lr"),
         ("convert a b --learning-rate 1", "unknown option --learning-rate"),
-        ("train --s 1", "ambiguous option: --s could match --strategy, --set"),
+        ("train --s 1", "ambiguous option: --s could match --structure-set, --strategy, --set"),
         ("train cohort", "unexpected argument 'cohort'"),
         ("compare one other third", "unexpected argument 'third'"),
         ("train --epochs", "argument --epochs: expected one argument"),

@@ -50,7 +50,6 @@ def evaluated(tmp_path, monkeypatch):
 
         monkeypatch.setattr(evaluation, "naming_damaged_shards", nullcontext)
         monkeypatch.setattr(evaluation, "read_scans", lambda *_: iter([read for read, _, _ in scans.values()]))
-        monkeypatch.setattr(evaluation, "run_probabilities", lambda run: None)
         predictor = SimpleNamespace(predict_levels=predict_levels, warnings=("a is not fully trained",), check=check)
         monkeypatch.setattr(evaluation, "Predictor", SimpleNamespace(of_run=lambda *_: predictor))
         run = SimpleNamespace(path=tmp_path, config=load_config(None, {"data.fold": 0}).for_dataset(UWMGI, ("image",)))

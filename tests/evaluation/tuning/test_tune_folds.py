@@ -41,7 +41,7 @@ def tuned(untuned, tiny_dataset):
     """The cross-validation after `gitseg tune`, and the scores before."""
     path = shutil.copytree(untuned, untuned.parent / "tuned")
     before = evaluate_cross_validation(path, tiny_dataset)
-    assert main(["tune", str(path)]) == 0
+    assert main(["tune", str(path), "--metric", "score"]) == 0
     return path, before
 
 
@@ -58,6 +58,7 @@ def error_line(capsys, *arguments):
 def test_tuning_reaches_the_score_of_evaluate(tuned, tiny_dataset):
     path, before = tuned
     facts = yaml.safe_load((path / "postprocess.yaml").read_text())["provenance"]["tuned"]
+    assert facts["metric"] == "score"
     assert facts["score_before"] == pytest.approx(before["score"], abs=1e-6)
     assert main(["evaluate", str(path)]) == 0
     after = json.loads((path / "evaluation.json").read_text())
