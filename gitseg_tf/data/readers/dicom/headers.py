@@ -14,6 +14,7 @@ from gitseg_tf.data.readers.dicom.source import naming_damage, read_dicom, start
 from gitseg_tf.errors import DataError, GitsegError
 
 IMAGES = ("MR", "CT")
+_LONGEST_ID = 100
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "StudyInstanceUID", "StudyDate"),
     *("StudyTime", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "FrameOfReferenceUID", "Rows", "Columns"),
@@ -219,5 +220,5 @@ def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], lis
 
 
 def safe(name: str) -> str:
-    """Replace characters that are unsafe in file names."""
-    return re.sub(r"[^\w.-]+", "_", str(name)).strip(".")
+    """Replace characters that are unsafe in file names, and cut the name; DICOM allows 64 characters."""
+    return re.sub(r"[^\w.-]+", "_", str(name)[:_LONGEST_ID]).strip(".")
