@@ -11,6 +11,7 @@ import numpy as np
 
 from gitseg_tf.client.address import GRPC_SCHEMES, Address, parse_address
 from gitseg_tf.client.transport import Busy, Unavailable
+from gitseg_tf.core.text import one_line
 from gitseg_tf.core.trees import parse_json
 from gitseg_tf.data.readers.png import png_size
 from gitseg_tf.data.volume import Volume
@@ -204,4 +205,4 @@ def _check_signatures(address: Address, transport: Transport, signatures: dict[s
 
 
 def _names(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+    return ", ".join(sorted(map(one_line, names))[:20])

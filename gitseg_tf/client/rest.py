@@ -46,7 +46,9 @@ class RestTransport:
         answer = self._call("GET", "/metadata", None, timeout, Unavailable(no_answer(timeout)))
         try:
             signatures = parse_json(answer)["metadata"]["signature_def"]["signature_def"]
-            return {name: (set(one.get("inputs", ())), set(one.get("outputs", ()))) for name, one in signatures.items()}
+            sides = ("inputs", "outputs")
+            names = {name: [set(map(str, one.get(side, ()))) for side in sides] for name, one in signatures.items()}
+            return {name: (inputs, outputs) for name, (inputs, outputs) in names.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ServerError(
                 f"{self._address.url}: is not a TensorFlow Serving server (no signatures); correct the address"

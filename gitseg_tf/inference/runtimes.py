@@ -94,9 +94,9 @@ def open_tflite(file: AnyPath) -> tuple[Callable, str]:
         with held_back((ValueError, RuntimeError)):
             interpreter = litert.Interpreter(model_content=file.read_bytes(), num_threads=os.cpu_count())
             interpreter.allocate_tensors()
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     except (ValueError, RuntimeError) as error:
         raise _damaged(file, error) from None
-    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run_one(window):
         interpreter.set_tensor(inputs[0]["index"], window[None])

@@ -10,6 +10,7 @@ from gitseg_tf.errors import DataError
 # Columns go to the patient's left, rows to posterior, slices to the feet, as in the competition.
 RECORDS_AXES = "LPI"
 _SHIFT = 0.1
+_HIGHEST = 1e30
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,15 @@ def stored_voxels(volume: np.ndarray, name: object) -> np.ndarray:
         uint16 or int16 of the same shape if all values are integers in range, float32 otherwise.
 
     Raises:
-        DataError: values that are not real numbers, or not finite.
+        DataError: values that are not real numbers, not finite, or too large for statistics in float32.
     """
     if volume.dtype.kind not in "biuf":
         raise DataError(f"{name}: contains {volume.dtype} voxels; a scan must be grayscale")
     if volume.dtype.kind == "f" and not np.isfinite(volume).all():
         raise DataError(f"{name}: contains NaN or infinite values; replace them")
     low, high = float(volume.min()), float(volume.max())
+    if max(-low, high) > _HIGHEST:
+        raise DataError(f"{name}: contains values up to {max(-low, high):.3g}; fix the scaling in its header")
     if volume.dtype.kind != "f" or bool((volume == np.rint(volume)).all()):
         for dtype in (np.uint16, np.int16):
             if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:

@@ -14,7 +14,7 @@ from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet
 
 UNLABELED = -1
-_FILE_NAME = re.compile(r"\w[\w.-]*")
+_FILE_NAME = re.compile(r"\w[\w.-]{0,199}")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from gitseg_tf.core.paths import AnyPath, as_path, written_locally
-from gitseg_tf.core.text import plural
-from gitseg_tf.core.trees import parse_json
+from gitseg_tf.core.text import one_line, plural
+from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.errors import ConfigError, RunError, first_line
 from gitseg_tf.evaluation.metrics.competition import combined
 from gitseg_tf.evaluation.metrics.scores import label_names
@@ -96,6 +96,9 @@ def read_evaluation(path: str | AnyPath) -> Evaluation:
         if rows.duplicated(["scan", "case", "label"]).any():
             raise ValueError("a scan and label are listed twice")
         summary["dataset"]
+        for key in ("trained_on", "tuned_on"):
+            if not isinstance(summary.get(key, []), list) or not all(isinstance(c, str) for c in summary.get(key, [])):
+                raise ValueError(f"{key} must be a list of patients")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path}: its evaluation is damaged ({type(error).__name__}: {first_line(error)}); {fix}"
@@ -233,8 +236,8 @@ def _notes(one: Evaluation, other: Evaluation, pairs: pd.DataFrame) -> list[str]
 
 
 def _words(value: object) -> str:
-    if not isinstance(value, dict):
-        return str(value)
+    if not isinstance(value, dict) or not isinstance(value.get("scales", []), list):
+        return shown(value) if isinstance(value, dict | list) else one_line(str(value))
     return (
         " and ".join(["flip"] * bool(value.get("flip")) + [f"scale {own}" for own in value.get("scales", ())]) or "none"
     )

@@ -14,6 +14,7 @@ from helpers.damage import png_bomb
 
 from gitseg_tf.data.readers.nifti.source import read_voxels
 from gitseg_tf.data.readers.png import png_size, read_png
+from gitseg_tf.data.readers.registry import read_file
 from gitseg_tf.data.tfrecords.codec import check_lengths, decode_example, encode_example, read_record
 from gitseg_tf.data.tfrecords.example import decode_scan, serialize_scan
 from gitseg_tf.data.volume import Annotation, Volume
@@ -82,3 +83,14 @@ def test_masks_that_inflate_to_more_than_their_volume(little_memory):
     bomb = b"".join([*(packer.compress(block) for _ in range(200)), packer.flush()])
     with pytest.raises(ValueError, match="do not have 32 bytes"):
         decode_scan(encode_example(features | {"mask/bits": bomb}))
+
+
+def test_intensities_that_overflow_float32_are_refused(tmp_path, refusal):
+    path = tmp_path / "scan.nii"
+    image = nibabel.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
+    nibabel.save(image, path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 112, 3e38)  # scl_slope
+    path.write_bytes(content)
+    (scan,) = read_file(path).scans
+    assert "contains values up to 2.1e+39; fix the scaling" in refusal(scan.read_volume)

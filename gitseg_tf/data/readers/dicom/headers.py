@@ -259,5 +259,5 @@ def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], lis
 
 
 def safe(name: str) -> str:
-    """Replace characters that are unsafe in file names."""
-    return re.sub(r"[^\w.-]+", "_", str(name)).strip(".")
+    """Replace characters that are unsafe in file names, and cut the name; DICOM allows 64 characters."""
+    return re.sub(r"[^\w.-]+", "_", str(name)[:_LONGEST_ID]).strip(".")
