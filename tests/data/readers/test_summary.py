@@ -27,7 +27,8 @@ def rows(root, **options):
 def label_lines(masks_of_scans):
     shown = np.concatenate([masks.any((2, 3)) for masks in masks_of_scans], axis=1)
     counts = zip(("large_bowel", "small_bowel", "stomach"), shown.sum(1), strict=True)
-    return [*(f"{label} on {n} slice{'s' if n != 1 else ''}" for label, n in counts), f"none on {(~shown.any(0)).sum()} slices"]
+    lines = [f"{label} on {n} slice{'s' if n != 1 else ''}" for label, n in counts]
+    return [*lines, f"none on {(~shown.any(0)).sum()} slices"]
 
 
 def test_the_competitions_layout_is_described(tiny_cohort):
