@@ -1,7 +1,6 @@
 """Show the package's log records in commands: plain lines on stdout, warnings on stderr."""
 
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -46,10 +45,11 @@ def _write_above_bars(line: str, stream) -> None:
 
 
 def terminal_width() -> int | None:
-    """Return the width of stdout's terminal, or COLUMNS; None for a file or a pipe, whose lines can be long."""
-    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
-        return shutil.get_terminal_size().columns
-    return None
+    """Return the width of stdout's terminal; None for a file or a pipe, whose lines may be long.
+
+    COLUMNS counts only for a terminal: GNU readline exports it to all processes that a Python program starts.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 @contextmanager

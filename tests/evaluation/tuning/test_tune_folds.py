@@ -79,7 +79,7 @@ def test_all_runs_have_the_same_settings(tuned):
 
 def test_tuning_again_finds_the_same_settings(copied, tiny_dataset):
     before = (copied / "postprocess.yaml").read_bytes()
-    tune_cross_validation(copied, tiny_dataset)
+    tune_cross_validation(copied, tiny_dataset, metric="score")
     assert (copied / "postprocess.yaml").read_bytes() == before
 
 
@@ -134,7 +134,7 @@ def test_a_fold_tuned_on_its_own_differs_from_the_others(copied, capsys):
 @pytest.mark.slow
 def test_augmentation_is_tuned_and_exported_with_the_settings(untuned, tiny_dataset, tmp_path):
     path = shutil.copytree(untuned, tmp_path / "cv")
-    assert main(["tune", str(path), "--tta", "flip"]) == 0
+    assert main(["tune", str(path), "--tta", "flip", "--metric", "score"]) == 0
     facts = yaml.safe_load((path / "postprocess.yaml").read_text())
     assert facts["evaluation"] == {"tta": {"flip": True, "scales": []}}
     after = evaluate_cross_validation(path, tiny_dataset)

@@ -26,6 +26,7 @@ from gitseg_tf.data.readers.dicom.slices import is_multi_frame
 from gitseg_tf.errors import DataError, GitsegError
 
 IMAGES = ("MR", "CT")
+_LONGEST_ID = 64  # characters, as in DICOM
 _STRUCTURES = "RTSTRUCT"
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "StudyInstanceUID", "StudyDate"),
