@@ -157,7 +157,7 @@ def _with_missing(cohort: Cohort, missing: str) -> Cohort:
             )
     bare = len(cohort.scans) - len(annotated)
     if bare:
-        notes.append(f"{bare} of {plural(len(cohort.scans), 'scan')} have no annotation")
+        notes.append(f"{bare} of {plural(len(cohort.scans), 'scan')} {'has' if bare == 1 else 'have'} no annotation")
     scans = cohort.scans
     if missing == "absent":
         names = cohort.labels.names

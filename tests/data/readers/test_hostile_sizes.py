@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.damage import png_bomb
 
-from gitseg_tf.data.readers.nifti.source import read_voxels
+from gitseg_tf.data.readers.nifti.files import open_image
 from gitseg_tf.data.readers.png import png_size, read_png
 from gitseg_tf.data.readers.registry import read_file
 from gitseg_tf.data.tfrecords.codec import check_lengths, decode_example, encode_example, read_record
@@ -43,13 +43,13 @@ def test_a_nifti_header_that_promises_more_than_the_file_has(tmp_path, refusal, 
     path = tmp_path / f"scan.nii{'.gz' if compressed else ''}"
     path.write_bytes(gzip.compress(bytes(content)) if compressed else content)
     sizes = " x ".join(map(str, size))
-    assert f"is too small for the {sizes} voxels" in refusal(read_voxels, path)
+    assert f"is too small for the {sizes} voxels" in refusal(lambda: open_image(path).read())
 
 
 def test_a_nifti_file_of_zeros_is_not_taken_for_it(tmp_path):
     path = tmp_path / "scan.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.zeros((300, 300, 60), np.float32), np.eye(4)), path)
-    assert read_voxels(path)[1].shape == (300, 300, 60)
+    assert open_image(path).read().shape == (300, 300, 60)
 
 
 @pytest.mark.parametrize("size", [(2**15, 2**15), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])

@@ -102,7 +102,7 @@ def test_dicom_rois_and_ignored_files_are_described(truth, dicom_writer, tmp_pat
     assert table["layout"] == ["DICOM"] and table["labels"] == ["large_bowel, small_bowel, stomach"]
     assert cells(describe(tmp_path / "dicom", labels=UWMGI)) == counted([truth.scans[0].masks])
     assert any("notes.txt: not a DICOM file" in line for line in table["ignored"])
-    assert table["left over"] == ["ROI 'PTV' matches no label (1 of 1 scans)"]
+    assert table["left over"] == ["ROI 'PTV' matches no label (1 of 1 scan)"]
 
 
 def test_long_lists_are_truncated(truth, dicom_writer, tmp_path):

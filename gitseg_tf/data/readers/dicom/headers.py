@@ -26,7 +26,7 @@ from gitseg_tf.data.readers.dicom.slices import is_multi_frame
 from gitseg_tf.errors import DataError, GitsegError
 
 IMAGES = ("MR", "CT")
-_LONGEST_ID = 64  # characters, as in DICOM
+_LONGEST_ID = 100
 _STRUCTURES = "RTSTRUCT"
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "StudyInstanceUID", "StudyDate"),
@@ -260,5 +260,5 @@ def name_patients(series: list[Series], root: Path) -> tuple[dict[str, str], lis
 
 
 def safe(name: str) -> str:
-    """Replace characters that are unsafe in file names, and cut the name; DICOM allows 64 characters."""
+    """Replace characters that are unsafe in file names, and cut the name, so that files can be named after it."""
     return re.sub(r"[^\w.-]+", "_", str(name)[:_LONGEST_ID]).strip(".")
