@@ -146,6 +146,71 @@ def test_a_missing_data_file_is_named(tmp_path, refusal, suffix, data):
     )
 
 
+@pytest.mark.parametrize(("suffix", "field"), [(".nhdr", "data file: "), (".mhd", "ElementDataFile = ")])
+def test_a_data_file_elsewhere_is_refused(tmp_path, refusal, suffix, field):
+    path = save(tmp_path / "scans" / f"scan{suffix}", as_image(voxels()))
+    (tmp_path / "scans" / "scan.raw").rename(tmp_path / "scan.raw")
+    for name in ("../scan.raw", str(tmp_path / "scan.raw")):
+        path.write_text(path.read_text().replace(f"{field}scan.raw", f"{field}{name}"))
+        assert f"its data file {name} is outside its folder" in refusal(read_cohort, tmp_path / "scans")
+        path.write_text(path.read_text().replace(f"{field}{name}", f"{field}scan.raw"))
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_the_fingerprint_covers_the_data_file(tmp_path, suffix):
+    save(tmp_path / f"scan{suffix}", as_image(voxels()))
+    before = read_cohort(tmp_path).fingerprint
+    save(tmp_path / f"scan{suffix}", as_image(voxels()[:, :, :5]))
+    header = (tmp_path / f"scan{suffix}").stat().st_size
+    assert read_cohort(tmp_path).fingerprint != before
+    assert [path.suffix for _, path in read_cohort(tmp_path).scans[0].source.files()] == [suffix, ".raw"] and header
+
+
+def replaced(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize("new", [b"", b"space: scanner-xyz\n"])
+def test_a_nrrd_file_without_a_patient_space_is_refused(tmp_path, refusal, new):
+    path = save(tmp_path / "scan.nrrd", as_image(voxels()))
+    replaced(path, b"space: left-posterior-superior\n", new or b"space dimension: 3\n")
+    assert "scan.nrrd: has no orientation (" in refusal(read_cohort, tmp_path)
+
+
+def test_a_nrrd_file_in_another_space_has_the_same_positions(tmp_path):
+    path = save(tmp_path / "scan.nrrd", as_image(voxels(), DIRECTIONS["oblique"]))
+    before = read_cohort(tmp_path).scans[0].source.grid
+    image = sitk.ReadImage(str(path))
+    replaced(path, b"space: left-posterior-superior\n", b"space: right-anterior-superior\n")
+    turned = sitk.ReadImage(str(path))
+    index = (3, 2, 1)
+    place, there = (np.array(one.TransformIndexToPhysicalPoint(index)) for one in (image, turned))
+    assert np.allclose(place * [-1, -1, 1], there)
+    after = read_cohort(tmp_path).scans[0].source.grid
+    assert np.allclose(np.array(after.affine), np.diag([-1, -1, 1, 1]) @ np.array(before.affine))
+
+
+def test_the_unit_of_nrrd_is_converted(tmp_path, refusal):
+    path = save(tmp_path / "scan.nrrd", as_image(voxels()))
+    replaced(
+        path, b"space: left-posterior-superior\n", b'space: left-posterior-superior\nspace units: "cm" "cm" "cm"\n'
+    )
+    cohort = read_cohort(tmp_path)
+    assert cohort.scans[0].spacing == (30, 15, 12.5)
+    assert cohort.notes == (f"{tmp_path}: in 1 scan, the spacing is stored in cm and is converted to millimeters",)
+    replaced(path, b'"cm" "cm" "cm"', b'"inch" "inch" "inch"')
+    assert "its space units are inch; convert them to mm" in refusal(read_cohort, tmp_path)
+
+
+def test_a_metaimage_without_a_direction_is_noted(tmp_path):
+    path = save(tmp_path / "scan.mha", as_image(voxels()))
+    replaced(path, b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"")
+    (note,) = read_cohort(tmp_path).notes
+    assert "the header has no TransformMatrix; axes to the left, posterior and superior are assumed" in note
+
+
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_truncated_file_is_refused(tmp_path, refusal, suffix, compressed, capfd):
@@ -160,7 +225,9 @@ def test_a_truncated_file_is_refused(tmp_path, refusal, suffix, compressed, capf
         assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"NRRD0004\n", b"ObjectType = Image\nNDims = 3\n", gzip.compress(b"x", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"NRRD0004\n", b"ObjectType = Image\nNDims = 3\n", gzip.compress(b"x", mtime=0)]
+)
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_another_file_is_refused(tmp_path, refusal, suffix, content):
     (tmp_path / f"scan{suffix}").write_bytes(content)

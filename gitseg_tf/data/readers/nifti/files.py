@@ -75,6 +75,14 @@ def split_channels(path: Path, shape: tuple[int, ...], channels: bool) -> tuple[
     return shape[:3], shape[3]
 
 
+def data_files(path: Path) -> list[Path]:
+    """List the files with the voxels of a header without voxels (.nhdr, .mhd); empty for other files."""
+    if not path.name.endswith((".nhdr", ".mhd")):
+        return []
+    files: list[Path] = import_module(f"{__package__}.itk_files").data_files(path)
+    return files
+
+
 def suffix_of(path: Path) -> str | None:
     """Return the suffix of an image file, or None if it is another file."""
     return next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(suffix)), None)

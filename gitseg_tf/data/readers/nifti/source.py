@@ -13,7 +13,7 @@ import numpy as np
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Scan, Source
 from gitseg_tf.data.readers.grid import Grid, stored_voxels
-from gitseg_tf.data.readers.nifti.files import open_image
+from gitseg_tf.data.readers.nifti.files import data_files, open_image
 from gitseg_tf.data.volume import Annotation
 from gitseg_tf.errors import DataError
 
@@ -52,7 +52,8 @@ class NiftiSource(Source):
 
     def files(self) -> Sequence[tuple[str, Path]]:
         images = [("image", path) for path in self.images]
-        return [*images, *([("contours", self.label_map)] if self.label_map else []), *self.masks.items()]
+        listed = [*images, *([("contours", self.label_map)] if self.label_map else []), *self.masks.items()]
+        return [(role, file) for role, path in listed for file in (path, *data_files(path))]
 
     def digest(self):
         for role, path in self.files():
