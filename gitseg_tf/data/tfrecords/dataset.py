@@ -129,6 +129,7 @@ def read_scans(dataset: Dataset, folds, exclude: tuple[str, ...] = ()) -> Iterat
                 record = next(records, None)
                 scan = None if record is None else decode_scan(record)
             except (ValueError, DataError, tf.errors.DataLossError) as error:
+                _check_shard(path, shard, verify=True)
                 raise DataError(f"{path}: a record is damaged ({first_line(error)}); convert again") from None
             if scan is None:
                 break

@@ -68,7 +68,7 @@ def split_channels(path: Path, shape: tuple[int, ...], channels: bool) -> tuple[
     shape = tuple(map(int, shape))
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if not channels or len(shape) != 4:
+    if not channels or len(shape) != 4 or shape[3] < 1:
         return shape, None
     if shape[3] > MAX_CHANNELS:
         raise DataError(f"{path}: has {shape[3]} channels on its fourth axis, but at most {MAX_CHANNELS} are supported")
