@@ -13,7 +13,9 @@ from gitseg_tf.data.readers.nifti.files import ImageFile, split_channels
 from gitseg_tf.errors import DataError, DependencyError
 
 _LONGEST_HEADER = 1 << 20
+_LONGEST_NAME = 255  # bytes of a file name
 _MOST_DEFLATED = 1100  # deflate makes nothing smaller than by a factor of 1032
+_SEGMENT = re.compile(r"Segment(\d+)_(Name|LabelValue)")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # The spaces of NRRD whose axes are those of the patient; SimpleITK converts them to LPS.
 _SPACES = ("leftposteriorsuperior", "rightanteriorsuperior", "leftanteriorsuperior", "lps", "ras", "las")
@@ -47,7 +49,7 @@ def open_file(path: Path, channels: bool = False) -> ImageFile:
         voxel_bytes=2 if dtype.kind in "biu" and dtype.itemsize <= 2 else 4,
         read=partial(_read, path),
         assumed=assumed,
-        names=_segments({key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}),
+        names=_segments({key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if _SEGMENT.fullmatch(key)}),
     )  # fmt: skip
 
 
@@ -73,6 +75,8 @@ def _data_files(path: Path, fields: dict[str, str]) -> list[Path]:
     name = fields.get("elementdatafile", fields.get("data file", fields.get("datafile", "LOCAL")))
     if name.upper() == "LOCAL":
         return []
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise DataError(f"{path}: the name of its data file is damaged; copy the file again")
     if not name or "%" in name or name.upper().startswith("LIST"):
         raise DataError(f"{path}: its voxels are not in one file; save it as one")
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -139,7 +143,7 @@ def _segments(fields: dict[str, str]) -> dict[int, str]:
     """Read the names of 3-D Slicer's segments: {value: name}."""
     names = {}
     for key, name in fields.items():
-        if match := re.fullmatch(r"Segment(\d+)_Name", key):
+        if (match := _SEGMENT.fullmatch(key)) and match[2] == "Name":
             value = fields.get(f"Segment{match[1]}_LabelValue", "")
             if value.isdecimal() and int(value):
                 names[int(value)] = name.strip()
