@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from helpers.configs import tiny_config
 
 from gitseg_tf.evaluation.evaluate import evaluate
 from gitseg_tf.runs.run import load_run
@@ -13,7 +14,6 @@ from gitseg_tf.training.callbacks.early_stopping import EarlyStopping
 from gitseg_tf.training.distribute import consistency
 from gitseg_tf.training.setup import check_metric
 from gitseg_tf.training.trainer import train
-from tests.helpers.configs import tiny_config
 
 SETTINGS = {
     "data__fold": 1,
