@@ -20,6 +20,8 @@ from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.runs.cross_validation import fold_runs
 from gitseg_tf.runs.run import load_run
 
+pytestmark = pytest.mark.slow
+
 # A small grid: the whole one takes 20 s on the noisy masks of random networks.
 GRID = {"threshold": (None, 0.3, 0.6), "min_component_ml": (0.0, 0.5), "keep_largest_component": (False, True)}
 
@@ -131,7 +133,6 @@ def test_a_fold_tuned_on_its_own_differs_from_the_others(copied, capsys):
     assert f"run gitseg tune {copied}, which chooses the same" in error_line(capsys, "export", copied)
 
 
-@pytest.mark.slow
 def test_augmentation_is_tuned_and_exported_with_the_settings(untuned, tiny_dataset, tmp_path):
     path = shutil.copytree(untuned, tmp_path / "cv")
     assert main(["tune", str(path), "--tta", "flip", "--metric", "score"]) == 0
@@ -151,7 +152,6 @@ def masks_of(exported, volume):
     return planes.reshape(depth, -1, height, width).transpose(1, 0, 2, 3) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tta", ["none", "flip,scale"])
 def test_the_export_of_a_cross_validation_segments_like_predict(untuned, tiny_dataset, tmp_path, tta):
     path = shutil.copytree(untuned, tmp_path / "cv")
@@ -170,7 +170,6 @@ def test_the_export_of_a_cross_validation_segments_like_predict(untuned, tiny_da
     assert agree / count >= 0.999 and differ > 0
 
 
-@pytest.mark.slow
 def test_the_model_card_has_the_out_of_fold_scores_or_says_why_not(copied, tuned, capsys):
     # The evaluation was written before the settings were tuned.
     path = shutil.copytree(copied, copied.parent / "stale")
@@ -196,7 +195,6 @@ def test_the_model_card_has_the_out_of_fold_scores_or_says_why_not(copied, tuned
     assert "None: the cross-validation was not evaluated." in card
 
 
-@pytest.mark.slow
 def test_the_card_never_has_another_dataset_s_scores(copied):
     scores = json.loads((copied / "evaluation.json").read_text())
     (copied / "evaluation.json").write_text(json.dumps(scores | {"dataset": "other"}))
@@ -205,7 +203,6 @@ def test_the_card_never_has_another_dataset_s_scores(copied):
     assert "has the scores of another dataset" in card and "competition score" not in card
 
 
-@pytest.mark.slow
 def test_another_dataset_is_scored_with_the_mean_of_all_networks(copied, make_cohort, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cohort = make_cohort(
