@@ -56,7 +56,10 @@ def write(path, shape, scans, noise):
             # The largest distance is in another scan, so that the maximum number of scans is shown.
             new, further = {"scan": name, "case": f"case{k + 1}"}, 50 * (k == 19)
             scan_rows = [
-                row | new | {"score": row["score"] + gain, "hausdorff_mm": row["hausdorff_mm"] + further}
+                row
+                | new
+                | {key: row[key] + gain for key in ("score", "hausdorff_score")}
+                | {"hausdorff_mm": row["hausdorff_mm"] + further}
                 for row in scores
             ]
             shelf.add(name, scan_rows, lambda name=name: replace(pictures, scan=name))

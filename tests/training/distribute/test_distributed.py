@@ -126,5 +126,6 @@ def test_two_workers_resume_after_one_is_killed_and_finish_like_one_device(compa
         losses = [[float(row[name]) for name in ("loss", "val_loss")] for row in csv.DictReader(file)]
     alone = [[row[name] for name in ("loss", "val_loss")] for row in compared["history"]["one_device"]]
     assert np.allclose(losses, alone, rtol=0, atol=1e-4)
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "history.csv", "checkpoints", "logs"}
+    files = {"config.yaml", "history.csv", "training_data.json", "checkpoints", "logs"}
+    assert {path.name for path in run.iterdir()} == files
     assert list(tmp_path.iterdir()) == [run]

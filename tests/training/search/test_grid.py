@@ -189,7 +189,7 @@ def test_the_printed_table_lists_keys_and_results(commands):
 
 
 def test_a_grid_of_failed_runs_can_be_plotted(tmp_path):
-    table = pd.DataFrame([{"run": "a", "score": np.nan, "seconds": np.nan, "status": "exit status 1: no"}])
+    table = pd.DataFrame([{"run": "a", "dice": np.nan, "seconds": np.nan, "status": "exit status 1: no"}])
     draw_grid(tmp_path / "grid.png", table, tmp_path)
     assert (tmp_path / "grid.png").is_file()
 
