@@ -74,7 +74,7 @@ unless a qualified person has checked and corrected every contour.
 ## Limits
 
 - Scans unlike the training scans (other scanners, sequences, contrast, resolutions, ages, or anatomy after surgery) may
-  give wrong masks without any warning.
+  give wrong masks. `gitseg predict` warns only about intensities, spacing and field of view far from theirs.
 {limits}
 - Labels may overlap; probabilities are not calibrated.
 """

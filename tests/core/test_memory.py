@@ -132,8 +132,8 @@ def test_a_command_says_in_one_line_what_to_reduce(command, function, expected, 
 
 
 def test_an_error_that_is_not_about_memory_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("gitseg_tf.training.run_folder.choose_run", raising(AssertionError("a fault of ours")))
-    with pytest.raises(AssertionError, match="a fault of ours"):
+    monkeypatch.setattr("gitseg_tf.training.run_folder.choose_run", raising(AssertionError("a programming error")))
+    with pytest.raises(AssertionError, match="a programming error"):
         main(["train"])
 
 

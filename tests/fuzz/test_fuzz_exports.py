@@ -38,7 +38,7 @@ def test_assets_of_a_savedmodel(exported, tmp_path):
     others = [other for other in path.parent.iterdir() if other != path]
     for n in range(300):
         path.write_bytes(damaged_yaml(rng, tree))
-        other = others[n % len(others)]  # files that nothing of ours needs
+        other = others[n % len(others)]  # files that no reader of this package needs
         content = other.read_bytes()
         other.write_bytes(damaged_bytes(rng, content))
         tally(path.read_bytes()[:200], lambda: exported_config(exported_version(folder)))

@@ -51,7 +51,7 @@ def _of_scan(path: Path, scan: Scan) -> Path | list[Path]:
     """Find the label map of a scan, or its mask files."""
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise DataError(f"{path}: is not a NIfTI file; give .nii or .nii.gz")
+            raise DataError(f"{path}: is not an image file; give one of {', '.join(SUFFIXES)}")
         return path
     named = [path / f"{scan.id}{ending}" for ending in SUFFIXES if (path / f"{scan.id}{ending}").is_file()]
     if named:
