@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gitseg_tf import metrics
-    from gitseg_tf.api import convert, evaluate, load, open_cohort, open_dataset, score, train
+    from gitseg_tf.api import convert, evaluate, load, open_cohort, open_dataset, plan, score, train
     from gitseg_tf.config import Config, load_config
     from gitseg_tf.data.readers.base import Cohort, Scan
     from gitseg_tf.data.tfrecords.dataset import Dataset
@@ -67,12 +67,13 @@ __all__ = [
     "metrics",
     "open_cohort",
     "open_dataset",
+    "plan",
     "score",
     "train",
 ]
 
 _MODULES = {
-    "gitseg_tf.api": ("convert", "evaluate", "load", "open_cohort", "open_dataset", "score", "train"),
+    "gitseg_tf.api": ("convert", "evaluate", "load", "open_cohort", "open_dataset", "plan", "score", "train"),
     "gitseg_tf.config": ("Config", "load_config"),
     "gitseg_tf.data.readers.base": ("Cohort", "Scan"),
     "gitseg_tf.data.tfrecords.dataset": ("Dataset",),

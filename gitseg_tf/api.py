@@ -15,10 +15,11 @@ from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet, read_labels
 
 if TYPE_CHECKING:
+    from gitseg_tf.planning.plan import PlannedConfig
     from gitseg_tf.inference.predictor import Predictor
     from gitseg_tf.runs.run import Run
 
-__all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "score", "train"]
+__all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "plan", "score", "train"]
 
 
 def open_cohort(
@@ -69,6 +70,47 @@ def _label_set(labels: LabelSet | Sequence[str] | str | PathLike | None) -> Labe
     if isinstance(labels, str | PathLike):
         return read_labels(labels)
     return None if labels is None else LabelSet.from_tree(labels if isinstance(labels, LabelSet) else list(labels))
+
+
+def plan(
+    dataset: Dataset | str | PathLike,
+    *,
+    minutes: float = 20.0,
+    memory_gib: float | None = None,
+    fold: int | None = 0,
+    out: str | PathLike | None = None,
+) -> "PlannedConfig":
+    """Choose a config for a dataset, this machine, and limits of time and memory.
+
+    Networks are measured on this machine for up to a minute; the measurements are kept for the next plan.
+
+    Args:
+        dataset: a dataset with annotations; or a folder, see `open_dataset`.
+        minutes: time for training; conversion, scoring and export come on top.
+        memory_gib: most resident memory; None is 80% of the machine's.
+        fold: the fold that training will hold out, or None.
+        out: a YAML file to write, with the reason of each choice as a comment; None writes none.
+
+    Returns:
+        The plan: its `config` for `train`, and its `text`, the commented YAML.
+
+    Raises:
+        ConfigError: the limits are too low for any network; the message says what would fit.
+        DataError: no annotation, or damaged data.
+
+    Example:
+        >>> import gitseg_tf
+        >>> planned = gitseg_tf.plan("cohort", minutes=20, out="plan.yaml")  # doctest: +SKIP
+        >>> planned.config.model.architecture  # doctest: +SKIP
+        'unet'
+    """
+    from gitseg_tf.planning.plan import make_plan
+
+    opened = dataset if isinstance(dataset, Dataset) else open_dataset(as_path(dataset))
+    planned = make_plan(opened, minutes=minutes, memory_gib=memory_gib, fold=fold)
+    if out is not None:
+        planned.save(as_path(out))
+    return planned
 
 
 def train(config: Config, dataset: Dataset, run: str | PathLike, *, resume: bool = False) -> "Run | None":

@@ -4,6 +4,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 
+from gitseg_tf.cli import planning
 from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import Parser, command, data_argument, folds_argument, reading, set_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
@@ -14,6 +15,7 @@ from gitseg_tf.errors import ConfigError
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
     examples = ["gitseg train", "gitseg train --config uwmgi --data cohort --strategy mirrored"]
+    examples += ["gitseg train --data cohort --config auto --minutes 20"]
     examples += ["gitseg train --data cohort --fold all --resume --out runs/folds"]
     train = command(commands, "train", _train, "train, score and export a model", examples=examples)
     train.add_argument("--out", help="run folder (default: runs/NAME, numbered)")
@@ -43,6 +45,7 @@ def add_parsers(commands) -> None:
     )
     grid.add_argument("--out", help="output folder; finished runs in it are kept (default: runs/GRID)")
     _experiment_arguments(train, _fold_or_all, "; all trains every fold in turn, then scores all patients")
+    planning.limit_arguments(train, "with --config auto: ")
     for parser in (lr_find, grid):
         _experiment_arguments(parser)
 
@@ -119,6 +122,7 @@ def _train(options) -> None:
     from gitseg_tf.runs.folder import has_begun
     from gitseg_tf.training.run_folder import choose_run
 
+    automatic = planning.is_automatic(options)
     if options.overfit_batches is not None:
         return _overfit(options)
     if options.fold == "all":
@@ -127,11 +131,16 @@ def _train(options) -> None:
         fix = "resume it with --fold all --resume, or choose another --out"
         raise ConfigError(f"{options.out}: is a cross-validation; {fix}")
     overrides = _overrides(options)
-    out = choose_run(options.out, load_config(options.config, overrides).name, resume=options.resume)
+    name = overrides.get("name", "auto") if automatic else load_config(options.config, overrides).name
+    out = choose_run(options.out, name, resume=options.resume)
     resumed = options.resume and has_begun(out)
     if options.resume and not resumed:
         print(f"starting   {out}; there is nothing to resume")
-    config = load_config(out / "config.yaml" if resumed and not options.config else options.config, overrides)
+    if automatic and not resumed:
+        config = planning.planned_config(options, overrides, out)
+    else:
+        given = options.config if options.config and not automatic else None
+        config = load_config(out / "config.yaml" if resumed and not given else given, overrides)
 
     import_tensorflow()
     from gitseg_tf.cli.dataset import open_experiment

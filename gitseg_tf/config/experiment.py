@@ -151,7 +151,7 @@ class Config(Section):
     @classmethod
     def _has_known_types(cls, value: dict[str, Any]) -> dict[str, Any]:
         # Written by training, export and tune, and used by them and by the viewer.
-        for key, kind in (("dataset", str), ("records", str), ("trained_on", list), ("tuned", dict)):
+        for key, kind in (("dataset", str), ("records", str), ("trained_on", list), ("tuned", dict), ("plan", dict)):
             if key in value and not isinstance(value[key], kind):
                 raise ValueError(f"{key} must be of type {kind.__name__}")
         if not all(isinstance(case, str) for case in value.get("trained_on", ())):

@@ -10,6 +10,8 @@ from gitseg_tf.errors import ConfigError, RunError, first_line
 # The result of `gitseg tune` for a run: a config file with the section postprocess, the evaluation.tta for which it was
 # tuned, and provenance.tuned.
 TUNED = "postprocess.yaml"
+# The commented config of a planned run, written before it begins.
+PLAN = "plan.yaml"
 
 
 def has_begun(run: AnyPath) -> bool:

@@ -10,7 +10,7 @@ from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
-from gitseg_tf.runs.folder import TUNED, has_begun, read_history
+from gitseg_tf.runs.folder import PLAN, TUNED, has_begun, read_history
 from gitseg_tf.runs.training_data import summarize_scans, write_training_data
 from gitseg_tf.training.distribute.cluster import has_workers
 
@@ -54,7 +54,7 @@ def check_run_folder(run: AnyPath, *, resume: bool) -> None:
     if has_begun(run):
         if not resume:
             raise RunError(f"{run}: already contains a run; resume it or choose another run folder")
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(path.name != PLAN for path in run.iterdir())):
         raise RunError(f"{run}: is not empty and is not a run; choose another run folder")
 
 
@@ -79,7 +79,8 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
             fix = "resume with the original folds or choose another run folder"
             raise RunError(f"{run}: was trained on other patients, because {dataset.root} has other folds; {fix}")
         _check_not_tuned(run, config)
-    provenance = {
+    planned = {"plan": config.provenance["plan"]} if "plan" in config.provenance else {}
+    provenance = planned | {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root.resolve()),
         "trained_on": trained_on,

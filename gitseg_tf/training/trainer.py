@@ -117,7 +117,16 @@ def _train(
             )
     if stopping.ends(int(finished.numpy())):
         logger.info(stopping.reason(int(finished.numpy())))
+    _log_planned_minutes(config, read_history(run))
     return load_run(run) if strategy.extended.should_checkpoint else None
+
+
+def _log_planned_minutes(config: Config, rows: list[dict]) -> None:
+    """Compare the duration of a planned training with the plan."""
+    planned = config.provenance.get("plan")
+    if isinstance(planned, dict) and isinstance(planned.get("minutes"), int | float):
+        minutes = sum(row.get("seconds", 0.0) for row in rows) / 60
+        logger.info("time       %.3g minutes of training; the plan expected %.3g", minutes, planned["minutes"])
 
 
 def _restore(state: tf.train.Checkpoint, finished: tf.Variable, run: AnyPath) -> None:
