@@ -222,8 +222,8 @@ def test_the_gradient_of_instance_normalization_matches_its_formula():
         ),
         (
             {"data.patch": [4, 16, 64]},
-            "data.patch is [4, 16, 64], but unet3d with 5 levels needs a height and width of at least 32; increase them, "
-            "or decrease model.levels",
+            "data.patch is [4, 16, 64], but unet3d with 5 levels needs a height and width of at least 32; increase "
+            "them, or decrease model.levels",
         ),
     ],
 )
