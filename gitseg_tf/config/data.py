@@ -29,7 +29,7 @@ class DataConfig(Section):
         None, gt=0, description="window_stride in mm, rounded to whole slices of the scan"
     )
     input_size: tuple[int, int] = Field(
-        (128, 128), description="height and width of the model's input, multiples of 32"
+        (128, 128), description="height and width of the model's input, multiples of 32 for a 2-D model"
     )
     crop: Literal["none", "body"] = Field("body", description="region of each slice that fills the input")
     pixel_mm: float | None = Field(
@@ -80,13 +80,6 @@ class DataConfig(Section):
             raise ValueError("must be odd")
         return value
 
-    @field_validator("input_size")
-    @classmethod
-    def _multiples_of_32(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if any(n < 32 or n % 32 for n in value):
-            raise ValueError("must be two multiples of 32")
-        return value
-
     @property
     def patch_shape(self) -> tuple[int, int, int]:
         """The `patch` of a 3-D model: (slices, height, width).
@@ -99,7 +92,9 @@ class DataConfig(Section):
         return self.patch
 
     @model_validator(mode="after")
-    def _patch_fits(self):
+    def _sizes_fit(self):
+        if self.patch is None and any(n < 32 or n % 32 for n in self.input_size):
+            raise ValueError(f"input_size must be two multiples of 32, got {list(self.input_size)}")
         depth, height, width = self.patch or (1, 1, 1)
         if min(depth, height, width) < 1 or height > self.input_size[0] or width > self.input_size[1]:
             raise ValueError(

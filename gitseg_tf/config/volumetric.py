@@ -4,11 +4,8 @@ import math
 
 from gitseg_tf.config.model import NETWORKS_3D, ModelConfig
 
-_POOLINGS = 4
-_LEAST_PLANE = 2 * 2**_POOLINGS
 
-
-def poolings(patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+def poolings(patch: tuple[int, int, int], levels: int = 5) -> list[tuple[int, int, int]]:
     """Choose the pooling factors of a 3-D network: height and width are always halved, the depth if large enough.
 
     A patch is roughly a cube in mm, so its shape shows how much thicker slices are than pixels. The depth is not pooled
@@ -17,13 +14,18 @@ def poolings(patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 
     Args:
         patch: (slices, height, width).
+        levels: number of resolutions of the network, `model.levels`.
 
     Returns:
-        (depth, height, width) of each of the four poolings, each 1 or 2.
+        (depth, height, width) of each of the levels - 1 poolings, each 1 or 2.
+
+    Example:
+        >>> poolings((16, 64, 64), levels=4)
+        [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
     """
     depth, plane = patch[0], min(patch[1:])
     steps = []
-    for _ in range(_POOLINGS):
+    for _ in range(levels - 1):
         step = 2 if 2 * depth > plane else 1
         steps.append((step, 2, 2))
         depth, plane = depth // step, plane // 2
@@ -57,14 +59,15 @@ def check_volumes(model: ModelConfig, patch: tuple[int, int, int] | None) -> Non
         raise ValueError(
             f"model.presence_head is true, but model.architecture {architecture} has no such head; set it to false"
         )
-    if min(patch[1:]) < _LEAST_PLANE:
+    if min(patch[1:]) < 2**model.levels:
         # At the lowest resolution, instance normalization needs more than one voxel.
         raise ValueError(
-            f"data.patch is {list(patch)}, but {architecture} needs a height and width of at least {_LEAST_PLANE}"
+            f"data.patch is {list(patch)}, but {architecture} with {model.levels} levels needs a height and width "
+            f"of at least {2**model.levels}; increase them, or decrease model.levels"
         )
-    factors = [math.prod(axis) for axis in zip(*poolings(patch), strict=True)]
+    factors = [math.prod(axis) for axis in zip(*poolings(patch, model.levels), strict=True)]
     if any(extent % factor for extent, factor in zip(patch, factors, strict=True)):
         raise ValueError(
-            f"data.patch is {list(patch)}, but {architecture} halves it {_POOLINGS} times in-plane; "
+            f"data.patch is {list(patch)}, but {architecture} halves it {model.levels - 1} times in-plane; "
             f"for a patch of about this shape, use multiples of {factors}"
         )

@@ -23,7 +23,8 @@ def build_volume_model(config: Config, shape: tuple[int, ...]) -> keras.Model:
     """
     model, labels = config.model, len(config.label_set)
     inputs = keras.Input(shape, name="windows")
-    decoded = NETWORKS_3D.get(model.architecture)(inputs, model, poolings((shape[0], shape[1], shape[2])))
+    steps = poolings((shape[0], shape[1], shape[2]), model.levels)
+    decoded = NETWORKS_3D.get(model.architecture)(inputs, model, steps)
     names = ["logits", *(f"deep{k}" for k in range(1, _SUPERVISED if model.deep_supervision else 1))]
     outputs = {
         name: label_logits(x, name, labels=labels, dropout=model.dropout, seed=config.seed + k)

@@ -10,7 +10,7 @@ from gitseg_tf.config.model import ModelConfig
 from gitseg_tf.models.volumetric.layers import leaky_relu, normalized_convolution, residual_block
 
 _MOST_FILTERS = 320
-_RESIDUAL_BLOCKS = (1, 3, 4, 6, 6)
+_RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)  # of each level
 
 
 def unet3d(inputs, config: ModelConfig, steps: list[tuple[int, int, int]]) -> list:
@@ -36,8 +36,8 @@ def unet3d(inputs, config: ModelConfig, steps: list[tuple[int, int, int]]) -> li
 def residual_unet3d(inputs, config: ModelConfig, steps: list[tuple[int, int, int]]) -> list:
     """Build a 3-D U-Net with a residual encoder (Zhang et al. 2018, arXiv:1711.10684), like nnU-Net's ResEnc.
 
-    The encoder has 1, 3, 4, 6 and 6 residual blocks, the decoder has one convolution per stage (Isensee et al. 2024,
-    arXiv:2404.09556).
+    The encoder has 1, 3, 4, 6, 6 and 6 residual blocks, as far as there are levels; the decoder has one convolution per
+    stage (Isensee et al. 2024, arXiv:2404.09556).
 
     Args:
         inputs: Keras tensor [N, D, H, W, C].
@@ -49,7 +49,7 @@ def residual_unet3d(inputs, config: ModelConfig, steps: list[tuple[int, int, int
     """
     x = _convolutions(inputs, config.filters, "encoder_stem", 1)
     features = []
-    for stage, (step, blocks) in enumerate(zip([(1, 1, 1), *steps], _RESIDUAL_BLOCKS, strict=True)):
+    for stage, (step, blocks) in enumerate(zip([(1, 1, 1), *steps], _RESIDUAL_BLOCKS, strict=False)):
         for block in range(blocks):
             strides = step if block == 0 else (1, 1, 1)
             x = residual_block(x, _width(config, stage), f"encoder{stage}_{block + 1}", strides)

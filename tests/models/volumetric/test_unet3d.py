@@ -10,6 +10,7 @@ from helpers.configs import tiny_config
 
 from gitseg_tf.config import load_config
 from gitseg_tf.config.volumetric import poolings
+from gitseg_tf.errors import ConfigError
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.volumetric.layers import InstanceNormalization
 from gitseg_tf.training.losses import training_loss
@@ -24,7 +25,7 @@ LOSS = training_loss(tiny_config().training.loss)
 @cache
 def built(architecture, precision="float32", deep_supervision=False, patch=PATCH):
     keras.utils.set_random_seed(0)
-    settings = {"data.patch": list(patch), "data.input_size": [64, 64], "model.filters": 4}
+    settings = {"data.patch": list(patch), "data.input_size": [64, 64], "model.filters": 4, "model.levels": 5}
     settings |= {"model.architecture": architecture, "model.deep_supervision": deep_supervision}
     return build_model(tiny_config(**settings), precision)
 
@@ -45,6 +46,19 @@ def patches(shape=PATCH, count=2):
 )
 def test_depth_pooling_starts_when_the_plane_is_as_coarse(patch, depths):
     assert poolings(patch) == [(depth, 2, 2) for depth in depths]
+
+
+def test_fewer_levels_allow_smaller_and_finer_patches():
+    assert poolings((40, 56, 40), levels=4) == [(2, 2, 2)] * 3
+    settings = {"model.architecture": "unet3d", "data.patch": [16, 24, 16], "data.input_size": [24, 16]}
+    settings |= {"model.filters": 4, "model.levels": 4}
+    for network in NETWORKS:
+        model = build_model(tiny_config(**settings | {"model.architecture": network}))
+        assert model(patches((16, 24, 16), 1)).shape == (1, 16, 24, 16, 3)
+        lowest = min(tuple(layer.output.shape[1:4]) for layer in model.layers if "encoder3" in layer.name)
+        assert lowest == (2, 3, 2)
+    with pytest.raises(ConfigError, match=r"halves it 4 times in-plane.* multiples of \[16, 16, 16\]"):
+        tiny_config(**settings | {"data.patch": [40, 56, 40], "data.input_size": [56, 40], "model.levels": 5})
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -98,7 +112,7 @@ def test_residual_unet3d_has_the_expected_number_of_parameters():
 
 
 def test_channels_stop_doubling_at_320():
-    settings = {"data.patch": [4, 32, 32], "model.architecture": "unet3d", "model.filters": 32}
+    settings = {"data.patch": [4, 32, 32], "model.architecture": "unet3d", "model.filters": 32, "model.levels": 5}
     model = build_model(tiny_config(**settings))
     assert max(layer.filters for layer in model.layers if hasattr(layer, "filters")) == 320
 
@@ -206,7 +220,11 @@ def test_the_gradient_of_instance_normalization_matches_its_formula():
             "data.patch is [15, 64, 64], but unet3d halves it 4 times in-plane; "
             "for a patch of about this shape, use multiples of [4, 16, 16]",
         ),
-        ({"data.patch": [4, 16, 64]}, "data.patch is [4, 16, 64], but unet3d needs a height and width of at least 32"),
+        (
+            {"data.patch": [4, 16, 64]},
+            "data.patch is [4, 16, 64], but unet3d with 5 levels needs a height and width of at least 32; increase "
+            "them, or decrease model.levels",
+        ),
     ],
 )
 def test_contradictory_keys_are_a_one_line_error(refusal, changes, expected):
