@@ -20,6 +20,7 @@ for _module, _names in {
         *(f"efficientnetv2_{size}" for size in ("b0", "b1", "b2", "b3", "s", "m", "l")),
         "mobilenetv3",
     ),
+    "efficientnet_lite": ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
     "convnext": ("convnext_tiny", "convnext_small"),
     "mit": ("mit_b0", "mit_b1", "mit_b2", "mit_b3"),
 }.items():

@@ -39,7 +39,7 @@ SHALLOW = {
     "convnext_tiny": partial(convnext, name="convnext_tiny", blocks=ONE_EACH),
     "mit_b0": partial(mit, widths=(32, 64, 160, 256), blocks=ONE_EACH),
 }
-FAMILIES = ("plain", "efficientnetv2_b0", "mobilenetv3", *SHALLOW)
+FAMILIES = ("plain", "efficientnetv2_b0", "efficientnet_lite0", "mobilenetv3", *SHALLOW)
 ROWS = [row for row in networks(None, None) if row[0] in DECODERS]
 PAIRS = [pair for pair in product(DECODERS, BACKBONES) if pair not in ROWS]
 

@@ -35,6 +35,24 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """Weights trained on ImageNet, in a file of PyTorch that a Python package contains.
+
+    Attributes:
+        package, file: the package's import name, and the file's path inside it.
+        sha256: the file's hash.
+        extra: the extra of gitseg-tf that installs the package.
+        convert: function from tensors by PyTorch's names to weights by the encoder's layer names.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    extra: str
+    convert: Callable[[dict[str, np.ndarray]], Weights]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """An encoder.
 
@@ -53,7 +71,7 @@ class Backbone:
     library: str
     scale: float = 1.0
     offset: float = 0.0
-    published: Published | None = None
+    published: Published | Packaged | None = None
     dilates: bool = True
 
     def __call__(self, inputs, config: ModelConfig, output_stride: int = 32) -> dict:

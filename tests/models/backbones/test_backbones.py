@@ -51,7 +51,7 @@ def test_parameter_counts_match_the_published_ones(name, published):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "offset"), [("resnet50", 0), ("mobilenetv3", 1)])
+@pytest.mark.parametrize(("name", "offset"), [("resnet50", 0), ("mobilenetv3", 1), ("efficientnet_lite0", 1)])
 def test_a_dilated_stage_reproduces_the_strided_values_on_a_finer_grid(name, offset):
     """Atrous convolution (Chen et al. 2017, arXiv:1606.00915, figure 2): the same weights on a finer grid.
 
