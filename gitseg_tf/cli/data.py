@@ -151,6 +151,8 @@ def _verify(root: str) -> None:
         f"verified   {dataset.root}: {plural(len(dataset.shards), 'shard')} ({size:.0f} MiB), {_counts(dataset)}: "
         "sizes, CRC-32, and every record's id, shape, spacing, slice numbers, percentiles and label counts"
     )
+    if dataset.pseudo_line:
+        print(f"pseudo     {dataset.pseudo_line}")
 
 
 def _counts(dataset) -> str:

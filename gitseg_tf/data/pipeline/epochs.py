@@ -32,7 +32,7 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         DataError: no window to train on.
     """
     data = config.data
-    scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
+    scans = dataset.training_scans(data.fold, data.exclude_scans)
     windows = _windows_in_epoch(scans, config, balancing_repeats(dataset, scans, config), max_filled_slices)
     if not windows:
         labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
@@ -53,10 +53,10 @@ def numbered_batches(
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    used = dataset.scans_of(folds, data.exclude_scans)
+    used = dataset.training_scans(data.fold, data.exclude_scans)
     # A worker of a data service would fill its memory again in each epoch.
     fits = data.service is None and fits_in_memory(dataset, folds, config)
-    in_memory = stored_scans(prepared_scans(files, dataset, config), used).cache() if fits else None
+    in_memory = stored_scans(prepared_scans(files, dataset, config, training=True), used).cache() if fits else None
     repeats = balancing_repeats(dataset, used, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
     rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, repeats, min_filled_slices), 1))
@@ -77,7 +77,7 @@ def numbered_batches(
             )
             return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
         shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
-        scans = prepared_scans(shuffled_files, dataset, config)
+        scans = prepared_scans(shuffled_files, dataset, config, training=True)
         scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
             lambda scan: windows_at(scan, order_of(scan), layout, data, seed=seed, named=named),
