@@ -109,9 +109,7 @@ class ScanEntry:
         if self.pseudo is None:
             return self
         seen = self.pseudo
-        return replace(
-            self, label_slices=seen.label_slices, empty_slices=seen.empty_slices, label_sets=seen.label_sets
-        )
+        return replace(self, label_slices=seen.label_slices, empty_slices=seen.empty_slices, label_sets=seen.label_sets)
 
 
 @dataclass(frozen=True)

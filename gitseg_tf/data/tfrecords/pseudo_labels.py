@@ -131,7 +131,9 @@ def _check_scans(base: Dataset, labels: Sequence[str], more: Cohort | None) -> N
     known = {scan.id for shard in base.shards for scan in shard.scans}
     if more is None:
         if all(_is_complete(shard, labels) for shard in base.shards):
-            raise DataError(f"{base.root}: all of its scans have annotations of {', '.join(labels)}; nothing to predict")
+            raise DataError(
+                f"{base.root}: all of its scans have annotations of {', '.join(labels)}; nothing to predict"
+            )
     elif twice := sorted(known & {scan.id for scan in more.scans}):
         raise DataError(f"{more.root}: its scan {twice[0]} is already in {base.root}; remove or rename it")
 
