@@ -34,12 +34,7 @@ from gitseg_tf.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("missing", "unlabeled", "errors")
-SETTINGS = {
-    "data.input_size": "[96,96]",
-    "data.window_slices": 3,
-    "model.filters": 12,
-    "training.strategy": "one_device",
-}
+SETTINGS = {"data.input_size": "[96,96]", "data.window_slices": 3, "model.filters": 12}
 # Slices of errors that concern a part of a scan, millimeters of contours that are too large, slices of a shift.
 PART, TOO_LARGE_MM, SHIFT = 6, 6.0, 4
 
@@ -235,9 +230,8 @@ def dice(run, records):
 
 
 def gitseg(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "gitseg_tf", *map(str, words)], capture_output=True, text=True, cwd=ROOT
-    )
+    command = [sys.executable, "-m", "gitseg_tf", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(f"gitseg {' '.join(map(str, words))} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
 

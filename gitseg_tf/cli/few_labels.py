@@ -1,14 +1,11 @@
 """Commands that learn from scans with few annotations."""
 
 import argparse
-import logging
 
 from gitseg_tf.cli.parsers import command, data_argument, reading
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def add_parsers(commands) -> None:

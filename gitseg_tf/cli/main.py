@@ -12,13 +12,7 @@ from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import GitsegError, first_line
 
 # What takes the memory in the commands of a module of this package.
-_WORK = {
-    "training": "training",
-    "evaluation": "inference",
-    "prediction": "inference",
-    "few_labels": "inference",
-    "export": "inference",
-}
+_WORK = {"training": "training"} | dict.fromkeys(("evaluation", "prediction", "few_labels", "export"), "inference")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def pseudo_label(
     predictor = Predictor.of_run(model)
     names = tuple(_name_in(base.labels, name) for name in predictor.labels.names)
     trained_on = tuple(sorted(map(str, model.config.provenance.get("trained_on", ()))))
-    source = PseudoSource(model.path.name, predictor.identity.weights, confidence, trained_on)
+    source = PseudoSource(model.path.resolve().name, predictor.identity.weights, confidence, trained_on)
 
     def label(scan: LoadedScan) -> PseudoLabels | None:
         return label_scan(predictor, scan, base.labels, confidence)

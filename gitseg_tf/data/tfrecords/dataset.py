@@ -117,7 +117,7 @@ class Dataset:
             return None
         scans = sum(scan.pseudo is not None for shard in self.shards for scan in shard.scans)
         model = f"{source.model} (weights {source.weights[:8]}, confidence {source.confidence:g})"
-        return f"{plural(scans, 'scan')} with labels predicted by {model}, for training only: never a reference"
+        return f"{plural(scans, 'scan')} with labels predicted by {model}, for training only, never scored"
 
     def check_fold(self, fold: int | None) -> None:
         """Check that a fold exists.

@@ -114,7 +114,10 @@ class ScanEntry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A TFRecord file: name, fold (-1 without annotation, -2 with pseudo-labels only), size in bytes, CRC-32, and scans in record order."""
+    """A TFRecord file: name, fold, size in bytes, CRC-32, and scans in record order.
+
+    The fold is -1 for scans without annotation, and -2 for those that have pseudo-labels only.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 

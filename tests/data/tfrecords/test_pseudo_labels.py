@@ -107,7 +107,7 @@ def test_scans_without_annotation_are_in_no_fold(base, labeled):
 def test_the_dataset_verifies_and_says_what_it_is(base, labeled, monkeypatch, refusal):
     assert verify_dataset(labeled.root).pseudo_labels == SOURCE
     assert labeled.pseudo_line == (
-        "3 scans with labels predicted by folds (weights 01234567, confidence 0.9), for training only: never a reference"
+        "3 scans with labels predicted by folds (weights 01234567, confidence 0.9), for training only, never scored"
     )
     tree = json.loads((labeled.root / "dataset.json").read_text())
     assert tree["counts"]["annotated_scans"] == {"large_bowel": 3, "small_bowel": 3, "stomach": 2}
