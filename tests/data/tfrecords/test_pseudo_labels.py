@@ -1,7 +1,9 @@
 """Datasets with pseudo-labels: what is written, what training sees, and that nothing else sees it."""
 
 import json
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -18,13 +20,22 @@ SOURCE = PseudoSource("folds", "0123456789abcdef", 0.9, ("case2", "case3"))
 SIZE = 64
 # The patients of the scans without annotation: case1 has another one with an annotation, case7 has none.
 UNLABELED = ("case1_day5", "case7_day0")
-SCANS = (
-    ("case1_day0", (SIZE, SIZE), range(1, 9)),
-    ("case1_day5", (SIZE, SIZE), range(1, 7)),
-    ("case2_day0", (SIZE, SIZE), range(1, 9)),
-    ("case3_day0", (SIZE, SIZE), range(1, 9)),
-    ("case7_day0", (SIZE, SIZE), range(1, 7)),
-)
+SLICES = {"case1_day0": 8, "case1_day5": 6, "case2_day0": 8, "case3_day0": 8, "case7_day0": 6}
+
+
+def write_images(root, slices):
+    """Write random scans of SIZE x SIZE pixels, the size of the windows below; return scans for `rows_of`."""
+    scans, rng = [], np.random.default_rng(3)
+    for scan_id, depth in slices.items():
+        folder = root / "train" / scan_id.split("_")[0] / scan_id / "scans"
+        folder.mkdir(parents=True)
+        for z in range(depth):
+            plane = rng.integers(100, 4000, (SIZE, SIZE)).astype(np.uint16)
+            assert cv2.imwrite(str(folder / f"slice_{z + 1:04d}_{SIZE}_{SIZE}_1.50_1.50.png"), plane)
+        masks = np.zeros((3, depth, SIZE, SIZE), bool)
+        masks[0, 1:5, 8:30, 5:20] = masks[1, 3:6, 30:50, 30:60] = masks[2, 0:2, 40:60, 3:25] = True
+        scans.append(SimpleNamespace(id=scan_id, masks=masks, numbers=list(range(1, depth + 1))))
+    return scans
 
 
 def predicted_masks(scan):
@@ -49,13 +60,14 @@ def label(scan):
 
 
 @pytest.fixture(scope="module")
-def base(make_cohort, rows_of, save_table, tmp_path_factory):
+def base(rows_of, save_table, tmp_path_factory):
     """Three annotated scans, one of which lacks the stomach, and two without annotation, as a dataset of 3 folds."""
-    cohort = make_cohort(tmp_path_factory.mktemp("few") / "cohort", SCANS)
-    rows = [row for row in rows_of(cohort.scans) if not row[0].startswith(UNLABELED)]
+    root = tmp_path_factory.mktemp("few")
+    rows = rows_of(write_images(root / "cohort", SLICES))
+    rows = [row for row in rows if not row[0].startswith(UNLABELED)]
     rows = [row for row in rows if not (row[0].startswith("case2_day0") and row[1] == "stomach")]
-    save_table(cohort.root, rows)
-    return convert(cohort.root, cohort.root.parent / "dataset", folds=3, workers=1)
+    save_table(root / "cohort", rows)
+    return convert(root / "cohort", root / "dataset", folds=3, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +85,7 @@ def fold_of(dataset, scan_id):
 
 def test_annotations_are_kept_and_missing_labels_are_predicted(base, labeled):
     before, after = by_id(base), by_id(labeled)
-    assert after.keys() == before.keys() == {scan[0] for scan in SCANS}
+    assert after.keys() == before.keys() == set(SLICES)
     for scan_id, scan in after.items():
         was = before[scan_id]
         assert np.array_equal(scan.volume.voxels, was.volume.voxels)
@@ -101,7 +113,7 @@ def test_scans_without_annotation_are_in_no_fold(base, labeled):
         ids = {scan.id for scan in labeled.training_scans(held_out)}
         # The other scan of a held-out patient must not be seen, even without its annotation.
         assert ("case1_day5" in ids) == (held_out != own) and "case7_day0" in ids
-    assert {scan.id for scan in labeled.training_scans(None)} == {scan[0] for scan in SCANS}
+    assert {scan.id for scan in labeled.training_scans(None)} == set(SLICES)
 
 
 def test_the_dataset_verifies_and_says_what_it_is(base, labeled, monkeypatch, refusal):
@@ -216,17 +228,17 @@ def test_an_interrupted_call_leaves_no_dataset_and_resumes_to_the_same_bytes(bas
     assert write(label, resume=True).pseudo_labels == SOURCE
 
 
-def test_a_cohort_can_be_added(base, make_cohort, tmp_path, refusal):
+def test_a_cohort_can_be_added(base, tmp_path, refusal):
     from gitseg_tf.data.readers.registry import read_cohort
 
-    scans = (("case8_day0", (SIZE, SIZE), range(1, 7)), ("case9_day0", (SIZE, SIZE), range(1, 7)))
-    cohort = read_cohort(make_cohort(tmp_path / "more", scans, labeled=False).root)
+    write_images(tmp_path / "more", {"case8_day0": 6, "case9_day0": 7})
+    cohort = read_cohort(tmp_path / "more")
     added = write_pseudo_labeled(base, tmp_path / "out", label, source=SOURCE, labels=LABELS, more=cohort)
     assert {"case8_day0", "case9_day0", *UNLABELED} == {scan.id for scan in added.scans_of([PSEUDO])}
     assert np.array_equal(by_id(added)["case8_day0"].volume.voxels, cohort.scans[0].read_volume().voxels)
     verify_dataset(added.root)
-    again = read_cohort(make_cohort(tmp_path / "again", SCANS[:1], labeled=False).root)
-    call = {"source": SOURCE, "labels": LABELS, "more": again}
+    write_images(tmp_path / "again", {"case1_day0": 6})
+    call = {"source": SOURCE, "labels": LABELS, "more": read_cohort(tmp_path / "again")}
     assert "its scan case1_day0 is already in" in refusal(write_pseudo_labeled, base, tmp_path / "b", label, **call)
 
 
