@@ -22,10 +22,17 @@ def add_parsers(commands) -> None:
     phantom.add_argument("--workers", type=int, help="worker processes (default: one per core)")
 
     _add_convert(commands)
-    purpose = "summarize a cohort or dataset, and flag anything unusual in it"
+    purpose = "flag anything unusual in a cohort or dataset, or rank a run's training scans by doubtful annotations"
     examples = ["gitseg inspect cohort", "gitseg inspect tfrecords/cohort --out cohort.html --strict"]
+    examples += ["gitseg inspect runs/folds --out doubtful.html"]
     inspect = command(commands, "inspect", _inspect, purpose, examples=examples)
-    inspect.add_argument("data", help="a cohort, or TFRecords made by gitseg convert")
+    inspect.add_argument("data", help="a cohort, TFRecords made by gitseg convert, or a run or cross-validation")
+    inspect.add_argument(
+        "--data",
+        dest="records",
+        metavar="DATA",
+        help="for a run: TFRecords or a cohort (default: what the run was trained on)",
+    )
     inspect.add_argument(
         "--out", default="inspection.html", metavar="FILE.html", help="HTML report to write (default: %(default)s)"
     )
@@ -151,6 +158,8 @@ def _verify(root: str) -> None:
         f"verified   {dataset.root}: {plural(len(dataset.shards), 'shard')} ({size:.0f} MiB), {_counts(dataset)}: "
         "sizes, CRC-32, and every record's id, shape, spacing, slice numbers, percentiles and label counts"
     )
+    if dataset.pseudo_line:
+        print(f"pseudo     {dataset.pseudo_line}")
 
 
 def _counts(dataset) -> str:
@@ -169,10 +178,16 @@ def _check_fold_table(options, folds: str) -> None:
 def _inspect(options) -> None:
     from gitseg_tf.core.paths import as_path
     from gitseg_tf.data.tfrecords.dataset import is_dataset
+    from gitseg_tf.runs.cross_validation import is_cross_validation
+    from gitseg_tf.runs.folder import has_begun
 
     out = as_path(options.out)
     if out.suffix != ".html" or not out.parent.is_dir():
         raise ConfigError(f"--out {out}: must be an .html file in an existing folder")
+    if has_begun(as_path(options.data)) or is_cross_validation(options.data):
+        return _inspect_run(options, out)
+    if options.records is not None:
+        options.wrong_usage("--data is for a run; give the cohort or the dataset alone")
     if is_dataset(options.data):
         import_tensorflow()
     from gitseg_tf.inspection import inspect_data, summary_lines, write_page
@@ -184,6 +199,29 @@ def _inspect(options) -> None:
     if options.strict and any(finding.severity != "note" for finding in inspection.findings):
         count = inspection.counted("error", "warning")
         raise DataError(f"{options.data}: {count}; see the list above or {options.out}")
+
+
+def _inspect_run(options, out) -> None:
+    if options.strict:
+        options.wrong_usage("--strict is for a cohort or a dataset: a ranking has neither errors nor warnings")
+    import_tensorflow()
+    from gitseg_tf.cli.dataset import open_data
+    from gitseg_tf.core.paths import as_path
+    from gitseg_tf.evaluation.disagreement import rank_training_scans, ranking_lines, write_ranking
+    from gitseg_tf.evaluation.report.disagreement_page import write_disagreement_page
+
+    run = as_path(options.data)
+
+    def opened(records, folds):
+        if options.records is None and records is None:
+            raise ConfigError(f"{run}: the config does not record the training data; specify it with --data")
+        return open_data(options.records or records, folds, **reading(options))
+
+    ranking, labels = rank_training_scans(run, opened)
+    print(*ranking_lines(ranking), sep="\n")
+    write_ranking(out.with_suffix(".csv"), ranking)
+    write_disagreement_page(out, ranking, labels, f"Doubtful annotations: {run.resolve().name}")
+    print(f"table      {out.with_suffix('.csv')}\npage       {out}")
 
 
 def _augment(options) -> None:

@@ -128,6 +128,33 @@ class Annotation:
 
 
 @dataclass(frozen=True, eq=False)
+class PseudoLabels:
+    """Predictions that training uses where a scan has no annotation of a label. They are never a reference.
+
+    Attributes:
+        labels: bool [L], the labels that are predicted instead of annotated.
+        masks: bool [L, D, H, W]; all False for the other labels.
+        uncertain: bool [L, D, H, W], voxels that are excluded from the loss of that label; all False for the others.
+
+    Example:
+        >>> nothing = np.zeros((2, 3, 8, 8), bool)
+        >>> PseudoLabels(np.array([False, True]), nothing, nothing).labels.tolist()
+        [False, True]
+    """
+
+    labels: np.ndarray
+    masks: np.ndarray
+    uncertain: np.ndarray
+
+    def __post_init__(self):
+        for masks in (self.masks, self.uncertain):
+            if masks.ndim != 4 or masks.dtype != bool or len(masks) != len(self.labels):
+                raise DataError(f"masks must be bool [{len(self.labels)}, D, H, W], got {masks.dtype} {masks.shape}")
+            if masks[~self.labels].any():
+                raise DataError("a label without pseudo-labels has a mask")
+
+
+@dataclass(frozen=True, eq=False)
 class LoadedScan:
     """A scan with its voxels.
 
@@ -137,6 +164,7 @@ class LoadedScan:
         volume: its voxels.
         annotation: its reference masks, or None.
         fold: its fold in the dataset, or None.
+        pseudo: predictions for labels that are not annotated, or None; for training only.
     """
 
     id: str
@@ -144,6 +172,7 @@ class LoadedScan:
     volume: Volume
     annotation: Annotation | None
     fold: int | None = None
+    pseudo: PseudoLabels | None = None
 
     @property
     def reference(self) -> Annotation:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.readers.base import Cohort
+from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.inspection.measurements import ScanFacts
 from gitseg_tf.inspection.source import Unreadable
 from gitseg_tf.labels import LabelSet
@@ -177,6 +178,12 @@ def amount(value: float) -> str:
 
 def _in_channel(scan: ScanFacts, channel: int) -> str:
     return "" if len(scan.percentiles) == 1 else f" in channel {channel + 1}"
+
+
+def pseudo_labels(dataset: Dataset) -> Iterator[Finding]:
+    """Say which scans have predictions, which are not inspected, in place of annotations."""
+    if dataset.pseudo_line:
+        yield Finding("note", "pseudo-labels", "", (), dataset.pseudo_line)
 
 
 def unannotated_scans(scans: list[ScanFacts]) -> Iterator[Finding]:

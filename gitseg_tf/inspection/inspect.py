@@ -72,7 +72,7 @@ def inspect_data(root: str | Path, **reading) -> Inspection:
         unreadable += [Unreadable(name, reason) for name, reason in source.broken]
     all_findings = [
         *findings.unreadable_scans(unreadable),
-        *(findings.left_aside(source) if isinstance(source, Cohort) else ()),
+        *(findings.left_aside(source) if isinstance(source, Cohort) else findings.pseudo_labels(source)),
         *find(scans, source.labels),
     ]
     all_findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.scan))

@@ -14,7 +14,7 @@ def check_matches(config: Config, dataset: Dataset) -> None:
 
     Labels are matched by name or alias, as in `select_labels`: the dataset may have them in another order, and may have
     more. Channels are matched by name and order; if either has only default names, as those of PNG and DICOM, by their
-    number, which is logged.
+    number, which is logged. So is a line on pseudo-labels in the dataset, which are never a reference.
 
     Args:
         config: the config of the run.
@@ -23,6 +23,8 @@ def check_matches(config: Config, dataset: Dataset) -> None:
     Raises:
         RunError: the dataset lacks a label of the run, or has other channels.
     """
+    if dataset.pseudo_line:
+        logger.info("pseudo     %s", dataset.pseudo_line)
     names = config.label_set.names
     if not len(dataset.labels):
         raise RunError(f"the dataset {dataset.root} has no annotations; choose one with {', '.join(names)}")

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 from gitseg_tf import __version__
@@ -70,7 +71,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     import tf_keras as keras
 
     check_run_folder(run, resume=resume)
-    scans = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
+    scans = dataset.training_scans(config.data.fold, config.data.exclude_scans)
     trained_on = sorted({scan.case for scan in scans})
     if has_begun(run):
         before = load_config(run / "config.yaml")
@@ -89,12 +90,32 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         "tf_keras": keras.__version__,
         "python": platform.python_version(),
     }
+    if dataset.pseudo_labels is not None:
+        provenance["pseudo_labels"] = asdict(dataset.pseudo_labels) | {
+            "trained_on": list(dataset.pseudo_labels.trained_on)
+        }
+        _describe_pseudo_labels(dataset, config.data.fold)
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
     data = summarize_scans(scans, config.label_set.names)
     write_training_data(run, data)
     for name in data.missing_labels:
         logger.warning("%s has no voxel in the %s to train on; it cannot be learned", name, plural(data.scans, "scan"))
+
+
+def _describe_pseudo_labels(dataset: Dataset, fold: int | None) -> None:
+    """Say whose predictions are learned, and whether they contain anything of the held-out patients."""
+    logger.info("pseudo     %s", dataset.pseudo_line)
+    source = dataset.pseudo_labels
+    held_out = {scan.case for scan in dataset.scans_of([fold])} if fold is not None else set()
+    if left := dataset.held_back(fold):
+        logger.info("pseudo     %s of held-out patients are left out", plural(len(left), "scan"))
+    if source is not None and (known := sorted(held_out & set(source.trained_on))):
+        logger.warning(
+            "the pseudo-labels come from a model that was trained on %s of the held-out patients (%s): the scores are "
+            "slightly optimistic; for unbiased ones, make pseudo-labels with a run that holds out the same fold",
+            len(known), ", ".join(known[:5]) + (", ..." if len(known) > 5 else ""),
+        )  # fmt: skip
 
 
 def check_same_experiment(

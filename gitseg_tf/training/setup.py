@@ -10,6 +10,7 @@ from gitseg_tf.config.training import ADDONS
 from gitseg_tf.core.addons import import_addons
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.index import PSEUDO
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.models.backbones.backbone import Weights
 from gitseg_tf.models.build import build_model
@@ -126,7 +127,7 @@ def _check_augmentation(config: Config, replicas: int) -> None:
 def _check_scans(config: Config, dataset: Dataset) -> None:
     fold, excluded = config.data.fold, config.data.exclude_scans
     training = dataset.training_folds(fold)
-    absent = sorted(set(excluded) - {scan.id for scan in dataset.scans_of(range(dataset.folds))})
+    absent = sorted(set(excluded) - {scan.id for scan in dataset.scans_of([PSEUDO, *range(dataset.folds)])})
     if absent:
         known = len(excluded) - len(absent)
         logger.info("excluded   %s; not in this dataset: %s", plural(known, "scan"), ", ".join(absent))

@@ -13,7 +13,7 @@ from gitseg_tf.data.readers.registry import expected_layouts, is_cohort, read_co
 from gitseg_tf.data.tfrecords.codec import read_record
 from gitseg_tf.data.tfrecords.dataset import Dataset, is_dataset, load_dataset
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.tfrecords.index import UNLABELED, Shard
+from gitseg_tf.data.tfrecords.index import Shard
 from gitseg_tf.data.volume import LoadedScan, Volume
 from gitseg_tf.errors import ConfigError, DataError, GitsegError
 from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
@@ -236,7 +236,7 @@ def _of_dataset(dataset: Dataset, folders: GivenFolders, labels: LabelSet) -> It
     shards = [(shard, n, scan) for shard in dataset.shards for n, scan in enumerate(shard.scans)]
     for shard, number, scan in sorted(shards, key=lambda item: item[2].id):
         read = partial(_read_scan, dataset, shard, number, folders)
-        contours = partial(_contours_of_record, read, dataset.labels, labels) if shard.fold != UNLABELED else None
+        contours = partial(_contours_of_record, read, dataset.labels, labels) if shard.fold >= 0 else None
         yield Entry(scan.id, scan.case, partial(_volume_of_record, read), contours)
 
 

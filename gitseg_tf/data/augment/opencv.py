@@ -19,9 +19,19 @@ class HostAugment:
         height, width: size of the windows in pixels.
         labels: number of labels, L.
         volumetric: a window is a volume of C channels rather than an image of all channels of K slices.
+        ignore_per_label: the bits have an ignore bit for each label, for pseudo-labels.
     """
 
-    def __init__(self, config: AugmentConfig, height: int, width: int, *, labels: int, volumetric: bool):
+    def __init__(
+        self,
+        config: AugmentConfig,
+        height: int,
+        width: int,
+        *,
+        labels: int,
+        volumetric: bool,
+        ignore_per_label: bool = False,
+    ):
         self.config, self.shape, self.volumetric = config, (height, width), volumetric
         self.splines = [spline_basis(n, config.elastic.nodes) for n in self.shape]
         self.hats = [hat_basis(n, config.grid.nodes) for n in self.shape]
@@ -29,14 +39,15 @@ class HostAugment:
         self.y, self.x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
         self.values_of_bits = [_values_of_bits(k, labels) for k in range(labels)]
         self.unannotated = np.full(self.shape, -1, np.float32)
+        self.ignore_bits = range(labels + 1, 2 * labels + 1) if ignore_per_label else range(0)
 
     def __call__(self, planes: np.ndarray, bits: np.ndarray, annotated: np.ndarray, parameters: dict[str, np.ndarray]):
         """Augment a batch.
 
         Args:
             planes: uint16 [B, K, C, H, W], 65535 represents 1.
-            bits: uint8 [B, M, G, H, W], bit k % 8 of plane k // 8 is label k; bit L is set where a voxel is ignored. M
-                is 1, or K for volumes.
+            bits: uint8 [B, M, G, H, W], bit k % 8 of plane k // 8 is label k; bit L is set where a voxel is ignored,
+                and with ignore_per_label bit L + 1 + k where it is ignored for label k. M is 1, or K for volumes.
             annotated: bool [B, L], whether the label is annotated in the scan.
             parameters: from `parameters.draw`, as arrays.
 
@@ -75,7 +86,9 @@ class HostAugment:
             for k, part in enumerate(parts):
                 out[..., k] = part
         if len(moved) > 1:  # with a single plane, `_values_of_bits` has already marked ignored voxels
-            out[moved[-1] >> (len(parts) % 8) & 1 > 0] = -1
+            out[moved[len(parts) // 8] >> (len(parts) % 8) & 1 > 0] = -1
+        for k, bit in enumerate(self.ignore_bits):
+            out[..., k][moved[bit // 8] >> bit % 8 & 1 > 0] = -1
 
     def _change_image(self, planes, out, warp, params) -> None:
         """Transform a window: a 2.5-D window is one image of K * C planes, a volume is K images of C planes."""

@@ -171,7 +171,12 @@ def _finish(layout: Layout, data: DataConfig, augment: AugmentConfig | None, see
     cv2.setNumThreads(1)  # tf.data runs several batches at once
     height, width = data.input_size if data.patch is None else data.patch[1:]
     host = HostAugment(
-        augment or AugmentConfig(), height, width, labels=layout.labels, volumetric=data.patch is not None
+        augment or AugmentConfig(),
+        height,
+        width,
+        labels=layout.labels,
+        volumetric=data.patch is not None,
+        ignore_per_label=layout.pseudo,
     )
 
     def finish(number, windows):

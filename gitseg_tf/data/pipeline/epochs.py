@@ -8,6 +8,7 @@ import tensorflow as tf
 from gitseg_tf.config import Config
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
+from gitseg_tf.data.pipeline.empty_slices import EmptyShares, empty_shares
 from gitseg_tf.data.pipeline.service import distribute
 from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
@@ -32,8 +33,9 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         DataError: no window to train on.
     """
     data = config.data
-    scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
-    windows = _windows_in_epoch(scans, config, balancing_repeats(dataset, scans, config), max_filled_slices)
+    scans = dataset.training_scans(data.fold, data.exclude_scans)
+    repeats, shares = balancing_repeats(dataset, scans, config), empty_shares(dataset, scans, config)
+    windows = _windows_in_epoch(scans, config, repeats, shares, max_filled_slices)
     if not windows:
         labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
         annotated = any(annotated_slices(scan, config) for scan in scans)
@@ -53,14 +55,15 @@ def numbered_batches(
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    used = dataset.scans_of(folds, data.exclude_scans)
+    used = dataset.training_scans(data.fold, data.exclude_scans)
     # A worker of a data service would fill its memory again in each epoch.
     fits = data.service is None and fits_in_memory(dataset, folds, config)
-    in_memory = stored_scans(prepared_scans(files, dataset, config), used).cache() if fits else None
-    repeats = balancing_repeats(dataset, used, config)
+    in_memory = stored_scans(prepared_scans(files, dataset, config, training=True), used).cache() if fits else None
+    repeats, shares = balancing_repeats(dataset, used, config), empty_shares(dataset, used, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
-    rounds = math.ceil(steps * data.batch_size / max(_windows_in_epoch(used, config, repeats, min_filled_slices), 1))
-    most = max(_windows_in_epoch(used, config, repeats, max_filled_slices), 1)
+    fewest = max(_windows_in_epoch(used, config, repeats, shares, min_filled_slices), 1)
+    rounds = math.ceil(steps * data.batch_size / fewest)
+    most = max(_windows_in_epoch(used, config, repeats, shares, max_filled_slices), 1)
 
     def one_epoch(epoch):
         # This sets the seed of this function's graph only: the order must not depend on the process's global seed.
@@ -68,7 +71,7 @@ def numbered_batches(
         seed = config.seed + 7919 * (epoch + 1)
 
         def order_of(scan):
-            return _random_order(scan, seed, data, repeats)
+            return _random_order(scan, seed, data, repeats, shares)
 
         if in_memory is not None:
             # Filling a buffer of two reads to the end, which completes the cache: an epoch takes no more than it needs.
@@ -77,7 +80,7 @@ def numbered_batches(
             )
             return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
         shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
-        scans = prepared_scans(shuffled_files, dataset, config)
+        scans = prepared_scans(shuffled_files, dataset, config, training=True)
         scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
             lambda scan: windows_at(scan, order_of(scan), layout, data, seed=seed, named=named),
@@ -114,14 +117,16 @@ def min_filled_slices(scan: ScanEntry, slices: dict[str, int]) -> int:
     return max(*slices.values(), scan.shape[0] - scan.empty_slices - left_out, 0)
 
 
-def _windows_in_epoch(scans: list[ScanEntry], config: Config, repeats: Repeats | None, filled_slices: Callable) -> int:
+def _windows_in_epoch(
+    scans: list[ScanEntry], config: Config, repeats: Repeats | None, shares: EmptyShares, filled_slices: Callable
+) -> int:
     data, windows = config.data, 0
     for scan in scans:
         annotated = annotated_slices(scan, config)
         if not annotated:
             continue
         filled = filled_slices(scan, annotated)
-        empty = math.floor(data.empty_slice_fraction * (scan.shape[0] - filled) + 0.5)
+        empty = shares.count(scan, scan.shape[0] - filled)
         repeated = repeats.windows(scan) if repeats else 0
         windows += math.ceil((filled + empty + repeated) / _slices_shown(data))
     return windows
@@ -132,7 +137,7 @@ def _slices_shown(data: DataConfig) -> int:
     return 1 if data.patch is None else data.patch[0]
 
 
-def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None):
+def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None, shares: EmptyShares):
     """Choose the middle slices of a scan's windows, in random order.
 
     They are all slices that show a label, a fraction of the empty ones, and repeats of slices with rare labels. Patches
@@ -143,8 +148,8 @@ def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None):
     draw = tf.stack([seed, start])
 
     empty = tf.reshape(tf.where(~filled), [-1])
-    count = tf.floor(data.empty_slice_fraction * tf.cast(tf.size(empty), tf.float64) + 0.5)
-    shown_empty = tf.random.experimental.stateless_shuffle(empty, draw)[: tf.cast(count, tf.int32)]
+    count = shares.choose(scan["annotated"], tf.size(empty))
+    shown_empty = tf.random.experimental.stateless_shuffle(empty, draw)[:count]
     order = [tf.reshape(tf.where(filled), [-1]), shown_empty]
     if repeats:
         order.append(repeats.slices(scan["shown"], draw + 2))

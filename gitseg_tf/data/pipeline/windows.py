@@ -28,11 +28,13 @@ class Layout:
         channels: number of channels, C.
         sources: index in the dataset's label set of each of the L labels of the config.
         source_bytes: number of bytes of mask bits per voxel in the records.
+        pseudo: scans may have pseudo-labels, whose uncertain voxels do not count for one label.
     """
 
     channels: int
     sources: tuple[int, ...]
     source_bytes: int
+    pseudo: bool = False
 
     @property
     def labels(self) -> int:
@@ -41,8 +43,11 @@ class Layout:
 
     @property
     def mask_bytes(self) -> int:
-        """Number of bytes of mask bits per prepared voxel: one bit per label, followed by the ignore bit."""
-        return self.labels // 8 + 1
+        """Number of bytes of mask bits per prepared voxel.
+
+        They have one bit per label, followed by the ignore bit, and with pseudo-labels by one ignore bit per label.
+        """
+        return (self.labels * (1 + self.pseudo)) // 8 + 1
 
     @property
     def label_bits(self) -> np.ndarray:
@@ -74,16 +79,19 @@ def layout_of(dataset: Dataset, config: Config) -> Layout:
         sources = tuple(dataset.labels.index(name) for name in config.label_set.names)
     except ConfigError as error:
         raise ConfigError(f"{dataset.root}: {error}") from None
-    return Layout(len(channels), sources, -(-len(dataset.labels) // 8))
+    return Layout(len(channels), sources, -(-len(dataset.labels) // 8), dataset.pseudo_labels is not None)
 
 
-def prepared_scans(files: tf.data.Dataset, dataset: Dataset, config: Config) -> tf.data.Dataset:
+def prepared_scans(
+    files: tf.data.Dataset, dataset: Dataset, config: Config, *, training: bool = False
+) -> tf.data.Dataset:
     """Read scans from several shards at a time and resample them to the model's size.
 
     Args:
         files: paths of shards of the dataset.
         dataset: its labels and channels are needed.
         config: the experiment.
+        training: take pseudo-labels for annotations, and leave out the pseudo-labeled scans of held-out patients.
 
     Returns:
         Dataset of dicts of tensors: id; image uint16 [D, C, h, w], 65535 represents 1; bits uint8 [D, G, h, w], see
@@ -97,15 +105,18 @@ def prepared_scans(files: tf.data.Dataset, dataset: Dataset, config: Config) -> 
     scans = records.map(
         lambda record: _read_scan(record, layout, len(dataset.labels)), num_parallel_calls=2, deterministic=True
     )
-    if config.data.exclude_scans:
-        excluded = tf.constant(config.data.exclude_scans)
+    exclude = (*config.data.exclude_scans, *(dataset.held_back(config.data.fold) if training else ()))
+    if exclude:
+        excluded = tf.constant(exclude)
         scans = scans.filter(lambda scan: ~tf.reduce_any(scan["id"] == excluded))
+    if training and layout.pseudo:
+        scans = scans.map(lambda scan: scan | {"annotated": scan["annotated"] | scan["pseudo"]})
     return scans.map(lambda scan: _prepare(scan, layout, config.data), num_parallel_calls=2, deterministic=True)
 
 
 def _read_scan(record, layout: Layout, labels: int) -> dict:
     """Parse a record, and set the dimensions that are known statically."""
-    scan = parse_scan(record)
+    scan = parse_scan(record, pseudo=True) if layout.pseudo else parse_scan(record)
     shapes = {
         "image": [None, None, None, layout.channels],
         "percentiles": [layout.channels, None],
@@ -113,6 +124,8 @@ def _read_scan(record, layout: Layout, labels: int) -> dict:
         "bits": [None, None, None, layout.source_bytes],
         "annotated": [labels],
     }
+    if layout.pseudo:
+        shapes |= {"pseudo": [labels], "uncertain": [None, None, None, layout.source_bytes]}
     return scan | {name: tf.ensure_shape(scan[name], shape) for name, shape in shapes.items()}
 
 
@@ -130,6 +143,11 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     """Normalize and resize once per scan, not once per window: neighboring windows share slices."""
     placement = place(scan["image"], scan["percentiles"], scan["spacing"], data)
     annotated = tf.gather(scan["annotated"], layout.sources)
+    sources = (*layout.sources, 8 * layout.source_bytes)
+    known = tf.concat([annotated, [True]], 0)
+    if layout.pseudo:
+        sources += tuple(8 * (layout.source_bytes + 1) + source for source in layout.sources)
+        known = tf.concat([known, tf.gather(scan["pseudo"], layout.sources) & annotated], 0)
     depth = tf.shape(scan["image"])[0]
     count = (depth + _SLICES_AT_ONCE - 1) // _SLICES_AT_ONCE
     outputs = {
@@ -145,16 +163,17 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     def prepare_slab(i, parts):
         slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
         image = to_model(normalize(scan["image"][slab], scan, data), placement, data.input_size)
-        planes = tf.concat(
-            [tf.transpose(scan["bits"][slab], [0, 3, 1, 2]), tf.cast(scan["ignore"][slab], tf.uint8)[:, None]], 1
-        )
-        sources = (*layout.sources, 8 * layout.source_bytes)
+        parts_of_planes = [tf.transpose(scan["bits"][slab], [0, 3, 1, 2])]
+        parts_of_planes.append(tf.cast(scan["ignore"][slab], tf.uint8)[:, None])
+        if layout.pseudo:
+            parts_of_planes.append(tf.transpose(scan["uncertain"][slab], [0, 3, 1, 2]))
+        planes = tf.concat(parts_of_planes, 1)
         # Determined before resizing, which may lose a label of a few pixels, to agree with the counts in dataset.json.
-        shown = tf.gather(bits_present(planes), sources, axis=1) & tf.concat([annotated, [True]], 0)
+        shown = tf.gather(bits_present(planes), sources, axis=1) & known
         slabs = {
             "image": tf.cast(tf.round(tf.transpose(image, [0, 3, 1, 2]) * 65535.0), tf.uint16),
             "bits": resize_masks(planes, shown, sources=sources, placement=placement, size=data.input_size),
-            "shown": shown[:, :-1],
+            "shown": shown[:, : layout.labels],
         }
         return i + 1, {name: parts[name].write(i, slabs[name]) for name in parts}
 

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from gitseg_tf.core.paths import AnyPath, as_path, file_size, write_atomically
-from gitseg_tf.core.text import one_line
+from gitseg_tf.core.text import one_line, plural
 from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.data.tfrecords.codec import check_lengths
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.tfrecords.index import UNLABELED, Index, Intensities, ScanEntry, Shard
+from gitseg_tf.data.tfrecords.index import PSEUDO, Index, Intensities, PseudoSource, ScanEntry, Shard
 from gitseg_tf.data.volume import LoadedScan
 from gitseg_tf.errors import DataError, first_line
 from gitseg_tf.labels import LabelSet
@@ -37,6 +37,7 @@ class Dataset:
         shards: its TFRecord files.
         labels: the labels of its masks, in order.
         channels: names of the channels.
+        pseudo_labels: the origin of its pseudo-labels, or None if it has none.
 
     Example:
         >>> import gitseg_tf
@@ -52,6 +53,7 @@ class Dataset:
     shards: tuple[Shard, ...]
     labels: LabelSet
     channels: tuple[str, ...] = ("image",)
+    pseudo_labels: PseudoSource | None = None
 
     @property
     def intensities(self) -> tuple[Intensities, ...]:
@@ -66,7 +68,7 @@ class Dataset:
     @property
     def fold_of_case(self) -> dict[str, int]:
         """Patient to fold, for the patients with an annotated scan."""
-        return {scan.case: shard.fold for shard in self.shards for scan in shard.scans if shard.fold != UNLABELED}
+        return {scan.case: shard.fold for shard in self.shards for scan in shard.scans if shard.fold >= 0}
 
     def shards_of(self, folds) -> list[Shard]:
         """List the shards of some folds."""
@@ -81,7 +83,7 @@ class Dataset:
         return [scan for shard in self.shards_of(folds) for scan in shard.scans if scan.id not in exclude]
 
     def training_folds(self, held_out: int | None) -> list[int]:
-        """List all folds except the one held out; None lists all.
+        """List all folds except the one held out; None lists all. Scans with pseudo-labels only are in fold -2.
 
         Raises:
             DataError: no such fold, or it is the only one.
@@ -89,7 +91,33 @@ class Dataset:
         self.check_fold(held_out or 0)
         if self.folds == 1 and held_out is not None:
             raise DataError(f"{self.root}: has only one fold, which leaves nothing to train on; hold out no fold")
-        return [fold for fold in range(self.folds) if fold != held_out]
+        pseudo = [PSEUDO] if self.shards_of([PSEUDO]) else []
+        return [*pseudo, *(fold for fold in range(self.folds) if fold != held_out)]
+
+    def held_back(self, held_out: int | None) -> tuple[str, ...]:
+        """List the scans with pseudo-labels only whose patients are in the fold held out: these must not be seen."""
+        if held_out is None:
+            return ()
+        cases = {scan.case for scan in self.scans_of([held_out])}
+        return tuple(scan.id for scan in self.scans_of([PSEUDO]) if scan.case in cases)
+
+    def training_scans(self, held_out: int | None, exclude: tuple[str, ...] = ()) -> list[ScanEntry]:
+        """List the scans on which a run trains, with the counts of annotated and predicted labels.
+
+        Raises:
+            DataError: see `training_folds`.
+        """
+        scans = self.scans_of(self.training_folds(held_out), (*exclude, *self.held_back(held_out)))
+        return scans if self.pseudo_labels is None else [scan.for_training for scan in scans]
+
+    @property
+    def pseudo_line(self) -> str | None:
+        """How many scans have pseudo-labels and who made them, in one line; None without any."""
+        if (source := self.pseudo_labels) is None:
+            return None
+        scans = sum(scan.pseudo is not None for shard in self.shards for scan in shard.scans)
+        model = f"{source.model} (weights {source.weights[:8]}, confidence {source.confidence:g})"
+        return f"{plural(scans, 'scan')} with labels predicted by {model}, for training only, never scored"
 
     def check_fold(self, fold: int | None) -> None:
         """Check that a fold exists.
@@ -194,7 +222,9 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
         reason = f"{field}: {problem['msg']}" if field else problem["msg"].removeprefix("Value error, ")
         raise DataError(f"{root / INDEX}: is damaged ({reason}); convert again") from None
     shards, labels = index.shards, cast(LabelSet, index.labels)  # see `Index._are_labels`
-    dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels)
+    dataset = Dataset(
+        root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels, index.pseudo_labels
+    )
     for shard in shards:
         _check_shard(root / shard.file, shard, verify)
     return dataset
@@ -230,9 +260,24 @@ def save_index(dataset: Dataset) -> None:
             "seed": dataset.seed,
             "cases": {scan.case: shard.fold for shard in dataset.shards for scan in shard.scans},
         },
-        "shards": [asdict(shard) for shard in dataset.shards],
+        "shards": [_shard_tree(shard) for shard in dataset.shards],
     }
+    if dataset.pseudo_labels is not None:
+        tree["pseudo_labels"] = asdict(dataset.pseudo_labels)
+        tree["counts"]["pseudo_labeled_scans"] = {
+            name: sum(scan.pseudo is not None and name in scan.pseudo.labels for scan in scans)
+            for name in dataset.labels.names
+        }
     write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
+
+
+def _shard_tree(shard: Shard) -> dict[str, Any]:
+    """Return the shard as JSON; versions that know no pseudo-labels can read it if it has none."""
+    tree = asdict(shard)
+    for scan in tree["scans"]:
+        if scan["pseudo"] is None:
+            del scan["pseudo"]
+    return tree
 
 
 def file_crc32(path: AnyPath) -> str:

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from gitseg_tf.data.tfrecords.codec import decode_example, encode_example
-from gitseg_tf.data.volume import PERCENTILES, Annotation, LoadedScan, Volume
+from gitseg_tf.data.volume import PERCENTILES, Annotation, LoadedScan, PseudoLabels, Volume
 from gitseg_tf.labels import LabelSet
 
 # The dtypes of stored voxels; `parse_scan` converts them to float32, `decode_scan` keeps them.
@@ -14,7 +14,13 @@ DTYPES = ("uint16", "int16", "float32")
 
 
 def serialize_scan(
-    scan_id: str, case: str, *, volume: Volume, annotation: Annotation | None, labels: LabelSet
+    scan_id: str,
+    case: str,
+    *,
+    volume: Volume,
+    annotation: Annotation | None,
+    labels: LabelSet,
+    pseudo: PseudoLabels | None = None,
 ) -> bytes:
     """Serialize a scan as a tf.train.Example.
 
@@ -23,6 +29,7 @@ def serialize_scan(
         volume: voxels of one of DTYPES.
         annotation: its masks in the order of `labels`, or None.
         labels: the labels of the dataset.
+        pseudo: predictions for labels that are not annotated, or None.
 
     Returns:
         The serialized Example; tfrecords/README.md lists its features.
@@ -42,24 +49,34 @@ def serialize_scan(
         "image/moments": volume.moments.ravel(),
         "mask/annotated": annotated.astype(np.uint8),
     }
-    if annotation is not None:
-        bits = np.moveaxis(pack_masks(annotation.masks), -1, 0)
-        features["mask/bits"] = zlib.compress(np.ascontiguousarray(bits).data, 1)
-        if annotation.ignore is not None:
-            features["mask/ignore"] = zlib.compress(annotation.ignore.astype(np.uint8).data, 1)
+    known = [part.masks for part in (annotation, pseudo) if part is not None]
+    if known:
+        features["mask/bits"] = _deflate(known[0] if len(known) == 1 else known[0] | known[1])
+    if annotation is not None and annotation.ignore is not None:
+        features["mask/ignore"] = zlib.compress(annotation.ignore.astype(np.uint8).data, 1)
+    if pseudo is not None:
+        features["mask/pseudo"] = pseudo.labels.astype(np.uint8)
+        features["mask/uncertain"] = _deflate(pseudo.uncertain)
     return encode_example(features)
 
 
-def parse_scan(record):
+def _deflate(masks: np.ndarray) -> bytes:
+    return zlib.compress(np.ascontiguousarray(np.moveaxis(pack_masks(masks), -1, 0)).data, 1)
+
+
+def parse_scan(record, pseudo: bool = False):
     """Parse a serialized scan, in a tf.data graph or eagerly.
 
     Args:
         record: scalar string tensor.
+        pseudo: also return pseudo-labels, which a scan of the dataset may have.
 
     Returns:
         dict of tensors: id and case (string), numbers (int64 [D]), spacing (float32 [3], z, y, x in mm), image (float32
         [D, H, W, C]), percentiles (float32 [C, 11]), moments (float32 [C, 2]: mean and standard deviation), bits (uint8
-        [D, H, W, G]: bit k % 8 of byte k // 8 is label k), annotated (bool [L]) and ignore (bool [D, H, W]).
+        [D, H, W, G]: bit k % 8 of byte k // 8 is label k), annotated (bool [L]) and ignore (bool [D, H, W]). With
+        `pseudo` also pseudo (bool [L], the labels whose bits are predictions) and uncertain (as bits: the voxels that
+        do not count for a label).
     """
     import tensorflow as tf
 
@@ -79,6 +96,8 @@ def parse_scan(record):
             "mask/annotated": tf.io.FixedLenFeature([], tf.string),
             "mask/bits": tf.io.FixedLenFeature([], tf.string, default_value=""),
             "mask/ignore": tf.io.FixedLenFeature([], tf.string, default_value=""),
+            "mask/pseudo": tf.io.FixedLenFeature([], tf.string, default_value=""),
+            "mask/uncertain": tf.io.FixedLenFeature([], tf.string, default_value=""),
         },
     )
     shape, channels = fields["scan/shape"], fields["image/channels"]
@@ -105,7 +124,13 @@ def parse_scan(record):
 
     kind = tf.argmax(tf.equal(fields["image/dtype"], list(DTYPES)), output_type=tf.int32)
     image = tf.switch_case(kind, [voxels_of(name) for name in DTYPES])
-    return {
+    extra = {}
+    if pseudo:
+        predicted = tf.io.decode_raw(fields["mask/pseudo"], tf.uint8)  # empty in a scan without pseudo-labels
+        predicted = tf.pad(predicted, [[0, tf.size(annotated) - tf.size(predicted)]])
+        uncertain = last(unpacked(fields["mask/uncertain"], groups), groups)
+        extra = {"pseudo": tf.cast(predicted, tf.bool), "uncertain": tf.ensure_shape(uncertain, [None] * 4)}
+    return extra | {
         "id": fields["scan/id"],
         "case": fields["scan/case"],
         "numbers": fields["slice/numbers"],
@@ -151,8 +176,10 @@ def decode_scan(record: bytes) -> LoadedScan:
             ),
         )
         annotated = np.frombuffer(fields["mask/annotated"], np.uint8).astype(bool)
-        annotation = _annotation(fields, annotated, (depth, height, width)) if annotated.any() else None
-        return LoadedScan(fields["scan/id"].decode(), fields["scan/case"].decode(), volume, annotation)
+        predicted = np.frombuffer(fields.get("mask/pseudo", bytes(len(annotated))), np.uint8).astype(bool)
+        annotation, pseudo = _masks(fields, annotated, predicted, (depth, height, width))
+        scan_id, case = fields["scan/id"].decode(), fields["scan/case"].decode()
+        return LoadedScan(scan_id, case, volume, annotation, pseudo=pseudo)
     except KeyError as error:
         raise ValueError(f"the feature {error} is missing") from None
     except (AttributeError, TypeError, IndexError, OverflowError) as error:
@@ -175,14 +202,30 @@ def unpack_masks(bits: np.ndarray, count: int) -> np.ndarray:
     return np.stack([(bits[..., k // 8] >> (k % 8)) & 1 for k in range(count)]).astype(bool)
 
 
-def _annotation(fields: dict, annotated: np.ndarray, shape: tuple[int, int, int]) -> Annotation:
-    groups = -(-len(annotated) // 8)
-    bits = _inflate(fields["mask/bits"], (groups, *shape))
-    if len(annotated) % 8 and (bits[-1] >> (len(annotated) % 8)).any():
-        raise ValueError(f"mask/bits has bits beyond the {len(annotated)} labels")
+def _masks(
+    fields: dict, annotated: np.ndarray, predicted: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[Annotation | None, PseudoLabels | None]:
+    """Separate what was annotated from what was predicted."""
+    if predicted.shape != annotated.shape or (predicted & annotated).any():
+        raise ValueError("mask/pseudo does not fit mask/annotated")
+    if not (annotated | predicted).any():
+        return None, None
+    masks = _unpacked(fields["mask/bits"], len(annotated), shape, "mask/bits")
     packed = fields.get("mask/ignore", b"")
     ignore = _inflate(packed, shape) > 0 if packed else None
-    return Annotation(unpack_masks(np.moveaxis(bits, 0, -1), len(annotated)), annotated, ignore)
+    pseudo = None
+    if predicted.any():
+        uncertain = _unpacked(fields["mask/uncertain"], len(annotated), shape, "mask/uncertain")
+        pseudo = PseudoLabels(predicted, masks & predicted[:, None, None, None], uncertain)
+        masks &= ~predicted[:, None, None, None]
+    return Annotation(masks, annotated, ignore) if annotated.any() else None, pseudo
+
+
+def _unpacked(packed: bytes, labels: int, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    bits = _inflate(packed, (-(-labels // 8), *shape))
+    if labels % 8 and (bits[-1] >> (labels % 8)).any():
+        raise ValueError(f"{name} has bits beyond the {labels} labels")
+    return unpack_masks(np.moveaxis(bits, 0, -1), labels)
 
 
 def _inflate(packed: bytes, shape: tuple[int, ...]) -> np.ndarray:

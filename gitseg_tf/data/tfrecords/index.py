@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, field_validator, model_validator
@@ -14,6 +14,7 @@ from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet
 
 UNLABELED = -1
+PSEUDO = -2  # scans without annotation that have pseudo-labels
 _FILE_NAME = re.compile(r"\w[\w.-]{0,199}")
 
 
@@ -37,6 +38,42 @@ class Intensities:
 
 
 @dataclass(frozen=True)
+class PseudoEntry:
+    """The slices of a scan with pseudo-labels, as training sees them: annotated and predicted labels together.
+
+    Attributes:
+        labels: the predicted labels.
+        label_slices, empty_slices, label_sets: as in `ScanEntry`, of all labels that are annotated or predicted.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    labels: tuple[str, ...]
+    label_slices: dict[str, int]
+    empty_slices: int
+    label_sets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PseudoSource:
+    """Where the pseudo-labels of a dataset come from.
+
+    Attributes:
+        model: the run or cross-validation.
+        weights: SHA-256 of its weights.
+        confidence: voxels whose probability is between 1 - confidence and confidence do not count.
+        trained_on: the patients on whose annotations the model was trained.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    model: str
+    weights: str
+    confidence: float
+    trained_on: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ScanEntry:
     """The entry of a scan in dataset.json.
 
@@ -50,6 +87,7 @@ class ScanEntry:
         percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
             before these were stored.
         label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
+        pseudo: set if the scan has pseudo-labels, which the other counts leave out.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -63,11 +101,23 @@ class ScanEntry:
     intensities: tuple[Intensities, ...]
     percentiles: tuple[tuple[float, ...], ...] = ()
     label_sets: dict[str, int] | None = None
+    pseudo: PseudoEntry | None = None
+
+    @property
+    def for_training(self) -> "ScanEntry":
+        """The entry with the slices of its pseudo-labels counted like annotated ones."""
+        if self.pseudo is None:
+            return self
+        seen = self.pseudo
+        return replace(self, label_slices=seen.label_slices, empty_slices=seen.empty_slices, label_sets=seen.label_sets)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A TFRecord file: name, fold (-1 without annotation), size in bytes, CRC-32, and scans in record order."""
+    """A TFRecord file: name, fold, size in bytes, CRC-32, and scans in record order.
+
+    The fold is -1 for scans without annotation, and -2 for those that have pseudo-labels only.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -109,6 +159,7 @@ class Index(BaseModel):
     source: dict[str, str]
     folds: _Folds
     shards: tuple[Shard, ...] = Field(min_length=1)
+    pseudo_labels: PseudoSource | None = None
 
     @field_validator("labels")
     @classmethod
@@ -129,7 +180,7 @@ class Index(BaseModel):
     def _agrees_with_itself(self):
         scans = [scan for shard in self.shards for scan in shard.scans]
         for shard in self.shards:
-            if not _FILE_NAME.fullmatch(shard.file) or not UNLABELED <= shard.fold < self.folds.count:
+            if not _FILE_NAME.fullmatch(shard.file) or not PSEUDO <= shard.fold < self.folds.count:
                 raise ValueError(f"{shown(shard.file)} is not the name of a shard, or has no fold {shard.fold}")
         for scan in scans:
             numbers = [*scan.spacing, *(value for one in scan.intensities for value in asdict(one).values())]
@@ -138,6 +189,8 @@ class Index(BaseModel):
                 raise ValueError(f"{shown(scan.id)} has impossible sizes or intensities")
             if len(scan.intensities) != len(scans[0].intensities):
                 raise ValueError(f"{shown(scan.id)} has intensities of {len(scan.intensities)} channels")
+        if self.pseudo_labels is None and any(scan.pseudo for scan in scans):
+            raise ValueError("it has pseudo-labels, but does not say which model made them")
         if self.folds.count > len(scans):
             raise ValueError(f"it has {self.folds.count} folds, more than scans")
         return self

@@ -10,6 +10,7 @@ from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, file_crc32, load_dataset
 from gitseg_tf.data.tfrecords.example import decode_scan
 from gitseg_tf.data.tfrecords.index import ScanEntry, Shard, count_label_sets
+from gitseg_tf.data.tfrecords.pseudo_labels import pseudo_entry
 from gitseg_tf.data.tfrecords.shards import measure_intensities
 from gitseg_tf.data.volume import LoadedScan, Volume
 from gitseg_tf.errors import DataError
@@ -101,6 +102,9 @@ def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
         slices = zip(names, shown.sum(1).tolist(), annotation.annotated, strict=True)
         label_slices = {name: count for name, count, annotated in slices if annotated}
         empty, label_sets = int((~shown.any(0)).sum()), count_label_sets(shown)
+    pseudo = None if scan.pseudo is None else pseudo_entry(scan, scan.pseudo, dataset.labels)
+    if pseudo != entry.pseudo:
+        return f"the record has the pseudo-labels {pseudo}, but {INDEX} has {entry.pseudo}"
     actual = {
         "id": scan.id,
         "case": scan.case,

@@ -282,6 +282,23 @@ def test_a_scan_without_annotated_labels_is_not_trained_on(partial):
     assert len(batches) == steps_per_epoch(dataset, config) == DEPTH
 
 
+@pytest.mark.parametrize("cache_mib", [0, 1024], ids=["from disk", "in memory"])
+def test_slices_that_may_show_an_unannotated_label_are_not_taken_for_empty(cohort, cache_mib):
+    # Label 0 is in slices 0 and 1, label 1 in slices 1 to 3. Scans 0 to 6 are complete, scan 8 lacks label 1.
+    cohort = cohort(2, scans=10)
+    cohort.masks[:] = False
+    cohort.masks[:, 0, :2, 5:9] = cohort.masks[:, 1, 1:4, 20:30] = True
+    cohort.annotated[8, 1] = False
+    config = configured(cohort, data__empty_slice_fraction=0.5, data__cache_mib=cache_mib)
+    dataset = cohort.dataset()
+    shown = Counter(scan for scan, _ in check_windows(cohort, as_arrays(training_windows(dataset, config))))
+    # Of the 4 slices without label 0, the complete scans show label 1 in 2. So 2 + 0.5 * 2 of them are used.
+    assert shown == {0: 5, 2: 5, 4: 5, 6: 5, 8: 5}
+    assert steps_per_epoch(dataset, config) == shown.total()
+    none = configured(cohort, data__empty_slice_fraction=0, data__cache_mib=cache_mib)
+    assert steps_per_epoch(dataset, none) == 4 * 4 + 2
+
+
 def test_training_folds_without_any_annotation_of_the_labels_are_refused(partial, refusal):
     partial.annotated[:, 3] = False
     config = configured(partial, data__labels=["label3"])

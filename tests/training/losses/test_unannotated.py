@@ -143,6 +143,27 @@ def test_an_unannotated_label_does_not_change_the_loss(batch, name):
     assert only(name)(mask, logits).numpy() == pytest.approx(without, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", OF_BATCHES)
+def test_a_label_annotated_in_one_sample_has_the_same_share_of_a_batchwise_loss(name):
+    # The other labels get the same gradient as with all annotations, and the rare one that of its own sample.
+    rng = np.random.default_rng(8)
+    full = (rng.random((4, 7, 6, 3)) < 0.4).astype(np.float32)
+    logits = rng.normal(size=full.shape).astype(np.float32)
+    part = full.copy()
+    part[1:, ..., 2] = -1
+
+    def gradient(mask, values):
+        variable = tf.Variable(values)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(only(name)(mask, variable))
+        return tape.gradient(loss, variable).numpy()
+
+    complete, partial = gradient(full, logits), gradient(part, logits)
+    assert partial[..., :2] == pytest.approx(complete[..., :2], rel=1e-5, abs=1e-9)
+    alone = gradient(full[:1, ..., 2:], logits[:1, ..., 2:])
+    assert partial[:1, ..., 2:] == pytest.approx(alone / 3, rel=1e-4, abs=1e-8)
+
+
 def test_skipping_empty_labels_also_skips_unannotated_ones(batch):
     loss = build_loss(LossConfig.model_validate({"bce": {"weight": 0}, "empty_labels": "skip"}))
     present = [label_cost("dice", batch[0][..., k], batch[1][..., k]) for k in (0, 1)]
