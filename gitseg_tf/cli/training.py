@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 from gitseg_tf.cli import planning
 from gitseg_tf.cli.log import terminal_width
-from gitseg_tf.cli.parsers import Parser, command, data_argument, folds_argument, reading, set_argument
+from gitseg_tf.cli.parsers import (
+    Parser,
+    command,
+    data_argument,
+    folds_argument,
+    positive_integer,
+    reading,
+    set_argument,
+)
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError
@@ -29,6 +37,9 @@ def add_parsers(commands) -> None:
         help="only check that the network can memorize N fixed batches; --epochs is the number of passes over them",
     )
 
+    # For `gitseg grid --trials`: a socket on which each epoch is reported.
+    train.add_argument("--report-epochs", type=int, help=argparse.SUPPRESS)
+
     examples = ["gitseg lr-find --data cohort --config uwmgi"]
     lr_find = command(commands, "lr-find", _lr_find, "find a learning rate with a range test", examples=examples)
     lr_find.add_argument("--out", help="output folder (default: runs/NAME-lr-find, numbered)")
@@ -36,14 +47,28 @@ def add_parsers(commands) -> None:
     lr_find.add_argument("--highest", type=float, default=1.0, help="last learning rate (default: %(default)s)")
     lr_find.add_argument("--steps", type=int, default=100, help="number of training steps (default: %(default)s)")
 
-    examples = ["gitseg grid rates.yaml --data cohort --epochs 5"]
-    grid = command(
-        commands, "grid", _grid, "train all combinations of given config values, and compare them", examples=examples
-    )
+    examples = ["gitseg grid rates.yaml --data cohort --epochs 5", "gitseg grid ranges.yaml --data cohort --trials 20"]
+    purpose = "train all combinations of config values, or a sample of them (--trials), and compare them"
+    grid = command(commands, "grid", _grid, purpose, examples=examples)
     grid.add_argument(
-        "grid", metavar="GRID.yaml", help="a list of values per key, such as training.learning_rate: [0.001, 0.003]"
+        "grid",
+        metavar="GRID.yaml",
+        help="a list of values per key, such as training.learning_rate: [0.001, 0.003]; with --trials also a range, "
+        "such as {low: 0.0001, high: 0.01, log: true}",
     )
     grid.add_argument("--out", help="output folder; finished runs in it are kept (default: runs/GRID)")
+    grid.add_argument(
+        "--trials",
+        type=positive_integer,
+        metavar="N",
+        help="train N trials that Optuna chooses, and stop those that fall behind; repeat the command to resume",
+    )
+    grid.add_argument(
+        "--prune-after",
+        type=int,
+        metavar="N",
+        help="with --trials: completed trials before the first one may be stopped (default: 5)",
+    )
     _experiment_arguments(train, _fold_or_all, "; all trains every fold in turn, then scores all patients")
     planning.limit_arguments(train, "with --config auto: ")
     for parser in (lr_find, grid):
@@ -147,10 +172,15 @@ def _train(options) -> None:
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
     from gitseg_tf.export.savedmodel import export
     from gitseg_tf.inference.predictor import run_probabilities
+    from gitseg_tf.training.search.process import EpochReport
     from gitseg_tf.training.trainer import train
 
     config, dataset = open_experiment(config, options)
-    run = train(config, dataset, out, resume=options.resume)
+    report = None if options.report_epochs is None else EpochReport(options.report_epochs)
+    run = train(config, dataset, out, resume=options.resume, after_epoch=report)
+    if report is not None and report.stopped:
+        print("stopped    by the search")
+        return
     if run is None:
         return
     print(f"run        {out}", flush=True)
@@ -253,6 +283,10 @@ def _grid(options) -> None:
     from gitseg_tf.cli.dataset import open_experiment
     from gitseg_tf.training.search.grid import failures, read_grid, run_grid, table_lines
 
+    if options.trials is not None:
+        return _search(options)
+    if options.prune_after is not None:
+        options.wrong_usage("--prune-after needs --trials")
     overrides = _overrides(options)
     trials = read_grid(options.grid, options.config, overrides)
     out = Path(options.out or Path("runs", Path(options.grid).stem))
@@ -271,6 +305,37 @@ def _grid(options) -> None:
         raise ConfigError(
             f"{len(failed)} of {plural(len(table), 'run')} failed: {', '.join(failed)}; see their .log files in {out}"
         )
+
+
+def _search(options) -> None:
+    from pathlib import Path
+
+    from gitseg_tf.cli.dataset import open_experiment
+    from gitseg_tf.training.search.space import read_search
+    from gitseg_tf.training.search.study import import_optuna, run_search
+    from gitseg_tf.training.search.study_plot import search_lines
+
+    import_optuna()
+    overrides = _overrides(options)
+    search = read_search(options.grid, options.config, overrides)
+    out = Path(options.out or Path("runs", Path(options.grid).stem))
+    if "://" in str(search.base.data.path):
+        import_tensorflow()
+    given = reading(options) or isinstance(options.folds, str)
+    _, dataset = open_experiment(search.base, options)
+    if given:  # as in _grid
+        search = read_search(options.grid, options.config, overrides | {"data.path": str(dataset.root)})
+    prune_after = 5 if options.prune_after is None else options.prune_after
+    fingerprint = dataset.source["fingerprint"]
+    table = run_search(search, out, trials=options.trials, prune_after=prune_after, dataset=fingerprint)
+    print(*search_lines(table, search, terminal_width()), sep="\n")
+    print(f"table      {out / 'grid.csv'}\npicture    {out / 'grid.png'}")
+    failed = table.loc[~table["status"].isin(["finished", "pruned"]), "run"]
+    if table["status"].iloc[0] != "finished":
+        raise ConfigError(f"no trial was completed; see their .log files in {out}")
+    if len(failed):
+        print(f"failed     {plural(len(failed), 'trial')}: {', '.join(failed)}; see their .log files")
+    print(f"train with gitseg train --config {shlex.quote(str(out / 'best.yaml'))}")
 
 
 def _models(options) -> None:

@@ -7,7 +7,7 @@ import sys
 
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.locks import LOCK, locked
-from gitseg_tf.core.paths import AnyPath, as_path, remove_tree
+from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.cross_validation import (
@@ -19,7 +19,7 @@ from gitseg_tf.runs.cross_validation import (
 )
 from gitseg_tf.runs.folder import has_begun
 from gitseg_tf.training.distribute.cluster import has_workers
-from gitseg_tf.training.run_folder import check_same_experiment, numbered
+from gitseg_tf.training.run_folder import check_same_experiment, clear_unbegun, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _check_same(before: CrossValidation, wanted: CrossValidation, dataset: Datas
 def _train(wanted: CrossValidation, fold: int, dataset: Dataset, lock: int | None) -> int:
     """Train, score and export a run; return the exit status, negative for a signal."""
     run = wanted.run_of(fold)
-    _clear_unbegun(run)
+    clear_unbegun(run)
     # A new process starts with clean memory and TensorFlow state. It inherits the lock, so that nobody can resume a
     # fold that is still training after this process was killed.
     command = [sys.executable, "-m", "gitseg_tf", "train", "--config", str(wanted.path / MARKER)]
@@ -135,11 +135,3 @@ def _train(wanted: CrossValidation, fold: int, dataset: Dataset, lock: int | Non
     command += ["--resume"] if has_begun(run) else []
     inherited = () if lock is None else (lock,)
     return subprocess.run(command, pass_fds=inherited, env=os.environ | {"PYTHONUNBUFFERED": "1"}).returncode
-
-
-def _clear_unbegun(run: AnyPath) -> None:
-    """Remove the leftovers of a process that was killed before it wrote the run's config.yaml."""
-    if run.is_dir() and not has_begun(run):
-        files = [path for path in run.glob("**/*") if path.is_file()]
-        if all(path.name.startswith(".config.yaml.") for path in files):
-            remove_tree(run)

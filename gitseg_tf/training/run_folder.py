@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
-from gitseg_tf.core.paths import AnyPath, as_path
+from gitseg_tf.core.paths import AnyPath, as_path, remove_tree
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.errors import RunError
@@ -57,6 +57,14 @@ def check_run_folder(run: AnyPath, *, resume: bool) -> None:
             raise RunError(f"{run}: already contains a run; resume it or choose another run folder")
     elif run.exists() and (not run.is_dir() or any(path.name != PLAN for path in run.iterdir())):
         raise RunError(f"{run}: is not empty and is not a run; choose another run folder")
+
+
+def clear_unbegun(run: AnyPath) -> None:
+    """Remove what a process that was killed before it wrote the run's config.yaml has left."""
+    if run.is_dir() and not has_begun(run):
+        files = [path for path in run.glob("**/*") if path.is_file()]
+        if all(path.name.startswith(".config.yaml.") for path in files):
+            remove_tree(run)
 
 
 def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from gitseg_tf.errors import RunError
 from gitseg_tf.models.pretrained import read_backbone_weights
 from gitseg_tf.runs.folder import read_history
 from gitseg_tf.runs.run import Run, load_run
+from gitseg_tf.training.callbacks.after_epoch import AfterEpoch
 from gitseg_tf.training.callbacks.checkpoints import RunningEpoch, WithinEpoch
 from gitseg_tf.training.callbacks.divergence import StopsAtDivergence
 from gitseg_tf.training.callbacks.early_stopping import EarlyStopping
@@ -37,7 +38,14 @@ from gitseg_tf.training.setup import check_metric, compiled_model, set_up
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool = False) -> Run | None:
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: str | AnyPath,
+    *,
+    resume: bool = False,
+    after_epoch: Callable[[int, float], bool] | None = None,
+) -> Run | None:
     """Train a model and write the run folder: config.yaml, history.csv, checkpoints/, logs/.
 
     Args:
@@ -47,6 +55,8 @@ def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool 
             also predicted whole after each epoch.
         run: the run's folder, which must be new unless `resume` is set.
         resume: continue after the last saved step of an interrupted run; a run that has not started is started.
+        after_epoch: called once each epoch is saved, with the number of finished epochs and their last
+            evaluation.metric on the held-out fold; training stops if it returns True. For a single worker.
 
     Returns:
         The run, whose best weights are those of the epoch with the highest evaluation.metric on the held-out fold, or
@@ -61,7 +71,9 @@ def train(config: Config, dataset: Dataset, run: str | AnyPath, *, resume: bool 
     strategy, precision = set_up(config, dataset)
     check_metric(config, strategy)
     with naming_lost_workers(strategy, run):
-        return _train(config, dataset, run, resume=resume, strategy=strategy, precision=precision)
+        return _train(
+            config, dataset, run, resume=resume, strategy=strategy, precision=precision, after_epoch=after_epoch
+        )
 
 
 def _train(
@@ -72,6 +84,7 @@ def _train(
     resume: bool,
     strategy: tf.distribute.Strategy,
     precision: str,
+    after_epoch: Callable[[int, float], bool] | None,
 ) -> Run | None:
     """Train after `set_up`; all workers must call it, because building, restoring and comparing are collective."""
     steps = steps_per_epoch(dataset, config)
@@ -114,6 +127,7 @@ def _train(
                 rows=rows,
                 steps=steps,
                 stopping=stopping,
+                after_epoch=after_epoch,
             )
     if stopping.ends(int(finished.numpy())):
         logger.info(stopping.reason(int(finished.numpy())))
@@ -192,6 +206,7 @@ def _fit(
     rows: list[dict],
     steps: int,
     stopping: EarlyStopping,
+    after_epoch: Callable[[int, float], bool] | None,
 ) -> None:
     epochs, first, first_step = config.training.epochs, int(finished.numpy()), manager.checkpoint.running.steps
     if first >= epochs or stopping.ends(first):
@@ -225,6 +240,7 @@ def _fit(
                 recorder,
                 bars,
                 EpochLog(loggers, recorder, overlays, config.data.batch_size),
+                AfterEpoch(after_epoch, monitor) if after_epoch else None,
             ]
             model.fit(
                 windows,

@@ -1,12 +1,8 @@
 """Grid search: train a grid of experiments one after the other, and compare them. Does not import TensorFlow."""
 
 import itertools
-import json
 import logging
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +12,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gitseg_tf.config import Config, load_config, read_yaml, save_config
+from gitseg_tf.config import Config, load_config
 from gitseg_tf.config.evaluation import METRICS
 from gitseg_tf.core.locks import locked
 from gitseg_tf.core.paths import AnyPath, as_path, write_atomically, written_locally
@@ -25,6 +21,8 @@ from gitseg_tf.core.trees import parse_json
 from gitseg_tf.errors import ConfigError, GitsegError, RunError, first_line
 from gitseg_tf.training.distribute.cluster import has_workers
 from gitseg_tf.training.run_folder import MAY_CHANGE
+from gitseg_tf.training.search.process import train_run
+from gitseg_tf.training.search.space import Range, config_value, read_values
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +54,12 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
         ConfigError: invalid YAML, a value that is not a list, an empty list or one with duplicates, or a combination
             that is not a valid config or does not hold out a fold.
     """
-    lists = read_yaml(as_path(path))
-    if not lists:
-        raise ConfigError(
-            f"{path}: is empty; give a list of values per key, such as training.learning_rate: [0.001, 0.003]"
-        )
-    for key, values in lists.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: {key} is {values!r}; give a list of values, such as [0.001, 0.003]")
-        if key in overrides:
-            raise ConfigError(f"{path}: {key} is also set by an override; remove one of the two")
-        if len({json.dumps(value) for value in values}) < len(values):
-            raise ConfigError(f"{path}: {key} lists a value twice ({values}); remove one")
+    lists: dict[str, list[Any]] = {}
+    for key, listed in read_values(as_path(path), overrides).items():
+        if isinstance(listed, Range):
+            fix = "give a list, or a number of trials"
+            raise ConfigError(f"{path}: {key} is a range, which has no combinations; {fix}")
+        lists[key] = listed
     trials: dict[str, Trial] = {}
     for combination in itertools.product(*lists.values()):
         values = dict(zip(lists, combination, strict=True))
@@ -76,7 +68,7 @@ def read_grid(path: str | AnyPath, base: str | AnyPath | None, overrides: dict[s
         except GitsegError as error:
             assigned = ", ".join(f"{key}={value}" for key, value in values.items())
             raise ConfigError(f"{path}: {assigned}: {error}") from None
-        values = {key: _value(config, key) for key in values}
+        values = {key: config_value(config, key) for key in values}
         name = _name(values)
         if config.data.fold is None:
             raise ConfigError(
@@ -128,7 +120,7 @@ def run_grid(trials: list[Trial], out: str | AnyPath) -> pd.DataFrame:
             if trial not in done:
                 log = out / f"{trial.name}.log"
                 logger.info("run %2d/%d  %s, output in %s", number, len(trials), trial.name, log)
-                status[trial.name] = _train(out, trial)
+                status[trial.name] = train_run(trial.config, out, trial.name)
                 if status[trial.name] is not None:
                     logger.info("failed     %s: %s", trial.name, status[trial.name])
             table = compare(trials[:number], out, status)
@@ -218,27 +210,6 @@ def failures(table: pd.DataFrame) -> list[str]:
     return table.loc[table["status"] != "finished", "run"].tolist()
 
 
-def _train(out: Path, trial: Trial) -> str | None:
-    """Train, score and export a trial; return the error or None."""
-    settings = out / f"{trial.name}.yaml"
-    save_config(trial.config, settings)
-    # A new process starts with clean memory and TensorFlow state, and a crash ends only one run.
-    command = [sys.executable, "-m", "gitseg_tf", "train"]
-    command += ["--config", str(settings), "--out", str(out / trial.name), "--resume"]
-    with open(out / f"{trial.name}.log", "a+", encoding="utf-8") as log:
-        before = log.seek(0, 2)
-        # Unbuffered output keeps the lines of both streams in order.
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
-        log.seek(before)
-        printed = log.read().strip().splitlines()
-    if ended.returncode == 0:
-        return None
-    how = f"exit status {ended.returncode}" if ended.returncode > 0 else f"signal {-ended.returncode}"
-    last = printed[-1].removeprefix("gitseg: ") if printed else "no output"
-    return f"{how}: {last}"
-
-
 def _is_finished(run: AnyPath, trial: Trial) -> bool:
     """Check that the run was scored and exported after all epochs of the trial."""
     if not (run / "export" / "1" / "saved_model.pb").is_file() or not (run / "evaluation.json").is_file():
@@ -268,14 +239,6 @@ def _check_same(run: AnyPath, trial: Trial) -> None:
     for section, before in was.items():
         if before != wanted[section]:
             raise ConfigError(f"{run}: was trained with a different {section} section; choose another folder")
-
-
-def _value(config: Config, key: str) -> Any:
-    """Return a key's value as parsed by the config, because YAML reads 1e-3 as a string."""
-    value: Any = config.model_dump(mode="json")
-    for name in key.split("."):
-        value = value[name]
-    return value
 
 
 def _name(values: dict[str, Any]) -> str:

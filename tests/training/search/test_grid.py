@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from gitseg_tf.cli import main
 from gitseg_tf.config import load_config, save_config
-from gitseg_tf.training.search import grid
+from gitseg_tf.training.search import grid, process
 from gitseg_tf.training.search.grid import draw_grid, failures, read_grid, run_grid, table_lines
 
 pytestmark = pytest.mark.process
@@ -62,6 +63,7 @@ def test_runs_are_named_after_the_varied_keys(read):
         ("[1, 2]", "must be a mapping"),
         ("seed: [1, 2]", "is also set by an override"),
         ("data.path: [a/b, a//b]", "two runs would have the name"),
+        ("training.epochs: {low: 1, high: 9}", "training.epochs is a range, which has no combinations"),
         ("data.fold: [0, null]", "run fold-None: data.fold is null"),
     ],
 )
@@ -86,6 +88,7 @@ def commands(read, tmp_path, monkeypatch):
     trials = read(TWO_BY_TWO, None, {"training.epochs": 2})
     called, configs = [], {trial.name: trial.config for trial in trials}
 
+    @contextmanager
     def call(command, stdout, **more):
         name = command[-2].rsplit("/", 1)[-1]
         called.append(name)
@@ -93,11 +96,12 @@ def commands(read, tmp_path, monkeypatch):
         assert load_config(command[5]) == configs[name]
         if name == "learning_rate-0.01_filters-4":
             stdout.write("epoch 1\ngitseg: epoch 1, step 3: the loss is nan\n")
-            return SimpleNamespace(returncode=1)
+            yield SimpleNamespace(returncode=1, wait=lambda: 1)
+            return
         finish(next(t for t in trials if t.name == name), tmp_path / "out", 0.1 * len(called), 2)
-        return SimpleNamespace(returncode=0)
+        yield SimpleNamespace(returncode=0, wait=lambda: 0)
 
-    monkeypatch.setattr(grid.subprocess, "run", call)
+    monkeypatch.setattr(process.subprocess, "Popen", call)
     return SimpleNamespace(trials=trials, called=called, configs=configs, out=tmp_path / "out")
 
 
