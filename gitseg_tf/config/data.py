@@ -21,6 +21,9 @@ class DataConfig(Section):
     intensity: IntensitySetting = Field(
         None, description="how intensities are mapped to [0, 1]: null, one mapping, or a list with one per channel"
     )
+    plane: Literal["axial", "coronal", "sagittal"] = Field(
+        "axial", description="orientation of the slices of which the windows of a 2-D or 2.5-D model consist"
+    )
     window_slices: int = Field(
         5, ge=1, le=31, description="slices per window, odd; 1 makes a 2-D model, more a 2.5-D model"
     )
@@ -97,6 +100,12 @@ class DataConfig(Section):
         if self.patch is None:
             raise ConfigError("data.patch is missing; a 3-D model needs the (slices, height, width) of its patches")
         return self.patch
+
+    @model_validator(mode="after")
+    def _patches_have_no_plane(self):
+        if self.patch is not None and self.plane != "axial":
+            raise ValueError(f"plane is {self.plane}, but patch is set: a 3-D model sees all axes; use plane axial")
+        return self
 
     @model_validator(mode="after")
     def _patch_fits(self):

@@ -286,9 +286,10 @@ def network_details(config: Config) -> dict[str, str]:
     if patch is not None:
         shape = " x ".join(map(str, patch))
         return {"Network": network, "Input": f"patches of {shape} voxels from slices of {height} x {width}"}
+    slices = "slices" if config.data.plane == "axial" else f"{config.data.plane} slices"
     return {
         "Network": f"{network}, {config.model.backbone} encoder",
-        "Input": f"{config.data.window_slices} slices of {height} x {width}",
+        "Input": f"{config.data.window_slices} {slices} of {height} x {width}",
     }
 
 

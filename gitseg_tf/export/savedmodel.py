@@ -13,6 +13,7 @@ from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.core.text import plural
 from gitseg_tf.core.trees import parse_json
+from gitseg_tf.data.pipeline.planes import AXES
 from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.evaluation.evaluate import postprocess_facts
 from gitseg_tf.export.graph import encode_masks, make_segment
@@ -127,7 +128,7 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
     @_traced(tf.TensorSpec([None, None, None, channels], tf.float32), _SPACING, _NUMBERS)
     def segment(image, spacing, numbers):
-        return segment_checked(*checked_scan(image, spacing, numbers, widest))
+        return segment_checked(*checked_scan(image, spacing, numbers, widest, AXES[config.data.plane][1:]))
 
     def contiguous(image):
         return tf.range(tf.shape(image, tf.int64)[0])

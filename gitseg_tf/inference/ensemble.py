@@ -17,7 +17,8 @@ from gitseg_tf.inference.sliding_window.views import View, batches_of, labels_fi
 
 # Networks that agree in these get the same windows of a scan.
 _WINDOW_KEYS = (
-    "window_slices", "window_stride", "window_stride_mm", "input_size", "crop", "pixel_mm", "patch", "intensity"
+    "plane", "window_slices", "window_stride", "window_stride_mm", "input_size", "crop", "pixel_mm", "patch",
+    "intensity",
 )  # fmt: skip
 
 

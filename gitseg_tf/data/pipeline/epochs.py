@@ -8,6 +8,7 @@ import tensorflow as tf
 from gitseg_tf.config import Config
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
+from gitseg_tf.data.pipeline.planes import entries_in_plane
 from gitseg_tf.data.pipeline.service import distribute
 from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
@@ -32,7 +33,7 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         DataError: no window to train on.
     """
     data = config.data
-    scans = dataset.scans_of(dataset.training_folds(data.fold), data.exclude_scans)
+    scans = entries_in_plane(dataset, dataset.training_folds(data.fold), data)
     windows = _windows_in_epoch(scans, config, balancing_repeats(dataset, scans, config), max_filled_slices)
     if not windows:
         labels = ", ".join(config.label_set.names[:5]) + (", ..." if len(config.label_set) > 5 else "")
@@ -53,7 +54,7 @@ def numbered_batches(
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    used = dataset.scans_of(folds, data.exclude_scans)
+    used = entries_in_plane(dataset, folds, data)
     # A worker of a data service would fill its memory again in each epoch.
     fits = data.service is None and fits_in_memory(dataset, folds, config)
     in_memory = stored_scans(prepared_scans(files, dataset, config), used).cache() if fits else None

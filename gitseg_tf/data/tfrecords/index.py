@@ -50,6 +50,7 @@ class ScanEntry:
         percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
             before these were stored.
         label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
+        plane_sets: from `count_plane_sets`, likewise.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -63,6 +64,7 @@ class ScanEntry:
     intensities: tuple[Intensities, ...]
     percentiles: tuple[tuple[float, ...], ...] = ()
     label_sets: dict[str, int] | None = None
+    plane_sets: dict[str, dict[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,25 @@ def count_label_sets(shown: np.ndarray) -> dict[str, int]:
     """
     sets = Counter(" ".join(map(str, np.flatnonzero(labels))) for labels in shown.T if labels.any())
     return dict(sorted(sets.items()))
+
+
+def count_plane_sets(masks: np.ndarray) -> dict[str, dict[str, int]]:
+    """Count the sets of labels of the coronal and of the sagittal slices.
+
+    Args:
+        masks: bool [L, D, H, W].
+
+    Returns:
+        {plane: the result of `count_label_sets` for its slices}.
+
+    Example:
+        >>> masks = np.zeros((1, 2, 3, 4), bool)
+        >>> masks[0, 1, :2, 3] = True
+        >>> count_plane_sets(masks)
+        {'coronal': {'0': 2}, 'sagittal': {'0': 1}}
+    """
+    footprint = masks.any(1)
+    return {"coronal": count_label_sets(footprint.any(2)), "sagittal": count_label_sets(footprint.any(1))}
 
 
 class _Folds(BaseModel):
