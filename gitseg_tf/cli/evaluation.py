@@ -1,5 +1,7 @@
 """Commands that score runs and compare them."""
 
+from gitseg_tf.cli import ensembles
+from gitseg_tf.cli.ensembles import per_label_argument
 from gitseg_tf.cli.log import terminal_width
 from gitseg_tf.cli.parsers import command, data_argument, reading, reading_arguments, tta_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
@@ -12,7 +14,7 @@ def add_parsers(commands) -> None:
     examples = ["gitseg evaluate runs/default", "gitseg evaluate runs/default --data other_cohort --tta flip"]
     purpose = "score a run or a cross-validation and write a report"
     evaluate = command(commands, "evaluate", _evaluate, purpose, examples=examples)
-    evaluate.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
+    evaluate.add_argument("run_folder", metavar="run", help=f"{_RUN}, of a cross-validation or of an ensemble")
     data_argument(evaluate)
     which = "fold to score (default: the held-out fold, or all scans of another dataset)"
     evaluate.add_argument("--fold", type=int, help=which)
@@ -43,23 +45,27 @@ def add_parsers(commands) -> None:
     ]
     purpose = "tune the post-processing of a run or cross-validation on patients that it was not trained on"
     tune = command(commands, "tune", _tune, purpose, examples=examples)
-    tune.add_argument("run_folder", metavar="run", help=f"{_RUN} or of a cross-validation")
+    tune.add_argument("run_folder", metavar="run", help=f"{_RUN}, of a cross-validation or of an ensemble")
     data_argument(tune)
     tune.add_argument("--fold", type=int, help="fold to tune on (default: the held-out fold)")
     metric = "what to maximize: dice, score, score_volume or surface_dice (default: the run's evaluation.metric)"
     tune.add_argument("--metric", metavar="NAME", help=metric)
     tune.add_argument("--dry-run", action="store_true", help="show the gain of each step without saving anything")
+    per_label_argument(tune, "for an ensemble: ")
     tta_argument(tune)
 
 
 def _evaluate(options) -> None:
     from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
+    from gitseg_tf.runs.fusion import is_fusion
 
     import_tensorflow()
     from gitseg_tf.cli.dataset import run_and_data
     from gitseg_tf.evaluation.evaluate import evaluate, summary_lines
     from gitseg_tf.evaluation.scope import choose_scope
 
+    if is_fusion(options.run_folder):
+        return ensembles.evaluate(options)
     if is_cross_validation(options.run_folder):
         if options.fold is None:
             return _evaluate_folds(options)
@@ -116,11 +122,21 @@ def _compare(options) -> None:
 
 def _tune(options) -> None:
     from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
+    from gitseg_tf.runs.fusion import is_fusion
 
+    if options.per_label and not is_fusion(options.run_folder):
+        options.wrong_usage("--per-label requires an ensemble of gitseg ensemble")
     import_tensorflow()
     from gitseg_tf.cli.dataset import open_data, run_and_data
     from gitseg_tf.evaluation.tuning.tune import tune
 
+    if is_fusion(options.run_folder):
+        if options.fold is not None:
+            options.wrong_usage(
+                "--fold does not apply to an ensemble, which is tuned on all folds that its runs held out"
+            )
+        ensembles.tune(options, options.run_folder)
+        return
     if is_cross_validation(options.run_folder):
         from gitseg_tf.evaluation.tuning.cross_validation import tune_cross_validation
 

@@ -80,15 +80,14 @@ def _export(options) -> None:
     from gitseg_tf.export.savedmodel import export
     from gitseg_tf.runs.cross_validation import is_cross_validation
     from gitseg_tf.runs.ensemble import load_ensemble
+    from gitseg_tf.runs.fusion import is_fusion
     from gitseg_tf.runs.run import load_run
 
     version, weights = options.model_version or 1, options.weights or "float32"
-    folds = is_cross_validation(options.run_folder)
+    folds = is_cross_validation(options.run_folder) or is_fusion(options.run_folder)
     if folds and options.format != ["savedmodel"]:
         other = next(name for name in options.format if name != "savedmodel")
-        raise RunError(
-            f"{options.run_folder}: a cross-validation cannot be exported as {other}; export one of its runs"
-        )
+        raise RunError(f"{options.run_folder}: several networks cannot be exported as {other}; export one of its runs")
     if options.format == ["savedmodel"]:
         run = load_ensemble(options.run_folder) if folds else load_run(options.run_folder)
         print(f"SavedModel {export(run, options.out, version=version, force=options.force, weights=weights)}")

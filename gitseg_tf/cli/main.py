@@ -7,6 +7,7 @@ from gitseg_tf import __version__
 from gitseg_tf.cli import (
     completion,
     data,
+    ensembles,
     evaluation,
     export,
     few_labels,
@@ -23,7 +24,9 @@ from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import GitsegError, first_line
 
 # What takes the memory in the commands of a module of this package.
-_WORK = {"training": "training"} | dict.fromkeys(("evaluation", "prediction", "few_labels", "export"), "inference")
+_WORK = {"training": "training"} | dict.fromkeys(
+    ("evaluation", "ensembles", "prediction", "few_labels", "export"), "inference"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,7 +85,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_command_parsers()
-    for group in (data, labels, planning, training, evaluation, prediction, few_labels, structures, export):
+    for group in (data, labels, planning, training, evaluation, ensembles, prediction, few_labels, structures, export):
         group.add_parsers(commands)
     completion.add_parsers(commands, parser)
     return parser

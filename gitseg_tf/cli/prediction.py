@@ -19,7 +19,7 @@ def add_parsers(commands) -> None:
         "models",
         nargs="*",
         metavar="model",
-        help="a run, an export or a cross-validation; the probabilities of several are averaged",
+        help="a run, an export or a cross-validation, the probabilities of several are averaged; or an ensemble",
     )
     predict.add_argument("input", help="a folder in the competition's layout, NIfTI or DICOM, or a single file")
     predict.add_argument("out", help="output folder")

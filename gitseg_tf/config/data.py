@@ -21,6 +21,9 @@ class DataConfig(Section):
     intensity: IntensitySetting = Field(
         None, description="how intensities are mapped to [0, 1]: null, one mapping, or a list with one per channel"
     )
+    plane: Literal["axial", "coronal", "sagittal"] = Field(
+        "axial", description="orientation of the slices of which the windows of a 2-D or 2.5-D model consist"
+    )
     window_slices: int = Field(
         5, ge=1, le=31, description="slices per window, odd; 1 makes a 2-D model, more a 2.5-D model"
     )
@@ -95,6 +98,8 @@ class DataConfig(Section):
     def _sizes_fit(self):
         if self.patch is None and any(n < 32 or n % 32 for n in self.input_size):
             raise ValueError(f"input_size must be two multiples of 32, got {list(self.input_size)}")
+        if self.patch is not None and self.plane != "axial":
+            raise ValueError(f"plane is {self.plane}, but patch is set: a 3-D model sees all axes; use plane axial")
         depth, height, width = self.patch or (1, 1, 1)
         if min(depth, height, width) < 1 or height > self.input_size[0] or width > self.input_size[1]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ from gitseg_tf.evaluation.scope import HELD_OUT, choose_scope
 from gitseg_tf.inference.ensemble import tta_words
 from gitseg_tf.inference.predictor import doubtful_augmentation
 from gitseg_tf.runs.cross_validation import CrossValidation, cases_by_fold, read_cross_validation
-from gitseg_tf.runs.ensemble import load_ensemble, load_tuned_runs
+from gitseg_tf.runs.ensemble import RunEnsemble, load_ensemble, load_tuned_runs
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run, load_run
 
@@ -97,13 +98,46 @@ def evaluate_cross_validation(
     config = common_tta(folds, with_overrides(folds.config, overrides, folds.path), runs)
     for line in doubtful_augmentation(folds.path, config):
         logger.warning("%s", line)
-    tuned_on = [tuned_on_cases(run, list(cases)) for run, cases in zip(runs, folds.cases, strict=True)]
+    details = network_details(config) | {"Test-time augmentation": tta_words(config)}
+    return score_folds(
+        dict(enumerate(runs)), dataset, config,
+        folder=folds.path, title=f"Cross-validation {folds.path.name}", details=details,
+    )  # fmt: skip
+
+
+def score_folds(
+    models: Mapping[int, Run | RunEnsemble],
+    dataset: Dataset,
+    config: Config,
+    *,
+    folder: AnyPath,
+    title: str,
+    details: dict[str, str],
+) -> dict:
+    """Predict and score each fold with its model, and write the evaluation of all of them into a folder.
+
+    Args:
+        models: {fold: the model that was not trained on it}.
+        dataset: the dataset of the folds.
+        config: the common config of the models.
+        folder: the folder for evaluation.json, evaluation.csv and report.html.
+        title: the title of the report.
+        details: facts for the report in addition to those of the data.
+
+    Returns:
+        The content of evaluation.json, see `evaluate_cross_validation`.
+
+    Raises:
+        RunError: a damaged shard.
+    """
+    cases, runs = cases_by_fold(dataset), list(models.values())
+    tuned_on = [tuned_on_cases(run, list(cases[fold])) for fold, run in models.items()]
     cleaning = dict.fromkeys(postprocess_details(run.config, on) for run, on in zip(runs, tuned_on, strict=True))
-    counts = [len(scans_of_fold(run, dataset, fold)[1]) for fold, run in enumerate(runs)]
+    counts = [len(scans_of_fold(run, dataset, fold)[1]) for fold, run in models.items()]
     parts, reliability = [], Reliability(config.label_set)
     with PictureShelf(sum(counts)) as shelf:
-        for fold, (run, count) in enumerate(zip(runs, counts, strict=True)):
-            logger.info("fold %d/%d   %s", fold + 1, len(runs), run.path)
+        for (fold, run), count in zip(models.items(), counts, strict=True):
+            logger.info("fold %d/%d   %s", fold + 1, dataset.folds, run.path)
             keras.backend.clear_session()  # frees the memory of the previous network
             rows = score_fold(run, dataset, fold, count=count, shelf=shelf, reliability=reliability)
             parts.append(rows.assign(fold=fold))
@@ -114,18 +148,15 @@ def evaluate_cross_validation(
     settings = [postprocess_facts(run.config) for run in runs]
     summary["postprocess"] = settings[0] if all(one == settings[0] for one in settings) else None
     summary["folds"] = {str(fold): _means(group) for fold, group in rows.groupby("fold")}
-    details = {
-        **network_details(config),
+    details |= {
         "Data": f"{dataset.source['name']}, {plural(len(runs), 'fold')}, "
         "each scored by the run that was not trained on it",
         "Surface Dice tolerance": f"{config.evaluation.tolerance_mm} mm",
-        "Test-time augmentation": tta_words(config),
         "Post-processing": "; ".join(cleaning),
     }
     write_evaluation(
-        folds.path, summary, rows, labels=config.label_set, chosen=chosen, curves=None,
-        title=f"Cross-validation {folds.path.name}", details=details,
-    )  # fmt: skip
+        folder, summary, rows, labels=config.label_set, chosen=chosen, curves=None, title=title, details=details
+    )
     return summary
 
 

@@ -35,6 +35,7 @@ from gitseg_tf.inference.predictor import Predictor
 from gitseg_tf.labels import LabelSet
 from gitseg_tf.runs.ensemble import RunEnsemble
 from gitseg_tf.runs.folder import TUNED, read_history, tuned_where
+from gitseg_tf.runs.fusion import MARKER
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run
 
@@ -99,16 +100,15 @@ def evaluate(
     part = f"all of its {plural(len(scope.scans), 'scan')}" if scope.fold == "all" else f"fold {scope.fold}"
     patients = "Patients trained on" if scope.seen else "Patients" if other else "Held-out patients"
     details = {
-        **network_details(run.config),
+        **model_details(run),
         "Data": f"{dataset.source['name']}, {part}" + ("" if scope.fold == "all" else f" of {dataset.folds}"),
         patients: ", ".join(scope.seen or scope.cases),
         "Surface Dice tolerance": f"{run.config.evaluation.tolerance_mm} mm",
-        "Test-time augmentation": tta_words(run.config),
         "Post-processing": postprocess_details(run.config, tuned_on),
     }
     summary = summary_of(rows, reliability=reliability, dataset=dataset, config=run.config, facts=facts)
     curves = pd.DataFrame(history) if history else None
-    kind = "Cross-validation" if isinstance(run, RunEnsemble) else "Run"
+    kind = _kind(run)
     scope.folder.mkdir(parents=True, exist_ok=True)
     write_evaluation(
         scope.folder, summary, rows, labels=run.config.label_set, chosen=chosen, curves=curves,
@@ -238,7 +238,7 @@ def postprocess_facts(config: Config) -> dict:
     }
 
 
-def scans_of_fold(run: Run, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
+def scans_of_fold(run: Run | RunEnsemble, dataset: Dataset, fold: int | None) -> tuple[int, list[ScanEntry]]:
     """Choose the scans of a single fold, see `choose_scope`; None is the fold that the run held out.
 
     Raises:
@@ -265,7 +265,9 @@ def tuned_on_cases(run: Run | RunEnsemble, cases: list[str]) -> list[str]:
     if tuned is None:
         return []
     where, scans = tuned_where(tuned), plural(len(tuned["scans"]), "scan")
-    logger.info("tuned      by %s, on %s (%s)", run.path / TUNED, where, scans)
+    is_fused = isinstance(run, RunEnsemble) and run.weights is not None
+    file = run.path / (MARKER if is_fused else TUNED)
+    logger.info("tuned      by %s, on %s (%s)", file, where, scans)
     both = sorted(set(cases) & set(tuned["cases"]))
     if both:
         logger.warning("post-processing was tuned on %s: these scores are optimistic for new patients", ", ".join(both))
@@ -280,15 +282,36 @@ def postprocess_details(config: Config, tuned_on: list[str]) -> str:
     return "none" if config.postprocess.is_off else "as set in the run's config.yaml"
 
 
+def model_details(model: Run | RunEnsemble) -> dict[str, str]:
+    """Describe networks, input and test-time augmentation of a model for the report."""
+    if not isinstance(model, RunEnsemble) or model.weights is None:
+        return network_details(model.config) | {"Test-time augmentation": tta_words(model.config)}
+    lines = []
+    for run, shares in zip(model.runs, model.weights, strict=True):
+        words = list(network_details(run.config).values())
+        words += [f"test-time augmentation: {tta_words(run.config)}"] * (tta_words(run.config) != "none")
+        low, high = min(shares), max(shares)
+        share = f"{low:.0%}" if high - low < 0.005 else f"{low:.0%} to {high:.0%}"
+        lines.append(f"{run.config.name} ({share}): {', '.join(words)}")
+    return {"Networks": "; ".join(dict.fromkeys(lines))}
+
+
+def _kind(model: Run | RunEnsemble) -> str:
+    if not isinstance(model, RunEnsemble):
+        return "Run"
+    return "Cross-validation" if model.weights is None else "Ensemble"
+
+
 def network_details(config: Config) -> dict[str, str]:
     """Describe the network and its input for the report."""
     network, (height, width), patch = config.model.architecture, config.data.input_size, config.data.patch
     if patch is not None:
         shape = " x ".join(map(str, patch))
         return {"Network": network, "Input": f"patches of {shape} voxels from slices of {height} x {width}"}
+    slices = "slices" if config.data.plane == "axial" else f"{config.data.plane} slices"
     return {
         "Network": f"{network}, {config.model.backbone} encoder",
-        "Input": f"{config.data.window_slices} slices of {height} x {width}",
+        "Input": f"{config.data.window_slices} {slices} of {height} x {width}",
     }
 
 

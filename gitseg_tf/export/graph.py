@@ -22,6 +22,7 @@ from gitseg_tf.data.pipeline.geometry import (
     window_indices,
     window_offsets,
 )
+from gitseg_tf.data.pipeline.planes import AXES, fill_gaps, from_plane, to_plane
 from gitseg_tf.data.pipeline.tiles import tile_slices, tile_step
 from gitseg_tf.data.volume import PERCENTILES
 from gitseg_tf.export.postprocess import clean_mask, label_mask
@@ -64,6 +65,22 @@ def make_segment(network: Callable, config: Config) -> Callable:
 
     def segment(image, spacing, numbers):
         statistics = {"percentiles": intensity_percentiles(image), "moments": intensity_moments(image)}
+        if data.plane == "axial":
+            found = probabilities_in(image, spacing, numbers, statistics)
+        else:
+            index, rows = fill_gaps(numbers)
+            along = to_plane(image, index, data.plane)
+            along_numbers = tf.range(tf.shape(along, tf.int64)[0])
+            along_found = probabilities_in(along, tf.gather(spacing, AXES[data.plane]), along_numbers, statistics)
+            found = from_plane(along_found, rows, data.plane)
+        if smoothed:
+            masks = [label_mask(found[..., k], steps, numbers, spacing) for k, steps in enumerate(settings)]
+        else:
+            masks = [clean_mask(found[..., k], steps, spacing) for k, steps in enumerate(settings)]
+        return tf.cast(tf.stack(masks, -1), tf.uint8)
+
+    def probabilities_in(image, spacing, numbers, statistics):
+        """Compute what `finish` returns for the slices of data.plane."""
         placement = place(image, statistics["percentiles"], spacing, data)
         normal = normalize(image, statistics, data)
         depth, shape = tf.shape(image)[0], tf.shape(image)[1:3]
@@ -76,17 +93,11 @@ def make_segment(network: Callable, config: Config) -> Callable:
 
         if len(scales) == 1:
             of_slices, dtype = view(1.0), tf.float32 if smoothed else tf.bool
-            found = _in_batches(
+            return _in_batches(
                 depth, evaluation.batch_size, lambda begin, end: finish(of_slices(begin, end)), dtype, len(settings)
             )
-        else:
-            mean_shape = tf.concat([tf.shape(image)[:3], [len(settings)]], 0)
-            found = finish(_mean_over(scales, view, mean_shape, evaluation.batch_size))
-        if smoothed:
-            masks = [label_mask(found[..., k], steps, numbers, spacing) for k, steps in enumerate(settings)]
-        else:
-            masks = [clean_mask(found[..., k], steps, spacing) for k, steps in enumerate(settings)]
-        return tf.cast(tf.stack(masks, -1), tf.uint8)
+        mean_shape = tf.concat([tf.shape(image)[:3], [len(settings)]], 0)
+        return finish(_mean_over(scales, view, mean_shape, evaluation.batch_size))
 
     return segment
 

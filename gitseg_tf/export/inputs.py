@@ -59,14 +59,15 @@ def checked_keys(keys, known: list[str]):
         return tf.argmax(tf.cast(same, tf.int32), 1)
 
 
-def checked_scan(image, spacing, numbers, widest_mm: float | None = None):
+def checked_scan(image, spacing, numbers, widest_mm: float | None = None, axes: tuple[int, int] = (1, 2)):
     """Reject a scan that cannot be segmented.
 
     Args:
         image: float32 [D, H, W, C].
         spacing: float32 [3], (z, y, x) in mm.
         numbers: int64 [D], the slice numbers.
-        widest_mm: maximum width and height of a slice in mm; None accepts any.
+        widest_mm: maximum extent of a slice in mm; None accepts any.
+        axes: the axes of the scan along which `widest_mm` applies.
 
     Returns:
         (image, spacing, numbers), with control dependencies on the checks.
@@ -91,9 +92,10 @@ def checked_scan(image, spacing, numbers, widest_mm: float | None = None):
     ]
     if widest_mm is not None:
         with tf.control_dependencies(checks):
-            extent = tf.cast(shape[1:3], tf.float32) * tf.identity(spacing)[1:3]
+            pixels = tf.gather(shape, axes)
+            extent = tf.cast(pixels, tf.float32) * tf.gather(tf.identity(spacing), axes)
         sentence = f"slices of {{}} pixels measure {{}} mm, more than {widest_mm:g}; give spacing in millimeters"
-        checks.append(_require(tf.reduce_all(extent <= widest_mm), sentence, shape[1:3], extent))
+        checks.append(_require(tf.reduce_all(extent <= widest_mm), sentence, pixels, extent))
     with tf.control_dependencies(checks):
         # Do not use ensure_shape: the optimizer would assume the shape and remove the check.
         return tf.identity(image), tf.stack([spacing[0], spacing[1], spacing[2]]), tf.identity(numbers)

@@ -126,6 +126,7 @@ def model_facts(config: Config) -> dict[str, Any]:
         },
         "intensity": data.model_dump(mode="json").get("intensity"),
         "window": {
+            "plane": data.plane,
             "slices": data.window_slices if data.patch is None else data.patch[0],
             "stride": data.window_stride,
             "stride_mm": data.window_stride_mm,

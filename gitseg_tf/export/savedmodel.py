@@ -7,19 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config import Config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, os_errors, replace_folder
 from gitseg_tf.core.text import plural
 from gitseg_tf.core.trees import parse_json
+from gitseg_tf.data.pipeline.planes import AXES
 from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.evaluation.evaluate import postprocess_facts
 from gitseg_tf.export.graph import encode_masks, make_segment
 from gitseg_tf.export.inputs import checked_image, checked_keys, checked_scan, checked_windows, decode_slices
 from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
-from gitseg_tf.inference.ensemble import mean_network
+from gitseg_tf.inference.ensemble import mean_network, view_key
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
 from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.folder import training_progress
@@ -78,7 +80,8 @@ def export(
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
     if network is None:
-        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)])
+        shares = _shares(run)
+        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)], weights=shares)
     signatures = _signatures(network, run.config)
     # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -89,6 +92,18 @@ def export(
         for line in [*write_assets(run, extra, {"weights": weights}), *write_warmup(folder, run.config)]:
             logger.info(line)
     return target
+
+
+def _shares(run: Run | RunEnsemble) -> np.ndarray | None:
+    """Return the weights of the networks of an ensemble.yaml, which must share their windows; None elsewhere."""
+    if not isinstance(run, RunEnsemble) or run.weights is None:
+        return None
+    if len({view_key(one.config) for one in run.runs}) > 1:
+        raise RunError(
+            f"{run.path}: its runs differ in plane, windows, input size or test-time augmentation, but a SavedModel "
+            "takes one kind of windows; distill the ensemble into one run, or export its runs"
+        )
+    return np.array(run.weights, np.float32)
 
 
 def _target(out: AnyPath, version: int | str, force: bool) -> AnyPath:
@@ -127,7 +142,7 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
     @_traced(tf.TensorSpec([None, None, None, channels], tf.float32), _SPACING, _NUMBERS)
     def segment(image, spacing, numbers):
-        return segment_checked(*checked_scan(image, spacing, numbers, widest))
+        return segment_checked(*checked_scan(image, spacing, numbers, widest, AXES[config.data.plane][1:]))
 
     def contiguous(image):
         return tf.range(tf.shape(image, tf.int64)[0])

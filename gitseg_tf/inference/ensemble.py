@@ -17,7 +17,8 @@ from gitseg_tf.inference.sliding_window.views import View, batches_of, labels_fi
 
 # Networks that agree in these get the same windows of a scan.
 _WINDOW_KEYS = (
-    "window_slices", "window_stride", "window_stride_mm", "input_size", "crop", "pixel_mm", "patch", "intensity"
+    "plane", "window_slices", "window_stride", "window_stride_mm", "input_size", "crop", "pixel_mm", "patch",
+    "intensity",
 )  # fmt: skip
 
 
@@ -30,15 +31,17 @@ class Member:
         network: function from float32 windows [N, height, width, K * C] to probabilities [N, height, width, L];
             with data.patch from patches [N, D, H, W, C] to probabilities [N, D, H, W, L].
         config: labels, channels, window, size, batch size, overlap and test-time augmentation.
+        weights: its weight in the mean of each label, relative to those of the other members; None is 1 for all labels.
     """
 
     name: str
     network: Callable = field(repr=False)
     config: Config = field(repr=False)
+    weights: tuple[float, ...] | None = None
 
 
 def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndarray]:
-    """Build a function that applies several networks to a whole scan and averages their probabilities equally.
+    """Build a function that applies several networks to a whole scan and averages their probabilities.
 
     Only one view of the scan is in memory at a time. With several views, their sum takes one float32 per voxel and
     label.
@@ -67,7 +70,7 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
         mean = np.zeros((*volume.shape, count), np.float32)
         for weight, view in views:
             for part, probabilities in view(volume):
-                mean[part] += np.float32(weight) * probabilities.numpy()
+                mean[part] += weight * probabilities.numpy()
         parts = ((part, finish(tf.constant(mean[part])).numpy()) for part in batches_of(len(mean), batch_size))
         return labels_first(parts, volume.shape)
 
@@ -119,23 +122,51 @@ def tta_words(config: Config | TtaConfig) -> str:
     return ", ".join(words) or "none"
 
 
-def _views(members: Sequence[Member]) -> Iterator[tuple[float, View]]:
-    """Yield each view of a scan with its weight in the mean; networks with the same windows share a view."""
-    groups: dict[tuple, list[Member]] = {}
-    for member in members:
-        data, evaluation = member.config.data, member.config.evaluation
-        windows = tuple(str(getattr(data, key, None)) for key in _WINDOW_KEYS)
-        groups.setdefault((windows, evaluation.batch_size, evaluation.overlap, evaluation.tta), []).append(member)
+def _views(members: Sequence[Member]) -> Iterator[tuple[np.ndarray, View]]:
+    """Yield each view of a scan with its weight in the mean, float32 [L]; networks with the same windows share one."""
+    groups: dict[tuple, list[int]] = {}
+    weights = _shares(members)
+    for number, member in enumerate(members):
+        if weights[number].any():
+            groups.setdefault(view_key(member.config), []).append(number)
     for group in groups.values():
-        config = group[0].config
-        network = mean_network([member.network for member in group], config.evaluation.tta.flip)
+        config, networks = members[group[0]].config, [members[number].network for number in group]
+        of_group = weights[group].sum(0)
+        within = None
+        if any(members[number].weights is not None for number in group):
+            within = weights[group] / np.where(of_group > 0, of_group, 1.0)
+        network = mean_network(networks, config.evaluation.tta.flip, within)
         scales = (1.0, *config.evaluation.tta.scales)
         for view in make_views(network, config, scales):
-            yield len(group) / len(members) / len(scales), view
+            yield of_group / np.float32(len(scales)), view
 
 
-def mean_network(networks: Sequence[Callable], flip: bool = False) -> Callable:
-    """Combine several networks into one that averages their results, optionally also over flipped input."""
+def _shares(members: Sequence[Member]) -> np.ndarray:
+    """Normalize the weights of members: float32 [members, L], with a sum of 1 for each label."""
+    ones = np.ones(len(members[0].config.label_set))
+    weights = np.stack([ones if member.weights is None else np.array(member.weights) for member in members])
+    return (weights / weights.sum(0)).astype(np.float32)
+
+
+def view_key(config: Config) -> tuple:
+    """Return what networks must have in common to share the views of a scan."""
+    evaluation = config.evaluation
+    windows = tuple(str(getattr(config.data, key, None)) for key in _WINDOW_KEYS)
+    return windows, evaluation.batch_size, evaluation.overlap, evaluation.tta
+
+
+def mean_network(networks: Sequence[Callable], flip: bool = False, weights: np.ndarray | None = None) -> Callable:
+    """Combine several networks into one that averages their results, optionally also over flipped input.
+
+    Args:
+        networks: functions from windows to probabilities [..., L].
+        flip: also average over flipped input.
+        weights: the weight of each network for each label, float32 [networks, L] with a sum of 1 for each label; None
+            weights them equally.
+
+    Returns:
+        A function like the networks.
+    """
     if len(networks) == 1 and not flip:
         return networks[0]
 
@@ -143,10 +174,12 @@ def mean_network(networks: Sequence[Callable], flip: bool = False) -> Callable:
         windows = tf.convert_to_tensor(windows)
         flipped = flip_columns(windows) if flip else None
         total: Any = None
-        for network in networks:
+        for number, network in enumerate(networks):
             probabilities = network(windows)
             if flip:
                 probabilities += flip_columns(network(flipped))
+            if weights is not None:
+                probabilities *= len(networks) * weights[number]
             total = probabilities if total is None else total + probabilities
         return total / (len(networks) * (1 + flip))
 

@@ -9,6 +9,7 @@ from gitseg_tf import __version__
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.inference.exported import exported_config, exported_file, exported_version
 from gitseg_tf.runs.cross_validation import fold_runs
+from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.run import Run, load_run, weights_digest
 
 UNKNOWN = "unknown"
@@ -90,6 +91,16 @@ def joint_identity(models: Sequence[ModelIdentity]) -> ModelIdentity:
 def run_identity(run: Run) -> ModelIdentity:
     """Identify a run by its name and its best weights."""
     return ModelIdentity(run.config.name, weights=weights_digest(run))
+
+
+def runs_identity(model: Run | RunEnsemble) -> ModelIdentity:
+    """Identify a run or an ensemble; the hash of an ensemble.yaml also depends on its weights."""
+    joint = joint_identity([run_identity(run) for run in runs_of(model)])
+    if not isinstance(model, RunEnsemble) or model.weights is None:
+        return joint
+    rounded = [[f"{share:.6f}" for share in shares] for shares in model.weights]
+    digest = hashlib.sha256(f"{joint.weights} {rounded}".encode()).hexdigest()
+    return ModelIdentity(model.config.name, weights=digest)
 
 
 def _identity_of(path: AnyPath) -> ModelIdentity:

@@ -13,13 +13,14 @@ from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, RunError
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_mean
-from gitseg_tf.inference.identity import ModelIdentity, joint_identity, model_identity, run_identity
+from gitseg_tf.inference.identity import ModelIdentity, model_identity, runs_identity
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.postprocess import clean_mask, label_settings, postprocess
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.trust import model_training_data, model_warnings
 from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
-from gitseg_tf.runs.ensemble import RunEnsemble, check_tuned, runs_of
+from gitseg_tf.runs.ensemble import RunEnsemble, check_tuned, load_ensemble, runs_of, weights_of
+from gitseg_tf.runs.fusion import is_fusion
 from gitseg_tf.runs.run import Run
 
 logger = logging.getLogger(__name__)
@@ -72,8 +73,12 @@ class Predictor(BasePredictor):
     def of_run(cls, run: Run | RunEnsemble, network: Callable | None = None) -> "Predictor":
         """Create a predictor from a run or an ensemble; `network` is from `run_probabilities` if a run's is loaded."""
         runs = runs_of(run)
-        members = [Member(str(one.path), network or run_probabilities(one), one.config) for one in runs]
-        predictor = cls(members, identity=joint_identity([run_identity(one) for one in runs]))
+        weights = weights_of(run)
+        members = [
+            Member(str(one.path), network or run_probabilities(one), one.config, weights=of_labels)
+            for one, of_labels in zip(runs, weights, strict=True)
+        ]
+        predictor = cls(members, label_settings(run.config), identity=runs_identity(run))
         predictor._distrust([(one.path, one.config) for one in runs])
         return predictor
 
@@ -138,9 +143,9 @@ def load_predictor(
     """Load one model, or several whose probabilities are averaged.
 
     Args:
-        models: each is a run (RUN), an exported SavedModel (RUN/export/1, or RUN/export for its highest version), an
-            ONNX or TFLite file of gitseg export or its folder (RUN/export/onnx), or a cross-validation, which
-            represents all its runs.
+        models: a single ensemble.yaml or its folder; otherwise each is a run (RUN), an exported SavedModel
+            (RUN/export/1, or RUN/export for its highest version), an ONNX or TFLite file of gitseg export or its folder
+            (RUN/export/onnx), or a cross-validation, which represents all its runs.
         overrides: dotted keys of the sections evaluation and postprocess, for all models.
         postprocess: a YAML file whose section postprocess, and evaluation.tta if present, replace those of the models.
 
@@ -156,6 +161,10 @@ def load_predictor(
     listed = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
     if not listed:
         raise RunError("no model given; give one or more runs, exported SavedModels or cross-validations")
+    if any(map(is_fusion, listed)):
+        if len(listed) > 1:
+            raise RunError(f"{next(filter(is_fusion, listed))}: is an ensemble; give it alone, or list all of its runs")
+        return _load_fused(listed[0], overrides)
     opened = [
         (path, with_overrides(config, overrides, path), load)
         for path, config, load in map(open_model, _single_models(listed, own_settings=postprocess is None))
@@ -170,6 +179,15 @@ def load_predictor(
     predictor = Predictor(members, settings, identity=model_identity([path for path, *_ in opened]))
     predictor._distrust([(path, config) for path, config, _ in opened])
     return predictor
+
+
+def _load_fused(path: str | AnyPath, overrides: dict[str, Any]) -> Predictor:
+    ensemble = load_ensemble(path, overrides)
+    for run in ensemble.runs:
+        for line in doubtful_augmentation(run.path, run.config):
+            logger.warning(line)
+    logger.info("ensemble   weighted mean of %d runs, from %s", len(ensemble.runs), path)
+    return Predictor.of_run(ensemble)
 
 
 def checked_overrides(overrides: dict[str, Any], postprocess: str | AnyPath | None = None) -> dict[str, Any]:

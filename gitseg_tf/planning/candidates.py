@@ -139,9 +139,7 @@ def to_measure(listed: list[Candidate]) -> list[Candidate]:
     return [listed[k] for k in order]
 
 
-def _whole_volume(
-    facts: Fingerprint, machine: Machine, shared: tuple[Choice, ...], reason: str
-) -> list[Candidate]:
+def _whole_volume(facts: Fingerprint, machine: Machine, shared: tuple[Choice, ...], reason: str) -> list[Candidate]:
     patch, size = whole_volume_patch(facts)
     shape = " x ".join(f"{n:g}" for n in facts.shape)
     batch = max(min(PATCHES, round(PATCHES * _PATCH_VOXELS / math.prod(patch))), 2)

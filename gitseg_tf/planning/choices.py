@@ -58,7 +58,10 @@ def kind_of(facts: Fingerprint) -> tuple[str, str]:
         return "2d", f"slices are {facts.spacing[0]:g} mm apart, so neighbors show other anatomy"
     isotropy = "anisotropic" if facts.anisotropy >= ANISOTROPIC else "nearly isotropic"
     size = " x ".join(f"{n:g}" for n in facts.shape)
-    return "2.5d", f"volumes of {size} voxels ({isotropic_text(facts)}, {isotropy}) are too large for whole-volume patches"
+    return (
+        "2.5d",
+        f"volumes of {size} voxels ({isotropic_text(facts)}, {isotropy}) are too large for whole-volume patches",
+    )
 
 
 def isotropic_text(facts: Fingerprint) -> str:

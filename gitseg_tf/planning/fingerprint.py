@@ -293,9 +293,7 @@ def _spread(dataset: Dataset, scans: int) -> Iterator[LoadedScan]:
                     try:
                         yield decode_scan(read_record(file, k))
                     except (ValueError, DataError) as error:
-                        raise DataError(
-                            f"{path}: a record is damaged ({first_line(error)}); convert again"
-                        ) from None
+                        raise DataError(f"{path}: a record is damaged ({first_line(error)}); convert again") from None
                 number += 1
 
 

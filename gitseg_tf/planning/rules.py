@@ -117,7 +117,9 @@ def decide(
         if use is not None:
             options.append((candidate, cost, use, predict(candidate, cost, use, facts, minutes)))
     if not options:
-        needed = min(_least_memory(one, measurements.get(one.name) or _interpolated(one, known), facts) for one in listed)
+        needed = min(
+            _least_memory(one, measurements.get(one.name) or _interpolated(one, known), facts) for one in listed
+        )
         raise ConfigError(
             f"the memory limit is {memory_gib:g} GiB, but training the smallest network on this data takes about "
             f"{needed:.2g} GiB; allow at least {math.ceil(10 * needed) / 10:g} GiB"
@@ -147,9 +149,7 @@ def decide(
     )
 
 
-def memory_use(
-    candidate: Candidate, cost: Measurement, facts: Fingerprint, memory_gib: float
-) -> MemoryUse | None:
+def memory_use(candidate: Candidate, cost: Measurement, facts: Fingerprint, memory_gib: float) -> MemoryUse | None:
     """Fit a candidate into the memory: first a smaller batch, then gradient accumulation, then no cache.
 
     Returns:
@@ -271,7 +271,9 @@ def _streamed_gib(candidate: Candidate, facts: Fingerprint) -> float:
 
 def _batch_choices(candidate: Candidate, use: MemoryUse, memory_gib: float) -> list[Choice]:
     peak = f"expected peak {use.peak_gib:.1f} GiB of {memory_gib:.3g} GiB"
-    reason = peak if use.batch_size == candidate.batch_size else f"{candidate.batch_size} would exceed the memory; {peak}"
+    reason = (
+        peak if use.batch_size == candidate.batch_size else f"{candidate.batch_size} would exceed the memory; {peak}"
+    )
     choices = [Choice("data.batch_size", use.batch_size, reason)]
     cached = "all prepared scans fit into memory" if use.cache_mib else "the prepared scans do not fit into memory"
     choices.append(Choice("data.cache_mib", use.cache_mib, cached))

@@ -12,6 +12,7 @@ from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.augment.opencv import HostAugment
 from gitseg_tf.data.augment.parameters import draw
 from gitseg_tf.data.pipeline.epochs import numbered_batches, steps_per_epoch
+from gitseg_tf.data.pipeline.planes import entries_in_plane
 from gitseg_tf.data.pipeline.tiles import count_tiles, validation_tiles
 from gitseg_tf.data.pipeline.windows import Layout, fits_in_memory, layout_of, prepared_scans, windows_at
 from gitseg_tf.data.tfrecords.dataset import Dataset
@@ -151,7 +152,7 @@ def validation_samples(dataset: Dataset, config: Config) -> int:
     """
     data = config.data
     dataset.check_fold(data.fold)
-    scans = dataset.scans_of([data.fold], data.exclude_scans)
+    scans = entries_in_plane(dataset, dataset.scans_of([data.fold], data.exclude_scans), data.plane)
     if data.patch is None:
         return sum(scan.shape[0] for scan in scans)
     return sum(count_tiles(scan.shape[0], scan.spacing, data) for scan in scans)

@@ -9,6 +9,7 @@ from gitseg_tf.config import Config
 from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.pipeline.balance import Repeats, balancing_repeats
 from gitseg_tf.data.pipeline.empty_slices import EmptyShares, empty_shares
+from gitseg_tf.data.pipeline.planes import entries_in_plane
 from gitseg_tf.data.pipeline.service import distribute
 from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
@@ -33,7 +34,7 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         DataError: no window to train on.
     """
     data = config.data
-    scans = dataset.training_scans(data.fold, data.exclude_scans)
+    scans = entries_in_plane(dataset, dataset.training_scans(data.fold, data.exclude_scans), data.plane)
     repeats, shares = balancing_repeats(dataset, scans, config), empty_shares(dataset, scans, config)
     windows = _windows_in_epoch(scans, config, repeats, shares, max_filled_slices)
     if not windows:
@@ -55,7 +56,7 @@ def numbered_batches(
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    used = dataset.training_scans(data.fold, data.exclude_scans)
+    used = entries_in_plane(dataset, dataset.training_scans(data.fold, data.exclude_scans), data.plane)
     # A worker of a data service would fill its memory again in each epoch.
     fits = data.service is None and fits_in_memory(dataset, folds, config)
     in_memory = stored_scans(prepared_scans(files, dataset, config, training=True), used).cache() if fits else None

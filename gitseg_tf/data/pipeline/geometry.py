@@ -77,7 +77,8 @@ def place(image, percentiles, spacing, data: DataConfig) -> dict:
         image: [D, H, W, C], any numeric type.
         percentiles: float32 [C, 11] of the whole scan.
         spacing: float32 [3], z, y, x in mm.
-        data: input_size, crop and pixel_mm.
+        data: input_size, crop, pixel_mm and plane. Without pixel_mm, the pixels of an axial scan keep their aspect
+            ratio, and those of other planes, which are as tall as the slices are thick, become square.
 
     Returns:
         dict of `box`, int32 [4]: y, x, height and width of the part of the slices that is used; and `fitted`, int32
@@ -88,7 +89,8 @@ def place(image, percentiles, spacing, data: DataConfig) -> dict:
     whole = tf.stack([0, 0, height, width])
     box = body_box(image, percentiles, spacing) if data.crop == "body" else whole
     if data.pixel_mm is None:
-        return {"box": box, "fitted": fitted_shape(box[2:], data.input_size)}
+        aspect = tf.ones(2) if data.plane == "axial" else spacing[1:] / tf.reduce_min(spacing[1:])
+        return {"box": box, "fitted": fitted_shape(tf.cast(box[2:], tf.float32) * aspect, data.input_size)}
     fitted = tf.round(tf.cast(box[2:], tf.float32) * spacing[1:] / data.pixel_mm)
     return {"box": box, "fitted": tf.maximum(tf.cast(fitted, tf.int32), 1)}
 
@@ -97,7 +99,7 @@ def fitted_shape(shape, size: tuple[int, int]):
     """Compute the height and width of an image scaled to fit into `size` with its aspect ratio.
 
     Args:
-        shape: int tensor [2], the image's height and width.
+        shape: int or float tensor [2], the image's height and width in square pixels.
         size: the model's height and width.
 
     Returns:

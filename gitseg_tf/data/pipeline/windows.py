@@ -10,6 +10,7 @@ from gitseg_tf.config.data import DataConfig
 from gitseg_tf.data.augment.opencv import MOST_PLANES
 from gitseg_tf.data.pipeline.geometry import normalize, patch_indices, place, to_model, window_indices, window_offsets
 from gitseg_tf.data.pipeline.masks import bits_present, resize_masks
+from gitseg_tf.data.pipeline.planes import entries_in_plane, scan_in_plane
 from gitseg_tf.data.pipeline.tiles import cut_patch, scan_tiles
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.example import parse_scan
@@ -96,7 +97,8 @@ def prepared_scans(
     Returns:
         Dataset of dicts of tensors: id; image uint16 [D, C, h, w], 65535 represents 1; bits uint8 [D, G, h, w], see
         `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows; annotated bool [L]; windows
-        int32 [D, K], the slices of the window around each slice; with data.patch, tiles from `scan_tiles`.
+        int32 [D, K], the slices of the window around each slice; with data.patch, tiles from `scan_tiles`. The D slices
+        are those of data.plane.
     """
     layout = layout_of(dataset, config)
     records = files.interleave(
@@ -132,7 +134,8 @@ def _read_scan(record, layout: Layout, labels: int) -> dict:
 def fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
     """Check whether the prepared scans of some folds fit into data.cache_mib."""
     layout = layout_of(dataset, config)
-    slices = sum(scan.shape[0] for scan in dataset.scans_of(folds, config.data.exclude_scans))
+    entries = dataset.scans_of(folds, config.data.exclude_scans)
+    slices = sum(scan.shape[0] for scan in entries_in_plane(dataset, entries, config.data.plane))
     bytes_per_pixel = 2 * layout.channels + layout.mask_bytes
     return (
         slices * config.data.input_size[0] * config.data.input_size[1] * bytes_per_pixel <= config.data.cache_mib << 20
@@ -141,6 +144,7 @@ def fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
 
 def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     """Normalize and resize once per scan, not once per window: neighboring windows share slices."""
+    scan = scan_in_plane(scan, data.plane)
     placement = place(scan["image"], scan["percentiles"], scan["spacing"], data)
     annotated = tf.gather(scan["annotated"], layout.sources)
     sources = (*layout.sources, 8 * layout.source_bytes)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, field_validator, model_validator
@@ -43,7 +43,8 @@ class PseudoEntry:
 
     Attributes:
         labels: the predicted labels.
-        label_slices, empty_slices, label_sets: as in `ScanEntry`, of all labels that are annotated or predicted.
+        label_slices, empty_slices, label_sets, plane_sets: as in `ScanEntry`, of all labels that are annotated or
+            predicted.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -52,6 +53,7 @@ class PseudoEntry:
     label_slices: dict[str, int]
     empty_slices: int
     label_sets: dict[str, int]
+    plane_sets: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class ScanEntry:
         percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
             before these were stored.
         label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
+        plane_sets: from `count_plane_sets`, likewise.
         pseudo: set if the scan has pseudo-labels, which the other counts leave out.
     """
 
@@ -101,6 +104,7 @@ class ScanEntry:
     intensities: tuple[Intensities, ...]
     percentiles: tuple[tuple[float, ...], ...] = ()
     label_sets: dict[str, int] | None = None
+    plane_sets: dict[str, dict[str, int]] | None = None
     pseudo: PseudoEntry | None = None
 
     @property
@@ -108,8 +112,8 @@ class ScanEntry:
         """The entry with the slices of its pseudo-labels counted like annotated ones."""
         if self.pseudo is None:
             return self
-        seen = self.pseudo
-        return replace(self, label_slices=seen.label_slices, empty_slices=seen.empty_slices, label_sets=seen.label_sets)
+        counts = {field.name: getattr(self.pseudo, field.name) for field in fields(self.pseudo)}
+        return replace(self, **{name: value for name, value in counts.items() if name != "labels"})
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,25 @@ def count_label_sets(shown: np.ndarray) -> dict[str, int]:
     """
     sets = Counter(" ".join(map(str, np.flatnonzero(labels))) for labels in shown.T if labels.any())
     return dict(sorted(sets.items()))
+
+
+def count_plane_sets(masks: np.ndarray) -> dict[str, dict[str, int]]:
+    """Count the sets of labels of the coronal and of the sagittal slices.
+
+    Args:
+        masks: bool [L, D, H, W].
+
+    Returns:
+        {plane: the result of `count_label_sets` for its slices}.
+
+    Example:
+        >>> masks = np.zeros((1, 2, 3, 4), bool)
+        >>> masks[0, 1, :2, 3] = True
+        >>> count_plane_sets(masks)
+        {'coronal': {'0': 2}, 'sagittal': {'0': 1}}
+    """
+    footprint = masks.any(1)
+    return {"coronal": count_label_sets(footprint.any(2)), "sagittal": count_label_sets(footprint.any(1))}
 
 
 class _Folds(BaseModel):

@@ -28,6 +28,7 @@ from gitseg_tf.data.tfrecords.index import (
     ScanEntry,
     Shard,
     count_label_sets,
+    count_plane_sets,
 )
 from gitseg_tf.data.tfrecords.shards import (
     ShardJob,
@@ -177,7 +178,9 @@ def _unlabeled_entry(scan: Scan, loaded: LoadedScan) -> ScanEntry:
     volume = loaded.volume
     percentiles = tuple(tuple(float(f"{value:.7g}") for value in channel) for channel in volume.percentiles)
     measured = measure_intensities(volume, None)
-    return ScanEntry(scan.id, scan.case, scan.shape, scan.spacing, {}, 0, measured, percentiles, {})
+    return ScanEntry(
+        scan.id, scan.case, scan.shape, scan.spacing, {}, 0, measured, percentiles, {}, {"coronal": {}, "sagittal": {}}
+    )
 
 
 def _encode(
@@ -211,6 +214,7 @@ def pseudo_entry(scan: LoadedScan, pseudo: PseudoLabels, labels: LabelSet) -> Ps
         {name: int(shown[k].sum()) for k, name in enumerate(labels.names) if known[k]},
         int((~shown.any(0)).sum()),
         count_label_sets(shown),
+        count_plane_sets(masks),
     )
 
 

@@ -18,7 +18,14 @@ from gitseg_tf.data.readers.base import Scan, source_digest
 from gitseg_tf.data.tfrecords.codec import RecordWriter
 from gitseg_tf.data.tfrecords.dataset import file_crc32
 from gitseg_tf.data.tfrecords.example import serialize_scan
-from gitseg_tf.data.tfrecords.index import Intensities, ScanEntry, Shard, count_label_sets, shard_from_json
+from gitseg_tf.data.tfrecords.index import (
+    Intensities,
+    ScanEntry,
+    Shard,
+    count_label_sets,
+    count_plane_sets,
+    shard_from_json,
+)
 from gitseg_tf.data.volume import PERCENTILES, Annotation, Volume, intensity_statistics
 from gitseg_tf.errors import DataError
 
@@ -61,6 +68,7 @@ def encode_scan(scan: Scan) -> tuple[bytes, ScanEntry]:
         measure_intensities(volume, annotation),
         tuple(tuple(float(f"{value:.7g}") for value in channel) for channel in volume.percentiles),
         {} if shown is None else count_label_sets(np.asarray(shown)),
+        {"coronal": {}, "sagittal": {}} if annotation is None else count_plane_sets(annotation.masks),
     )
     return serialize_scan(scan.id, scan.case, volume=volume, annotation=annotation, labels=scan.labels), entry
 

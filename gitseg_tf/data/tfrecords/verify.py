@@ -9,7 +9,7 @@ from gitseg_tf.core.progress import progress
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import INDEX, Dataset, file_crc32, load_dataset
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.tfrecords.index import ScanEntry, Shard, count_label_sets
+from gitseg_tf.data.tfrecords.index import ScanEntry, Shard, count_label_sets, count_plane_sets
 from gitseg_tf.data.tfrecords.pseudo_labels import pseudo_entry
 from gitseg_tf.data.tfrecords.shards import measure_intensities
 from gitseg_tf.data.volume import LoadedScan, Volume
@@ -91,7 +91,7 @@ def _decode(record: bytes, name: str) -> LoadedScan:
 def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
     """Describe how a record contradicts dataset.json or its own voxels; "" if it does not."""
     volume, annotation, names = scan.volume, scan.annotation, dataset.labels.names
-    label_slices, empty, label_sets = {}, 0, {}
+    label_slices, empty, label_sets, plane_sets = {}, 0, {}, {"coronal": {}, "sagittal": {}}
     if annotation is not None:
         if len(annotation.annotated) != len(names):
             return f"the record has {len(annotation.annotated)} labels, but {INDEX} lists {len(names)}"
@@ -102,6 +102,7 @@ def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
         slices = zip(names, shown.sum(1).tolist(), annotation.annotated, strict=True)
         label_slices = {name: count for name, count, annotated in slices if annotated}
         empty, label_sets = int((~shown.any(0)).sum()), count_label_sets(shown)
+        plane_sets = count_plane_sets(annotation.masks)
     pseudo = None if scan.pseudo is None else pseudo_entry(scan, scan.pseudo, dataset.labels)
     if pseudo != entry.pseudo:
         return f"the record has the pseudo-labels {pseudo}, but {INDEX} has {entry.pseudo}"
@@ -113,9 +114,13 @@ def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
         "label slices": label_slices,
         "empty slices": empty,
         "label sets": None if entry.label_sets is None else label_sets,
+        "label sets of planes": None if entry.plane_sets is None else plane_sets,
     }
     spacing = tuple(float(f"{value:.6g}") for value in entry.spacing)
-    listed = (entry.id, entry.case, entry.shape, spacing, entry.label_slices, entry.empty_slices, entry.label_sets)
+    listed = (
+        entry.id, entry.case, entry.shape, spacing, entry.label_slices, entry.empty_slices, entry.label_sets,
+        entry.plane_sets,
+    )  # fmt: skip
     for (what, value), expected in zip(actual.items(), listed, strict=True):
         if value != expected:
             return f"the record has {what} {value}, but {INDEX} has {expected}"

@@ -33,7 +33,7 @@ ROUNDS = 2
 # Minimum gain of the mean score: a smaller one is due to chance on these scans.
 LEAST_GAIN = 1e-4
 # Each thread holds one label of one scan, about 0.2 GiB for a large scan.
-_MOST_THREADS = 6
+MOST_THREADS = 6
 # numpy parses the headers of arrays with ast.literal_eval, which fails at times in several threads of Python 3.11.
 _READING = Lock()
 
@@ -115,13 +115,13 @@ class PairScores:
             if mask.any():
                 self._present.add(name)
             # Columns below all thresholds are not part of any mask, with or without smoothing.
-            box = columns_reaching(np.maximum(probabilities[k], mask), self._least)
-            if not probabilities[k][box].size:
+            box = columns_reaching(np.maximum(self._highest(probabilities[k]), mask), self._least)
+            if not mask[box].size:
                 continue
             file = self._folder / f"{k}-{len(files)}.npz"
             np.savez(
                 file,
-                probabilities=probabilities[k][box],
+                probabilities=self._stored(probabilities[k][(..., *box)]),
                 truth=mask[box],
                 ignore=np.False_ if truth.ignore is None else truth.ignore[box],
                 numbers=np.asarray(numbers),
@@ -143,7 +143,7 @@ class PairScores:
         new = [s for s in dict.fromkeys(settings) if (label, s) not in self._known]
         if new:
             none = np.zeros((len(new), 2 if self.metric == "score" else 1, 2))
-            with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
                 total = sum(pool.map(lambda file: self._terms(file, new), self._files[label]), none)
             self._known |= {(label, s): own for s, own in zip(new, total, strict=True)}
         return np.stack([self._known[label, s] for s in settings])
@@ -158,9 +158,21 @@ class PairScores:
         off, none = [LabelPostprocess()], np.zeros((2 if self.metric == "score" else 1, 2))
         return sum((self.terms(name, off)[0] for name in self._files if name not in self._present), none)
 
-    def _terms(self, file: Path, settings: Sequence[LabelPostprocess]) -> np.ndarray:
+    def _highest(self, probabilities: np.ndarray) -> np.ndarray:
+        """Compute the highest probability of each voxel that a search may reach: [D, H, W]."""
+        return probabilities
+
+    def _stored(self, probabilities: np.ndarray) -> np.ndarray:
+        """Convert probabilities to the form in which they are stored."""
+        return probabilities
+
+    def _load(self, file: Path) -> dict[str, np.ndarray]:
+        """Read a pair; its probabilities are float32 [D, H, W]."""
         with _READING, np.load(file) as pair:
-            kept = {name: pair[name] for name in pair}
+            return {name: pair[name] for name in pair}
+
+    def _terms(self, file: Path, settings: Sequence[LabelPostprocess]) -> np.ndarray:
+        kept = self._load(file)
         masks = (
             label_mask(kept["probabilities"], with_threshold(s, self._threshold), kept["numbers"], kept["spacing"])
             & ~kept["ignore"]

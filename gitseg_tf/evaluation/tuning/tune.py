@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -86,12 +87,14 @@ class Tuning:
         tta: the test-time augmentation with which it was found.
         steps: the adopted steps.
         content: the content of postprocess.yaml.
+        facts: its provenance.tuned.
     """
 
     settings: PostprocessConfig
     tta: TtaConfig
     steps: list[Step]
     content: bytes
+    facts: dict[str, Any]
 
     @property
     def with_tta(self) -> str:
@@ -141,7 +144,7 @@ def search_settings(
         "postprocess": settings.model_dump(mode="json"),
         "provenance": {"tuned": tuned},
     }
-    return Tuning(settings, tta, steps, yaml.safe_dump(tree, sort_keys=False).encode())
+    return Tuning(settings, tta, steps, yaml.safe_dump(tree, sort_keys=False).encode(), tuned)
 
 
 def _section(settings: dict[str, LabelPostprocess]) -> PostprocessConfig:

@@ -22,12 +22,15 @@ from gitseg_tf.data.pipeline.geometry import (
     window_indices,
     window_offsets,
 )
+from gitseg_tf.data.pipeline.planes import AXES, fill_gaps, from_plane, volume_in_plane
 from gitseg_tf.data.pipeline.tiles import tile_slices
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.inference.sliding_window.blend import blend_patches, blend_tiles
 
-# Takes a scan and yields one (slices, their probabilities float32 [N, H, W, L] at the scan's size) after the other.
-View = Callable[[Volume], Iterator[tuple[slice, tf.Tensor]]]
+# The index of a part of a scan [D, H, W]: a range of slices, or of another axis for networks with another data.plane.
+Part = slice | tuple[slice, ...]
+# Takes a scan and yields one (part, its probabilities float32 [..., L] at the scan's size) after the other.
+View = Callable[[Volume], Iterator[tuple[Part, tf.Tensor]]]
 
 _PLACEMENT = {"box": tf.TensorSpec([4], tf.int32), "fitted": tf.TensorSpec([2], tf.int32)}
 _PLANES = tf.TensorSpec([None, None, None, None], tf.float32)
@@ -53,7 +56,21 @@ def make_views(network: Callable, config: Config, scales: Iterable[float] = (1.0
     """
     prepare = make_prepare(config.data)
     make_view = _plane_view if config.data.patch is None else _patch_view
-    return [make_view(network, config, prepare, scale) for scale in scales]
+    made = [make_view(network, config, prepare, scale) for scale in scales]
+    return made if config.data.plane == "axial" else [_along(config.data.plane, view) for view in made]
+
+
+def _along(plane: str, view: View) -> View:
+    """Apply a view to a scan's slices along another axis."""
+    axis = AXES[plane][0]
+
+    def along(volume):
+        index, rows = fill_gaps(tf.constant(volume.numbers, tf.int64))
+        for part, probabilities in view(volume_in_plane(volume, index.numpy(), plane)):
+            where = tuple(part if k == axis else slice(None) for k in range(3))
+            yield where, from_plane(probabilities, rows, plane)
+
+    return along
 
 
 def _plane_view(network: Callable, config: Config, prepare: Callable, scale: float) -> View:
@@ -131,11 +148,11 @@ def batches_of(depth: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, depth, batch_size)]
 
 
-def labels_first(parts: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> np.ndarray:
+def labels_first(parts: Iterable[tuple[Part, np.ndarray]], shape: tuple[int, int, int]) -> np.ndarray:
     """Join the parts of a scan, with the labels as the first axis.
 
     Args:
-        parts: (slices, their values [N, H, W, L]), together covering all slices.
+        parts: (index, its values [..., L]), together covering all voxels.
         shape: the shape of the scan, (D, H, W).
 
     Returns:
@@ -145,7 +162,8 @@ def labels_first(parts: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, in
     for part, planes in parts:
         if scan is None:
             scan = np.empty((planes.shape[-1], *shape), planes.dtype)
-        scan[:, part] = np.moveaxis(planes, -1, 0)
+        where = part if isinstance(part, tuple) else (part,)
+        scan[(slice(None), *where)] = np.moveaxis(planes, -1, 0)
     if scan is None:
         raise ValueError("the scan has no slices")
     return scan

@@ -12,6 +12,7 @@ import tf_keras as keras
 from gitseg_tf.config import Config
 from gitseg_tf.data.outlines import draw_outlines
 from gitseg_tf.data.pipeline.batches import validation_windows
+from gitseg_tf.data.pipeline.planes import AXES
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.models.build import logits_of
@@ -75,7 +76,8 @@ def overlay_slices(dataset: Dataset, config: Config, count: int = SLICES) -> dic
     shown = {}
     for scan in chosen:
         number, window = most[scan.id]
-        position = f"patch {number}" if config.data.patch else f"slice {number} of {scan.shape[0]}"
+        slices = scan.shape[AXES[config.data.plane][0]]
+        position = f"patch {number}" if config.data.patch else f"slice {number} of {slices}"
         shown[f"{scan.id}, {position}"] = window
     return shown
 

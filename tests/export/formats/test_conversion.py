@@ -92,7 +92,10 @@ TOLERANCES = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
 @pytest.mark.parametrize(
     "architecture, backbone",
     [(name, "resnet18") for name in DECODERS]
-    + [("unet", name) for name in ("plain", "mobilenetv3", "efficientnetv2_b0", "efficientnet_lite0", "convnext_tiny", "mit_b0")],
+    + [
+        ("unet", name)
+        for name in ("plain", "mobilenetv3", "efficientnetv2_b0", "efficientnet_lite0", "convnext_tiny", "mit_b0")
+    ],
 )
 def test_every_2d_network_converts_to_every_format(whole_table, tmp_path, architecture, backbone, name):
     actual, expected = converted(small(architecture, backbone), name, tmp_path)
