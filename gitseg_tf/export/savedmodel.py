@@ -21,6 +21,7 @@ from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
 from gitseg_tf.inference.ensemble import mean_network
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
+from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.folder import training_progress
 from gitseg_tf.runs.run import Run, weights_digest
@@ -63,7 +64,8 @@ def export(
         version: the number of the folder, or "next" for one more than the highest existing one.
         force: replace an existing version, and export a run that has not finished.
         weights: float32, or bfloat16, in which the network then also computes; inputs and outputs are float32.
-        network: from `run_probabilities` with these weights, if it is already loaded.
+        network: from `run_probabilities` with these weights, if it is already loaded; not used for a run with a presence
+            head, whose probabilities the export also returns.
 
     Returns:
         out/VERSION, written atomically.
@@ -77,8 +79,9 @@ def export(
         check_finished(one)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
-    if network is None:
-        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)])
+    presence = {"presence": True} if run.config.model.presence_head else {}
+    if network is None or presence:
+        network = mean_network([run_probabilities(one, PRECISIONS[weights], **presence) for one in runs_of(run)])
     signatures = _signatures(network, run.config)
     # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -120,7 +123,13 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
     # With one channel, the last axis may be omitted; the graph checks the rank.
     image_spec = tf.TensorSpec(None if channels == 1 else [None, None, None, channels], tf.float32, name="image")
     png_spec = tf.TensorSpec([None] if channels == 1 else [None, channels], tf.string, name="png_bytes")
-    segment_checked = make_segment(network, config)
+    labels, gated = len(config.label_set), any(steps.min_presence for steps in label_settings(config))
+    if gated and not config.model.presence_head:
+        raise RunError(
+            f"{config.name}: a label has min_presence, but the network has no presence head; set it to 0 in postprocess"
+        )
+    segmenting = network if gated == config.model.presence_head else lambda windows: network(windows)[..., :labels]
+    segment_checked = make_segment(segmenting, config)
     # If scans are resampled to a pixel size in mm, memory and time grow with the extent in mm.
     widest = None if config.data.pixel_mm is None else _WIDEST_MM
     facts = {"labels": config.label_set.to_tree(), "channels": list(config.channels or ["image"])}
@@ -134,7 +143,10 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
     @_traced(windows)
     def serve(windows):
-        return {"probabilities": network(checked_windows(windows))}
+        probabilities = network(checked_windows(windows))
+        if not config.model.presence_head:
+            return {"probabilities": probabilities}
+        return {"probabilities": probabilities[..., :labels], "presence": probabilities[:, 0, 0, labels:]}
 
     @_traced(image_spec, _SPACING)
     def segment_volume(image, spacing):

@@ -1,7 +1,7 @@
 """Average the probabilities of several networks, and of several views of a scan, at the scan's size."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,17 @@ class Member:
         network: function from float32 windows [N, height, width, K * C] to probabilities [N, height, width, L];
             with data.patch from patches [N, D, H, W, C] to probabilities [N, D, H, W, L].
         config: labels, channels, window, size, batch size, overlap and test-time augmentation.
+        has_presence: whether the network also returns the probabilities of its presence head, as [N, height, width,
+            2 L], see `with_presence`.
     """
 
     name: str
     network: Callable = field(repr=False)
     config: Config = field(repr=False)
+    has_presence: bool = False
 
 
-def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndarray]:
+def make_mean(members: Sequence[Member], *, presence: bool = False) -> Callable[[Volume, Callable], np.ndarray]:
     """Build a function that applies several networks to a whole scan and averages their probabilities equally.
 
     Only one view of the scan is in memory at a time. With several views, their sum takes one float32 per voxel and
@@ -45,11 +48,20 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
 
     Args:
         members: the networks, with the same labels; they may differ in everything else.
+        presence: also average the probabilities of the presence heads, over the members that have one.
 
     Returns:
         Function from a scan and `finish`, a TensorFlow function from probabilities at the scan's size, float32
-        [N, H, W, L], to any dtype of the same shape. It returns the results of `finish` as [L, D, H, W].
+        [N, H, W, L], or [N, H, W, 2 L] with `presence`, to any dtype and number of channels. It returns the results of
+        `finish` as [L, D, H, W].
     """
+    count = len(members[0].config.label_set)
+    voters = sum(member.has_presence for member in members)
+    if presence and not voters:
+        raise ValueError("no member has a presence head")
+    # Members without the head do not vote: they add 0, and the votes of the others weigh more.
+    members = [_with_planes(member, count, len(members) / voters if presence else 0.0) for member in members]
+    count *= 1 + presence
     views = list(_views(members))
     batch_size = members[0].config.evaluation.batch_size
     if len(views) == 1:
@@ -61,8 +73,6 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
 
         return over_scan
 
-    count = len(members[0].config.label_set)
-
     def mean_over_scan(volume: Volume, finish: Callable) -> np.ndarray:
         mean = np.zeros((*volume.shape, count), np.float32)
         for weight, view in views:
@@ -72,6 +82,22 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
         return labels_first(parts, volume.shape)
 
     return mean_over_scan
+
+
+def _with_planes(member: Member, labels: int, vote: float) -> Member:
+    """Let a member return `labels` planes, or twice as many if its presence counts, multiplied by `vote`."""
+    if not vote and not member.has_presence:
+        return member
+
+    def network(windows):
+        outputs = member.network(windows)
+        if not vote:
+            return outputs[..., :labels]
+        if not member.has_presence:
+            return tf.concat([outputs, tf.zeros_like(outputs)], -1)
+        return tf.concat([outputs[..., :labels], np.float32(vote) * outputs[..., labels:]], -1)
+
+    return replace(member, network=network)
 
 
 def agreed_settings(models: Sequence[tuple[str, Config]]) -> list[LabelPostprocess]:
