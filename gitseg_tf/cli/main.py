@@ -4,7 +4,7 @@ import os
 import sys
 
 from gitseg_tf import __version__
-from gitseg_tf.cli import completion, data, evaluation, export, labels, prediction, structures, training
+from gitseg_tf.cli import completion, data, distillation, evaluation, export, labels, prediction, structures, training
 from gitseg_tf.cli.log import shown_logs
 from gitseg_tf.cli.parsers import Parser
 from gitseg_tf.core.memory import is_out_of_memory, out_of_memory_line
@@ -12,7 +12,13 @@ from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.errors import GitsegError, first_line
 
 # What takes the memory in the commands of a module of this package.
-_WORK = {"training": "training", "evaluation": "inference", "prediction": "inference", "export": "inference"}
+_WORK = {
+    "training": "training",
+    "distillation": "inference",
+    "evaluation": "inference",
+    "prediction": "inference",
+    "export": "inference",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +77,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_command_parsers()
-    for group in (data, labels, training, evaluation, prediction, structures, export):
+    for group in (data, labels, training, distillation, evaluation, prediction, structures, export):
         group.add_parsers(commands)
     completion.add_parsers(commands, parser)
     return parser

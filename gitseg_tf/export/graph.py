@@ -98,7 +98,7 @@ def make_segment(network: Callable, config: Config) -> Callable:
         if smoothed:
             presence = tf.reduce_max(found[..., labels:], [1, 2]) if gated else None
             masks = [
-                label_mask(found[..., k], steps, numbers, spacing, presence[:, k] if gated else None)
+                label_mask(found[..., k], steps, numbers, spacing, None if presence is None else presence[:, k])
                 for k, steps in enumerate(settings)
             ]
         else:

@@ -64,8 +64,8 @@ def export(
         version: the number of the folder, or "next" for one more than the highest existing one.
         force: replace an existing version, and export a run that has not finished.
         weights: float32, or bfloat16, in which the network then also computes; inputs and outputs are float32.
-        network: from `run_probabilities` with these weights, if it is already loaded; not used for a run with a presence
-            head, whose probabilities the export also returns.
+        network: from `run_probabilities` with these weights, if it is already loaded; not used for a run with a
+            presence head, whose probabilities the export also returns.
 
     Returns:
         out/VERSION, written atomically.

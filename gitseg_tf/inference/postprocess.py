@@ -141,15 +141,15 @@ def clean_mask(
     if not is_cleaned(settings):
         return mask
     box = bounding_box(mask)
-    inside, numbers = mask[box], np.asarray(numbers)[box[0]]
+    inside, known = mask[box], np.asarray(numbers)[box[0]]
     if settings.fill_single_gaps:
-        inside = fill_single_gaps(inside, numbers)
+        inside = fill_single_gaps(inside, known)
     if settings.fill_holes:
         inside = fill_holes(inside)
     inside = remove_small_components(inside, spacing, settings.min_component_ml)
     if settings.keep_largest_component:
         inside = keep_largest_component(inside)
-    inside = remove_short_runs(inside, numbers, settings.min_adjacent_slices)
+    inside = remove_short_runs(inside, known, settings.min_adjacent_slices)
     inside = remove_far_slices(inside, spacing[0], settings.max_gap_mm)
     cleaned = np.zeros(mask.shape, bool)
     cleaned[box] = inside

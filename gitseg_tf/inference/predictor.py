@@ -79,9 +79,7 @@ class Predictor(BasePredictor):
         return cls([Member(config.name, network, config)])
 
     @classmethod
-    def of_run(
-        cls, run: Run | RunEnsemble, network: Callable | None = None, *, presence: bool = False
-    ) -> "Predictor":
+    def of_run(cls, run: Run | RunEnsemble, network: Callable | None = None, *, presence: bool = False) -> "Predictor":
         """Create a predictor from a run or an ensemble.
 
         Args:
@@ -141,9 +139,7 @@ class Predictor(BasePredictor):
             masks = self._masks(probabilities, volume, presence)
             return Prediction(masks, levels=_levels(probabilities).numpy())
         labels = len(self.labels)
-        codes = self._mean(
-            volume, lambda p: _levels(p[..., :labels]) + tf.cast(self._reached(p), tf.uint8) * _REACHED
-        )
+        codes = self._mean(volume, lambda p: _levels(p[..., :labels]) + tf.cast(self._reached(p), tf.uint8) * _REACHED)
         masks = codes >= _REACHED
         codes &= _REACHED - 1
         return Prediction(self._cleaned(masks, volume), levels=codes)

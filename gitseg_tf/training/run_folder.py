@@ -9,6 +9,7 @@ from gitseg_tf.config import Config, load_config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.teacher import learns_from_teacher, training_scans
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.folder import TUNED, has_begun, read_history
 from gitseg_tf.runs.training_data import summarize_scans, write_training_data
@@ -70,7 +71,9 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     import tf_keras as keras
 
     check_run_folder(run, resume=resume)
-    scans = dataset.scans_of(dataset.training_folds(config.data.fold), config.data.exclude_scans)
+    folds, _, excluded = training_scans(dataset, config)
+    scans = dataset.scans_of(folds, excluded)
+    teacher = _teacher_facts(dataset, config)
     trained_on = sorted({scan.case for scan in scans})
     if has_begun(run):
         before = load_config(run / "config.yaml")
@@ -78,6 +81,9 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         if before.provenance.get("trained_on", trained_on) != trained_on:
             fix = "resume with the original folds or choose another run folder"
             raise RunError(f"{run}: was trained on other patients, because {dataset.root} has other folds; {fix}")
+        if before.provenance.get("teacher") != teacher:
+            fix = "resume with the original dataset or choose another run folder"
+            raise RunError(f"{run}: was trained with another teacher than that of {dataset.root}, or with none; {fix}")
         _check_not_tuned(run, config)
     provenance = {
         "dataset": dataset.source["fingerprint"],
@@ -88,12 +94,30 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         "tf_keras": keras.__version__,
         "python": platform.python_version(),
     }
+    if teacher:
+        provenance["teacher"] = teacher
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
     data = summarize_scans(scans, config.label_set.names)
     write_training_data(run, data)
     for name in data.missing_labels:
         logger.warning("%s has no voxel in the %s to train on; it cannot be learned", name, plural(data.scans, "scan"))
+
+
+def _teacher_facts(dataset: Dataset, config: Config) -> dict | None:
+    """Return provenance.teacher of a run; None if it does not learn from a teacher."""
+    teacher = dataset.teacher
+    if teacher is None or not learns_from_teacher(dataset, config):
+        return None
+    seen = sorted({s.case for s in dataset.scans_of([config.data.fold])} & set(teacher.trained_on))
+    if seen:
+        logger.warning(
+            "the teacher was trained on %s of the held-out fold, so the scores of this fold are optimistic",
+            plural(len(seen), "patient"),
+        )
+    share, name = config.training.loss.distillation.weight, teacher.name
+    logger.info("teacher    %s (weights %s), weight %g in the loss", name, teacher.weights[:8], share)
+    return {"name": name, "weights": teacher.weights, "members": teacher.members}
 
 
 def check_same_experiment(

@@ -175,7 +175,9 @@ def test_steps_run_in_the_documented_order():
     settings = LabelPostprocess(fill_holes=True, min_component_ml=2 * VOXEL_ML, max_gap_mm=6)
     np.testing.assert_array_equal(clean_mask(mask, settings, np.arange(14), SPACING), boxes(((2, 5), (2, 12), (2, 12))))
     by_volume = LabelPostprocess(fill_holes=True, min_component_ml=200 * VOXEL_ML)
-    np.testing.assert_array_equal(clean_mask(mask, by_volume, np.arange(14), SPACING), boxes(((2, 5), (2, 12), (2, 12))))
+    np.testing.assert_array_equal(
+        clean_mask(mask, by_volume, np.arange(14), SPACING), boxes(((2, 5), (2, 12), (2, 12)))
+    )
 
 
 ALL_ON = LabelPostprocess(

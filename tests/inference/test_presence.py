@@ -36,7 +36,7 @@ VIEWS = {
 
 
 def headed(presence, probability=0.9):
-    """A network with one probability everywhere, whose head returns `presence` of the brightness of the middle slice."""
+    """A network with one probability everywhere, whose head returns `presence` of the middle slice's brightness."""
 
     def network(windows):
         middle = tf.reduce_max(windows[..., 1], [1, 2], keepdims=True)[..., None]
@@ -82,7 +82,9 @@ def test_presence_is_the_mean_of_the_members_that_have_the_head():
     """Presence 0.2, 0.6 and no head: on average 0.4, where counting the third as 0 would give 0.27."""
     members = [
         Member("a", headed(lambda middle: 0 * middle + 0.2), config_of(), has_presence=True),
-        Member("b", headed(lambda middle: 0 * middle + 0.6, 0.3), config_of(data__input_size=[64, 64]), has_presence=True),
+        Member(
+            "b", headed(lambda middle: 0 * middle + 0.6, 0.3), config_of(data__input_size=[64, 64]), has_presence=True
+        ),
         Member("c", lambda windows: headed(lambda m: m, 0.6)(windows)[..., :3], config_of()),
     ]
     predictor = Predictor(members)

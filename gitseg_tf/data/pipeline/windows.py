@@ -13,6 +13,7 @@ from gitseg_tf.data.pipeline.masks import bits_present, resize_masks
 from gitseg_tf.data.pipeline.tiles import cut_patch, scan_tiles
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.example import parse_scan
+from gitseg_tf.data.tfrecords.teacher import LEVELS, SHOWN, learns_from_teacher
 from gitseg_tf.errors import ConfigError
 
 SCANS_AT_ONCE = 16
@@ -28,11 +29,13 @@ class Layout:
         channels: number of channels, C.
         sources: index in the dataset's label set of each of the L labels of the config.
         source_bytes: number of bytes of mask bits per voxel in the records.
+        teacher_bytes: the same of a teacher's probabilities; 0 without a teacher.
     """
 
     channels: int
     sources: tuple[int, ...]
     source_bytes: int
+    teacher_bytes: int = 0
 
     @property
     def labels(self) -> int:
@@ -40,19 +43,42 @@ class Layout:
         return len(self.sources)
 
     @property
+    def levels(self) -> int:
+        """The number of bits per label of a teacher's probabilities; 0 without a teacher."""
+        return LEVELS if self.teacher_bytes else 0
+
+    @property
+    def targets(self) -> int:
+        """The number of channels of a mask: L, or with a teacher 2 L."""
+        return self.labels * (2 if self.levels else 1)
+
+    @property
     def mask_bytes(self) -> int:
-        """Number of bytes of mask bits per prepared voxel: one bit per label, followed by the ignore bit."""
-        return self.labels // 8 + 1
+        """Bytes of mask bits per prepared voxel: a bit per label, `levels` bits per label, and the ignore bit."""
+        return self.labels * (1 + self.levels) // 8 + 1
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The bits of a record, masks before the teacher's, in the order of the prepared bits."""
+        teacher = (8 * self.source_bytes + self.levels * s + i for s in self.sources for i in range(self.levels))
+        return (*self.sources, *teacher, 8 * (self.source_bytes + self.teacher_bytes))
 
     @property
     def label_bits(self) -> np.ndarray:
-        """uint8 [mask_bytes] with the bits of the labels set, but not the ignore bit."""
+        """uint8 [mask_bytes] with the bits that show a label set, but not the ignore bit."""
         bits = np.arange(8 * self.mask_bytes) < self.labels
+        if self.levels:
+            bits[self.labels + SHOWN : self.labels * (1 + self.levels) : self.levels] = True
         return np.packbits(bits, bitorder="little")
 
 
-def layout_of(dataset: Dataset, config: Config) -> Layout:
+def layout_of(dataset: Dataset, config: Config, *, training: bool = False) -> Layout:
     """Determine how a dataset's scans become samples of an experiment.
+
+    Args:
+        dataset: the dataset.
+        config: the experiment.
+        training: include the probabilities of the dataset's teacher, if the experiment learns from it.
 
     Raises:
         ConfigError: the config has labels that the dataset does not have, other channels, or windows with more planes
@@ -74,38 +100,50 @@ def layout_of(dataset: Dataset, config: Config) -> Layout:
         sources = tuple(dataset.labels.index(name) for name in config.label_set.names)
     except ConfigError as error:
         raise ConfigError(f"{dataset.root}: {error}") from None
-    return Layout(len(channels), sources, -(-len(dataset.labels) // 8))
+    teacher_bytes = -(-LEVELS * len(dataset.labels) // 8) if training and learns_from_teacher(dataset, config) else 0
+    return Layout(len(channels), sources, -(-len(dataset.labels) // 8), teacher_bytes)
 
 
-def prepared_scans(files: tf.data.Dataset, dataset: Dataset, config: Config) -> tf.data.Dataset:
+def prepared_scans(
+    files: tf.data.Dataset,
+    dataset: Dataset,
+    config: Config,
+    *,
+    training: bool = False,
+    exclude: tuple[str, ...] | None = None,
+) -> tf.data.Dataset:
     """Read scans from several shards at a time and resample them to the model's size.
 
     Args:
         files: paths of shards of the dataset.
         dataset: its labels and channels are needed.
         config: the experiment.
+        training: as for `layout_of`.
+        exclude: ids of scans to leave out; None is data.exclude_scans.
 
     Returns:
         Dataset of dicts of tensors: id; image uint16 [D, C, h, w], 65535 represents 1; bits uint8 [D, G, h, w], see
-        `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows; annotated bool [L]; windows
+        `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows (of a scan without any, with a
+        teacher, those that the teacher finds); annotated bool [L]; windows
         int32 [D, K], the slices of the window around each slice; with data.patch, tiles from `scan_tiles`.
     """
-    layout = layout_of(dataset, config)
+    layout = layout_of(dataset, config, training=training)
     records = files.interleave(
         tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=_FILES_AT_ONCE, deterministic=True
     )
     scans = records.map(
         lambda record: _read_scan(record, layout, len(dataset.labels)), num_parallel_calls=2, deterministic=True
     )
-    if config.data.exclude_scans:
-        excluded = tf.constant(config.data.exclude_scans)
+    exclude = tuple(config.data.exclude_scans) if exclude is None else exclude
+    if exclude:
+        excluded = tf.constant(exclude)
         scans = scans.filter(lambda scan: ~tf.reduce_any(scan["id"] == excluded))
     return scans.map(lambda scan: _prepare(scan, layout, config.data), num_parallel_calls=2, deterministic=True)
 
 
 def _read_scan(record, layout: Layout, labels: int) -> dict:
     """Parse a record, and set the dimensions that are known statically."""
-    scan = parse_scan(record)
+    scan = parse_scan(record, teacher=True) if layout.teacher_bytes else parse_scan(record)
     shapes = {
         "image": [None, None, None, layout.channels],
         "percentiles": [layout.channels, None],
@@ -113,12 +151,14 @@ def _read_scan(record, layout: Layout, labels: int) -> dict:
         "bits": [None, None, None, layout.source_bytes],
         "annotated": [labels],
     }
+    if layout.teacher_bytes:
+        shapes["teacher"] = [None, None, None, layout.teacher_bytes]
     return scan | {name: tf.ensure_shape(scan[name], shape) for name, shape in shapes.items()}
 
 
-def fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
-    """Check whether the prepared scans of some folds fit into data.cache_mib."""
-    layout = layout_of(dataset, config)
+def fits_in_memory(dataset: Dataset, folds, config: Config, *, training: bool = False) -> bool:
+    """Check whether the prepared scans of some folds fit into data.cache_mib; `training` as for `layout_of`."""
+    layout = layout_of(dataset, config, training=training)
     slices = sum(scan.shape[0] for scan in dataset.scans_of(folds, config.data.exclude_scans))
     bytes_per_pixel = 2 * layout.channels + layout.mask_bytes
     return (
@@ -145,16 +185,16 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     def prepare_slab(i, parts):
         slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
         image = to_model(normalize(scan["image"][slab], scan, data), placement, data.input_size)
-        planes = tf.concat(
-            [tf.transpose(scan["bits"][slab], [0, 3, 1, 2]), tf.cast(scan["ignore"][slab], tf.uint8)[:, None]], 1
-        )
-        sources = (*layout.sources, 8 * layout.source_bytes)
+        packed = [scan["bits"], *([scan["teacher"]] if layout.teacher_bytes else [])]
+        ignore = tf.cast(scan["ignore"][slab], tf.uint8)[:, None]
+        planes = tf.concat([*(tf.transpose(bits[slab], [0, 3, 1, 2]) for bits in packed), ignore], 1)
+        counted = tf.concat([annotated, tf.ones([layout.labels * layout.levels + 1], tf.bool)], 0)
         # Determined before resizing, which may lose a label of a few pixels, to agree with the counts in dataset.json.
-        shown = tf.gather(bits_present(planes), sources, axis=1) & tf.concat([annotated, [True]], 0)
+        shown = tf.gather(bits_present(planes), layout.bits, axis=1) & counted
         slabs = {
             "image": tf.cast(tf.round(tf.transpose(image, [0, 3, 1, 2]) * 65535.0), tf.uint16),
-            "bits": resize_masks(planes, shown, sources=sources, placement=placement, size=data.input_size),
-            "shown": shown[:, :-1],
+            "bits": resize_masks(planes, shown, sources=layout.bits, placement=placement, size=data.input_size),
+            "shown": _labels_shown(shown, annotated, layout),
         }
         return i + 1, {name: parts[name].write(i, slabs[name]) for name in parts}
 
@@ -167,6 +207,15 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     if data.patch is not None:
         prepared["tiles"] = scan_tiles(depth, scan["spacing"], data)
     return prepared
+
+
+def _labels_shown(shown, annotated, layout: Layout):
+    """Select from the bits that slices show, bool [D, N], the labels: bool [D, L]."""
+    labels = shown[:, : layout.labels]
+    if not layout.levels:
+        return labels
+    found = shown[:, layout.labels + SHOWN : -1 : layout.levels]
+    return tf.where(tf.reduce_any(annotated), labels, found)
 
 
 def windows_at(scan: dict, order, layout: Layout, data: DataConfig, *, seed, named: bool = False) -> tf.data.Dataset:

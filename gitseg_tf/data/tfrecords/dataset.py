@@ -15,7 +15,7 @@ from gitseg_tf.core.text import one_line
 from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.data.tfrecords.codec import check_lengths
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.tfrecords.index import UNLABELED, Index, Intensities, ScanEntry, Shard
+from gitseg_tf.data.tfrecords.index import UNLABELED, Index, Intensities, ScanEntry, Shard, Teacher
 from gitseg_tf.data.volume import LoadedScan
 from gitseg_tf.errors import DataError, first_line
 from gitseg_tf.labels import LabelSet
@@ -37,6 +37,7 @@ class Dataset:
         shards: its TFRecord files.
         labels: the labels of its masks, in order.
         channels: names of the channels.
+        teacher: the model whose probabilities it contains, or None.
 
     Example:
         >>> import gitseg_tf
@@ -52,6 +53,7 @@ class Dataset:
     shards: tuple[Shard, ...]
     labels: LabelSet
     channels: tuple[str, ...] = ("image",)
+    teacher: Teacher | None = None
 
     @property
     def intensities(self) -> tuple[Intensities, ...]:
@@ -194,7 +196,8 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
         reason = f"{field}: {problem['msg']}" if field else problem["msg"].removeprefix("Value error, ")
         raise DataError(f"{root / INDEX}: is damaged ({reason}); convert again") from None
     shards, labels = index.shards, cast(LabelSet, index.labels)  # see `Index._are_labels`
-    dataset = Dataset(root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels)
+    folds = index.folds
+    dataset = Dataset(root, index.source, folds.count, folds.seed, shards, labels, index.channels, index.teacher)
     for shard in shards:
         _check_shard(root / shard.file, shard, verify)
     return dataset
@@ -232,6 +235,12 @@ def save_index(dataset: Dataset) -> None:
         },
         "shards": [asdict(shard) for shard in dataset.shards],
     }
+    if dataset.teacher is not None:
+        tree["teacher"] = asdict(dataset.teacher)
+    else:
+        for shard in tree["shards"]:
+            for scan in shard["scans"]:
+                del scan["teacher"]
     write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
 
 

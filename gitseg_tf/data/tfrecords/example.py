@@ -50,22 +50,27 @@ def serialize_scan(
     return encode_example(features)
 
 
-def parse_scan(record):
+def parse_scan(record, *, teacher: bool = False):
     """Parse a serialized scan, in a tf.data graph or eagerly.
 
     Args:
         record: scalar string tensor.
+        teacher: also parse the probabilities of a teacher.
 
     Returns:
         dict of tensors: id and case (string), numbers (int64 [D]), spacing (float32 [3], z, y, x in mm), image (float32
         [D, H, W, C]), percentiles (float32 [C, 11]), moments (float32 [C, 2]: mean and standard deviation), bits (uint8
-        [D, H, W, G]: bit k % 8 of byte k // 8 is label k), annotated (bool [L]) and ignore (bool [D, H, W]).
+        [D, H, W, G]: bit k % 8 of byte k // 8 is label k), annotated (bool [L]) and ignore (bool [D, H, W]). With
+        `teacher`, teacher (uint8 [D, H, W, T]): bit 4 k + i is set where its probability of label k reaches
+        (2 i + 1) / 8.
     """
     import tensorflow as tf
 
+    more = {"teacher/bits": tf.io.FixedLenFeature([], tf.string)} if teacher else {}
     fields = tf.io.parse_single_example(
         record,
-        {
+        more
+        | {
             "scan/id": tf.io.FixedLenFeature([], tf.string),
             "scan/case": tf.io.FixedLenFeature([], tf.string),
             "scan/shape": tf.io.FixedLenFeature([3], tf.int64),
@@ -105,7 +110,7 @@ def parse_scan(record):
 
     kind = tf.argmax(tf.equal(fields["image/dtype"], list(DTYPES)), output_type=tf.int32)
     image = tf.switch_case(kind, [voxels_of(name) for name in DTYPES])
-    return {
+    scan = {
         "id": fields["scan/id"],
         "case": fields["scan/case"],
         "numbers": fields["slice/numbers"],
@@ -117,6 +122,10 @@ def parse_scan(record):
         "annotated": annotated,
         "ignore": tf.reshape(unpacked(fields["mask/ignore"], 1), shape) > 0,
     }
+    if teacher:
+        groups = (tf.size(annotated, tf.int64) * 4 + 7) // 8
+        scan["teacher"] = tf.ensure_shape(last(unpacked(fields["teacher/bits"], groups), groups), [None] * 4)
+    return scan
 
 
 def decode_scan(record: bytes) -> LoadedScan:

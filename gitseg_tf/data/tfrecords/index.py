@@ -37,6 +37,40 @@ class Intensities:
 
 
 @dataclass(frozen=True)
+class TeacherSlices:
+    """The slices in which a teacher finds labels, as `label_slices`, `empty_slices` and `label_sets` of a ScanEntry."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    label_slices: dict[str, int]
+    empty_slices: int
+    label_sets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model whose probabilities a dataset contains.
+
+    Attributes:
+        name, weights: see `ModelIdentity`.
+        labels: the labels that it segments, by their names in the dataset.
+        trained_on: the patients that any of its networks was trained on.
+        members: "unseen" if each scan was predicted by the networks that were not trained on its patient, "all" if it
+            was predicted by all of them.
+        seen: the scans whose patients all networks that predicted them were trained on.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    weights: str
+    labels: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    members: str
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScanEntry:
     """The entry of a scan in dataset.json.
 
@@ -50,6 +84,7 @@ class ScanEntry:
         percentiles: the `intensity_percentiles` of each channel over all voxels; empty in datasets that were converted
             before these were stored.
         label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
+        teacher: the slices in which a teacher finds labels; None without a teacher.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -63,6 +98,7 @@ class ScanEntry:
     intensities: tuple[Intensities, ...]
     percentiles: tuple[tuple[float, ...], ...] = ()
     label_sets: dict[str, int] | None = None
+    teacher: TeacherSlices | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +145,7 @@ class Index(BaseModel):
     source: dict[str, str]
     folds: _Folds
     shards: tuple[Shard, ...] = Field(min_length=1)
+    teacher: Teacher | None = None
 
     @field_validator("labels")
     @classmethod

@@ -177,7 +177,10 @@ class PairScores:
             kept = {name: pair[name] for name in pair}
         masks = (
             label_mask(
-                kept["probabilities"], with_threshold(s, self._threshold), kept["numbers"], kept["spacing"],
+                kept["probabilities"],
+                with_threshold(s, self._threshold),
+                kept["numbers"],
+                kept["spacing"],
                 presence=kept.get("presence"),
             )
             & ~kept["ignore"]

@@ -24,8 +24,8 @@ from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.export.formats.export import check_trained_on, compared_windows
 from gitseg_tf.export.formats.registry import FORMATS, SAVED_MODEL
 from gitseg_tf.export.model_card import with_section
-from gitseg_tf.inference.exported import exported_file, exported_version
 from gitseg_tf.inference.ensemble import Member
+from gitseg_tf.inference.exported import exported_file, exported_version
 from gitseg_tf.inference.networks import open_model, run_probabilities
 from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.inference.predictor import Predictor
