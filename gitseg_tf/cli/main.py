@@ -7,6 +7,7 @@ from gitseg_tf import __version__
 from gitseg_tf.cli import (
     completion,
     data,
+    distillation,
     ensembles,
     evaluation,
     export,
@@ -25,7 +26,7 @@ from gitseg_tf.errors import GitsegError, first_line
 
 # What takes the memory in the commands of a module of this package.
 _WORK = {"training": "training"} | dict.fromkeys(
-    ("evaluation", "ensembles", "prediction", "few_labels", "export"), "inference"
+    ("distillation", "evaluation", "ensembles", "prediction", "few_labels", "export"), "inference"
 )
 
 
@@ -85,7 +86,19 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_command_parsers()
-    for group in (data, labels, planning, training, evaluation, ensembles, prediction, few_labels, structures, export):
+    for group in (
+        data,
+        labels,
+        planning,
+        training,
+        evaluation,
+        ensembles,
+        prediction,
+        few_labels,
+        distillation,
+        structures,
+        export,
+    ):
         group.add_parsers(commands)
     completion.add_parsers(commands, parser)
     return parser

@@ -119,7 +119,8 @@ class Config(Section):
 
         Raises:
             ConfigError: data.labels or postprocess names a label that the dataset does not have, or the number of
-                entries in data.intensity differs from the number of channels.
+                entries in data.intensity differs from the number of channels; or a label has min_presence, but the
+                network has no presence head.
 
         Example:
             >>> config = load_config(None, {"data.labels": ["spleen"]})
@@ -132,9 +133,15 @@ class Config(Section):
             except ConfigError as error:
                 raise ConfigError(f"data.labels: {error}") from None
         self.postprocess.check_labels(labels)
+        self.postprocess.check_presence(labels, self.gates_slices)
         intensity = resolve_intensity(self.data.intensity, tuple(channels), intensities)
         data = self.data.model_copy(update={"intensity": intensity})
         return self.model_copy(update={"data": data, "labels": labels, "channels": tuple(channels)})
+
+    @property
+    def gates_slices(self) -> bool:
+        """Whether the network predicts which axial slices show a label, so that min_presence can be used."""
+        return self.model.presence_head and self.data.plane == "axial"
 
     @property
     def label_set(self) -> LabelSet:

@@ -12,6 +12,8 @@ Over = Literal["batch", "sample"]
 # subclass of LossTerm that holds the term's options.
 LOSSES = Registry("loss term")
 _LOSSES = "gitseg_tf.training.losses"
+# Which networks of a teacher predict a scan: those that were not trained on its patient, or all.
+TEACHER_MEMBERS = ("unseen", "all")
 
 
 class LossTerm(Section):
@@ -91,6 +93,12 @@ class PresenceConfig(Section):
     weight: float = Field(0.1, ge=0)
 
 
+class DistillationConfig(Section):
+    """Loss against the probabilities of a teacher, if the dataset has them (`gitseg distill`)."""
+
+    weight: float = Field(0.5, ge=0, le=1, description="weight w of the teacher; that of the annotation is 1 - w")
+
+
 class DeepConfig(Section):
     """Deep supervision: loss of the outputs at lower resolutions, if the network has them."""
 
@@ -112,6 +120,7 @@ class LossConfig(Section):
     custom: dict[str, SerializeAsAny[LossTerm]] = Field({}, description="terms from outside the package, by name")
     presence: PresenceConfig = PresenceConfig()
     deep: DeepConfig = DeepConfig()
+    distillation: DistillationConfig = DistillationConfig()
 
     @property
     def terms(self) -> dict[str, LossTerm]:

@@ -52,7 +52,7 @@ class ModelConfig(Section):
         16, ge=4, le=512, description="channels at full resolution of the plain backbone or of a 3-D network"
     )
     levels: int = Field(5, ge=2, le=6, description="resolutions of the plain backbone or of a 3-D network")
-    presence_head: bool = Field(False, description="a second head predicts which labels are in the window")
+    presence_head: bool = Field(False, description="a second head predicts which labels the segmented slice shows")
     deep_supervision: bool = Field(False, description="also compute logits at lower resolutions, for the loss")
     dropout: float = Field(0.0, ge=0, lt=1, description="fraction of values dropped before the logits in training")
 

@@ -19,9 +19,19 @@ class LabelPostprocess(Section):
     threshold: float | None = Field(
         None, gt=0, lt=1, description="threshold of this label; null takes evaluation.threshold"
     )
+    min_presence: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="remove the label from slices with a lower probability of the presence head; 0 removes none",
+    )
+    fill_single_gaps: bool = Field(False, description="fill one slice without the label between two with it")
     fill_holes: bool = Field(False, description="fill holes slice by slice")
     min_component_ml: float = Field(0.0, ge=0, description="remove smaller 3-D components; 0 removes none")
     keep_largest_component: bool = Field(False, description="remove all 3-D components but the largest")
+    min_adjacent_slices: int = Field(
+        0, ge=0, description="remove the label from fewer adjacent slices than this; 0 removes none"
+    )
     max_gap_mm: float = Field(
         0.0, ge=0, description="remove slices beyond a larger gap without the label; 0 removes none"
     )
@@ -71,6 +81,20 @@ class PostprocessConfig(Section):
     def is_off(self) -> bool:
         """True if no label has a step or a threshold of its own."""
         return all(section == LabelPostprocess() for section in (self.default, *self.labels.values()))
+
+    def check_presence(self, labels: LabelSet, presence_head: bool) -> None:
+        """Check that min_presence is only used with a presence head.
+
+        Raises:
+            ConfigError: a label has min_presence, but the network has no presence head.
+        """
+        for name in labels.names if not presence_head else ():
+            if least := self.of(name).min_presence:
+                section = name if name in self.labels else DEFAULT
+                fix = "set it to 0, or set model.presence_head to true (2-D and 2.5-D networks only)"
+                raise ConfigError(
+                    f"postprocess.{section}.min_presence is {least}, but the network has no presence head; {fix}"
+                )
 
     def check_labels(self, labels: LabelSet) -> None:
         """Check that every section names a label of the run.

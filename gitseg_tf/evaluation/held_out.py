@@ -12,8 +12,10 @@ from gitseg_tf.config import Config
 from gitseg_tf.data.selection import select_labels
 from gitseg_tf.data.tfrecords.dataset import Dataset, read_scans
 from gitseg_tf.evaluation.metrics.scores import metric_terms, metric_value, score_scan
+from gitseg_tf.inference.ensemble import Member
+from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.inference.predictor import Predictor
-from gitseg_tf.models.build import build_model, logits_of
+from gitseg_tf.models.build import build_model, logits_of, with_presence
 
 
 class HeldOutScorer:
@@ -30,13 +32,14 @@ class HeldOutScorer:
     def __init__(self, config: Config, dataset: Dataset):
         self._config, self._dataset = config, dataset
         self._copy = build_model(config, "float32")
-        copy = self._copy
+        copy, gated = self._copy, any(steps.min_presence for steps in label_settings(config))
 
         @tf.function(input_signature=[tf.TensorSpec(copy.input_shape, tf.float32)])
         def network(windows):
-            return tf.sigmoid(logits_of(copy(windows, training=False)))
+            outputs = copy(windows, training=False)
+            return tf.sigmoid(with_presence(outputs) if gated else logits_of(outputs))
 
-        self._predictor = Predictor.of_network(network, config)
+        self._predictor = Predictor([Member(config.name, network, config, has_presence=gated)])
 
     def terms(self, model: keras.Model, part: int = 0, parts: int = 1) -> np.ndarray:
         """Predict and score every `parts`-th scan.

@@ -42,7 +42,8 @@ def make_segment(network: Callable, config: Config) -> Callable:
     several scales are averaged, and the input and output of each step for one batch.
 
     Args:
-        network: function from windows or patches to probabilities, as for `Member`.
+        network: function from windows or patches to probabilities, as for `Member`; with the presence of labels if one
+            has min_presence, see `with_presence`.
         config: provides labels, channels, window, size, thresholds, batch size, overlap, test-time augmentation and
             post-processing.
 
@@ -52,16 +53,24 @@ def make_segment(network: Callable, config: Config) -> Callable:
     """
     data, evaluation, settings = config.data, config.evaluation, label_settings(config)
     thresholds = tf.constant([steps.threshold for steps in settings], tf.float32)
-    smoothed = any(steps.smooth_mm for steps in settings)
+    least_presence = np.array([steps.min_presence for steps in settings], np.float32)
+    smoothed, gated = any(steps.smooth_mm for steps in settings), bool(least_presence.any())
+    labels = len(settings)
+    planes = labels * (1 + gated)
     scales = (1.0, *evaluation.tta.scales)
     # Otherwise no scan is larger than the network's input, whatever its pixel size.
     tiled = data.pixel_mm is not None or max(scales) > 1
     if evaluation.tta.flip:
-        network = _with_flipped(network, len(settings))
+        network = _with_flipped(network, planes)
     probabilities_of = _of_windows if data.patch is None else _of_patches
 
     def finish(probabilities):
-        return probabilities if smoothed else probabilities >= thresholds
+        if smoothed:
+            return probabilities
+        masks = probabilities[..., :labels] >= thresholds
+        if not gated:
+            return masks
+        return masks & (tf.reduce_max(probabilities[..., labels:], [1, 2]) >= least_presence)[:, None, None]
 
     def segment(image, spacing, numbers):
         statistics = {"percentiles": intensity_percentiles(image), "moments": intensity_moments(image)}
@@ -74,9 +83,13 @@ def make_segment(network: Callable, config: Config) -> Callable:
             along_found = probabilities_in(along, tf.gather(spacing, AXES[data.plane]), along_numbers, statistics)
             found = from_plane(along_found, rows, data.plane)
         if smoothed:
-            masks = [label_mask(found[..., k], steps, numbers, spacing) for k, steps in enumerate(settings)]
+            presence = tf.reduce_max(found[..., labels:], [1, 2]) if gated else None
+            masks = [
+                label_mask(found[..., k], steps, numbers, spacing, None if presence is None else presence[:, k])
+                for k, steps in enumerate(settings)
+            ]
         else:
-            masks = [clean_mask(found[..., k], steps, spacing) for k, steps in enumerate(settings)]
+            masks = [clean_mask(found[..., k], steps, numbers, spacing) for k, steps in enumerate(settings)]
         return tf.cast(tf.stack(masks, -1), tf.uint8)
 
     def probabilities_in(image, spacing, numbers, statistics):
@@ -88,15 +101,19 @@ def make_segment(network: Callable, config: Config) -> Callable:
         def view(scale):
             scaled = at_scale(placement, scale)
             field = to_model(normal, scaled, field_of(scaled, data.input_size) if tiled else data.input_size)
-            of_slices = probabilities_of(network, field, numbers, spacing, config)
+            of_slices = probabilities_of(network, field, numbers, spacing, config, planes)
             return lambda begin, end: from_model(of_slices(begin, end), scaled, shape)
 
         if len(scales) == 1:
             of_slices, dtype = view(1.0), tf.float32 if smoothed else tf.bool
             return _in_batches(
-                depth, evaluation.batch_size, lambda begin, end: finish(of_slices(begin, end)), dtype, len(settings)
+                depth,
+                evaluation.batch_size,
+                lambda begin, end: finish(of_slices(begin, end)),
+                dtype,
+                planes if smoothed else labels,
             )
-        mean_shape = tf.concat([tf.shape(image)[:3], [len(settings)]], 0)
+        mean_shape = tf.concat([tf.shape(image)[:3], [planes]], 0)
         return finish(_mean_over(scales, view, mean_shape, evaluation.batch_size))
 
     return segment
@@ -186,7 +203,7 @@ def _mean_over(scales: tuple[float, ...], view: Callable, shape, batch_size: int
     ]
 
 
-def _of_windows(network, field, numbers, spacing, config: Config) -> Callable:
+def _of_windows(network, field, numbers, spacing, config: Config, planes: int) -> Callable:
     """Return a function of (begin, end) to these slices' probabilities at the field's size, float32 [N, h, w, L]."""
     windows, size = window_indices(numbers, window_offsets(spacing, config.data)), config.data.input_size
 
@@ -194,12 +211,12 @@ def _of_windows(network, field, numbers, spacing, config: Config) -> Callable:
         stacked = stack_windows(field, windows[begin:end])
         if stacked.shape[1:3] == size:
             return network(stacked)
-        return _blend_tiles(network, stacked, size, config.evaluation.overlap, len(config.label_set))
+        return _blend_tiles(network, stacked, size, config.evaluation.overlap, planes)
 
     return of_slices
 
 
-def _blend_tiles(network, windows, tile: tuple[int, int], overlap: float, labels: int):
+def _blend_tiles(network, windows, tile: tuple[int, int], overlap: float, planes: int):
     """Implement `sliding_window.blend.blend_tiles` in TensorFlow operations: each step runs one tile of all windows."""
     corners = _tile_corners(tf.shape(windows)[1:3], tile, overlap)
     offsets = _grid(tf.shape(windows)[0], *tile)
@@ -208,7 +225,7 @@ def _blend_tiles(network, windows, tile: tuple[int, int], overlap: float, labels
         return offsets + tf.pad(corners[number], [[1, 0]])
 
     shape = [None, *tile, windows.shape[-1]]
-    return _blend(network, windows, positions, shape, steps=tf.shape(corners)[0], labels=labels)
+    return _blend(network, windows, positions, shape, steps=tf.shape(corners)[0], planes=planes)
 
 
 def _tile_corners(plane, tile: tuple[int, int], overlap: float):
@@ -223,14 +240,14 @@ def _starts(extent, size: int, overlap: float):
     return tf.concat([tf.range(0, last, tile_step(size, overlap)), [last]], 0)
 
 
-def _of_patches(network, field, numbers, spacing, config: Config) -> Callable:
+def _of_patches(network, field, numbers, spacing, config: Config, planes: int) -> Callable:
     """Do the same as `_of_windows` for a 3-D network, whose patches are first blended over the whole scan."""
     slices = tile_slices(numbers, window_offsets(spacing, config.data), config.evaluation.overlap)
-    blended = _blend_patches(network, field, slices, config)
+    blended = _blend_patches(network, field, slices, config, planes)
     return lambda begin, end: blended[begin:end]
 
 
-def _blend_patches(network, field, slices, config: Config):
+def _blend_patches(network, field, slices, config: Config, planes: int):
     """Implement `sliding_window.blend.blend_patches` in TensorFlow operations, without padding the last batch."""
     patch, batch_size = config.data.patch_shape, config.evaluation.batch_size
     corners = _tile_corners(tf.shape(field)[1:3], patch[1:], config.evaluation.overlap)
@@ -247,10 +264,10 @@ def _blend_patches(network, field, slices, config: Config):
 
     steps = (count + batch_size - 1) // batch_size
     shape = [None, *patch, field.shape[-1]]
-    return _blend(network, field, positions, shape, steps=steps, labels=len(config.label_set))
+    return _blend(network, field, positions, shape, steps=steps, planes=planes)
 
 
-def _blend(network, field, positions: Callable, shape: list, *, steps, labels: int):
+def _blend(network, field, positions: Callable, shape: list, *, steps, planes: int):
     """Average a network's output over overlapping blocks of a field, as `sliding_window.blend.WeightedMean` does.
 
     Args:
@@ -260,10 +277,10 @@ def _blend(network, field, positions: Callable, shape: list, *, steps, labels: i
             voxel may be in several blocks.
         shape: the shape of the network's input, with None for B.
         steps: the number of calls of the network.
-        labels: the number of labels, L.
+        planes: the number of planes that the network returns, P: one per label, or two with their presence.
 
     Returns:
-        float32 [N, H, W, L].
+        float32 [N, H, W, P].
     """
     weights = tf.constant(gaussian_weights(tuple(shape[1:-1]))[..., None])
 
@@ -273,7 +290,7 @@ def _blend(network, field, positions: Callable, shape: list, *, steps, labels: i
         ones = tf.ones_like(probabilities[..., :1])
         return step + 1, tf.tensor_scatter_nd_add(sums, voxels, tf.concat([probabilities, ones], -1) * weights)
 
-    sums = tf.zeros(tf.concat([tf.shape(field)[:3], [labels + 1]], 0))
+    sums = tf.zeros(tf.concat([tf.shape(field)[:3], [planes + 1]], 0))
     _, sums = tf.while_loop(lambda step, _: step < steps, add, [0, sums], parallel_iterations=1)
     return sums[..., :-1] / sums[..., -1:]
 

@@ -34,9 +34,12 @@ _SCORES = {
 _STEPS = {
     "smooth_mm": "smoothing across slices, sigma {} mm",
     "threshold": "threshold {}",
+    "min_presence": "slices with a presence below {} removed",
+    "fill_single_gaps": "single missing slices filled",
     "fill_holes": "holes filled slice by slice",
     "min_component_ml": "components below {} ml removed",
     "keep_largest_component": "all components but the largest removed",
+    "min_adjacent_slices": "runs of fewer than {} adjacent slices removed",
     "max_gap_mm": "slices beyond a gap of {} mm removed",
 }
 _WEIGHTS = {

@@ -4,16 +4,18 @@ Both implementations are needed: a graph can only contain TensorFlow operations,
 and SciPy. tests/export/test_graph.py checks that they agree.
 """
 
+import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config.postprocess import LabelPostprocess
 from gitseg_tf.export.components import components
+from gitseg_tf.inference.postprocess import is_cleaned
 
 # Each step is a separate function, so that the graph contains it once for all labels; settings are passed as tensors.
 _step = tf.function(autograph=False, reduce_retracing=True)
 
 
-def label_mask(probabilities, settings: LabelPostprocess, numbers, spacing):
+def label_mask(probabilities, settings: LabelPostprocess, numbers, spacing, presence=None):
     """Apply all steps to one label.
 
     Args:
@@ -21,12 +23,14 @@ def label_mask(probabilities, settings: LabelPostprocess, numbers, spacing):
         settings: settings of the label, with a threshold.
         numbers: int64 [D], the slice numbers in ascending order.
         spacing: float32 [3], (z, y, x) in mm.
+        presence: float32 [D], the probability that the slice shows the label; needed with min_presence.
 
     Returns:
         bool [D, H, W].
     """
     if not settings.smooth_mm:
-        return clean_mask(probabilities >= settings.threshold, settings, spacing)
+        mask = remove_absent(probabilities >= settings.threshold, presence, settings.min_presence)
+        return clean_mask(mask, settings, numbers, spacing)
     # Other columns cannot reach the threshold, as in inference.postprocess.
     reaching = tf.reduce_any(probabilities >= settings.threshold, 0)
     (top, bottom), (left, right) = (_extent(tf.reduce_any(reaching, axis)) for axis in (1, 0))
@@ -37,31 +41,41 @@ def label_mask(probabilities, settings: LabelPostprocess, numbers, spacing):
     )
     _, height, width = tf.unstack(tf.shape(probabilities))
     mask = tf.pad(mask, [[0, 0], [top, height - bottom], [left, width - right]])
-    return clean_mask(mask, settings, spacing)
+    return clean_mask(remove_absent(mask, presence, settings.min_presence), settings, numbers, spacing)
 
 
-def clean_mask(mask, settings: LabelPostprocess, spacing):
-    """Apply the steps after the threshold to one label, within the mask's bounding box.
+def remove_absent(mask, presence, min_presence: float):
+    """Remove a label from slices without presence: bool [..., H, W] and float32 [...] to bool [..., H, W]."""
+    return mask & (presence >= np.float32(min_presence))[..., None, None] if min_presence else mask
+
+
+def clean_mask(mask, settings: LabelPostprocess, numbers, spacing):
+    """Apply the steps after the threshold and the presence to one label, within the mask's bounding box.
 
     Args:
         mask: bool [D, H, W].
-        settings: settings of the label; threshold and smoothing are not used.
+        settings: settings of the label; smoothing, threshold and presence are not used.
+        numbers: int64 [D], the slice numbers in ascending order.
         spacing: float32 [3], (z, y, x) in mm.
 
     Returns:
         bool [D, H, W]; the mask itself if every step is off.
     """
-    if not (settings.fill_holes or settings.min_component_ml or settings.keep_largest_component or settings.max_gap_mm):
+    if not is_cleaned(settings):
         return mask
     ends = [_extent(tf.reduce_any(mask, axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     (front, back), (top, bottom), (left, right) = ends
-    inside = mask[front:back, top:bottom, left:right]
+    inside, numbers = mask[front:back, top:bottom, left:right], numbers[front:back]
+    if settings.fill_single_gaps:
+        inside = fill_single_gaps(inside, numbers)
     if settings.fill_holes:
         inside = fill_holes(inside)
     if settings.min_component_ml:
         inside = remove_small_components(inside, spacing, tf.constant(settings.min_component_ml, tf.float64))
     if settings.keep_largest_component:
         inside = keep_largest_component(inside)
+    if settings.min_adjacent_slices > 1:
+        inside = remove_short_runs(inside, numbers, tf.constant(settings.min_adjacent_slices, tf.int64))
     if settings.max_gap_mm:
         inside = remove_far_slices(inside, spacing[0], tf.constant(settings.max_gap_mm, tf.float64))
     extents = tf.unstack(tf.shape(mask))
@@ -90,6 +104,15 @@ def smooth_across_slices(probabilities, numbers, thickness, sigma_mm):
 
 
 @_step
+def fill_single_gaps(mask, numbers):
+    """Fill a slice without the label between two adjacent ones with it: bool [D, H, W], int64 [D] to bool [D, H, W]."""
+    padded, known = tf.pad(mask, [[1, 1], [0, 0], [0, 0]]), tf.pad(numbers, [[1, 1]])
+    between = (known[2:] - known[:-2] == 2) & ~tf.reduce_any(mask, [1, 2])
+    # The padding is empty, so that the ends are not filled whatever their numbers are.
+    return mask | (between[:, None, None] & padded[:-2] & padded[2:])
+
+
+@_step
 def fill_holes(mask):
     """Fill background that is not edge-connected to the border of its slice: bool [D, H, W] to the same."""
     background = components(tf.pad(~mask, [[0, 0], [1, 1], [1, 1]], constant_values=True), ((0, 1),), diagonal=False)
@@ -113,6 +136,17 @@ def keep_largest_component(mask):
     """Remove all 3-D components but the largest, or the first of equal ones: bool [D, H, W] to the same."""
     parts = components(mask)
     return parts.keep(parts.roots == _position_of_largest(parts.sizes()))
+
+
+@_step
+def remove_short_runs(mask, numbers, min_slices):
+    """Remove runs of fewer adjacent slices, as in inference.postprocess: bool [D, H, W] to the same."""
+    occupied = tf.where(tf.reduce_any(mask, [1, 2]))[:, 0]
+    shown = tf.gather(numbers, occupied)
+    run = tf.cumsum(tf.concat([tf.zeros_like(shown[:1]), tf.cast(shown[1:] - shown[:-1] > 1, tf.int64)], 0))
+    lengths = tf.math.unsorted_segment_sum(tf.ones_like(run), run, tf.size(run))
+    kept = tf.cast(tf.gather(lengths, run) >= min_slices, tf.int32)
+    return mask & (tf.scatter_nd(occupied[:, None], kept, tf.shape(numbers, tf.int64)) > 0)[:, None, None]
 
 
 @_step

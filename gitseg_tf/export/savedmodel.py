@@ -23,6 +23,7 @@ from gitseg_tf.export.model_card import model_card, model_facts
 from gitseg_tf.export.warmup import write_warmup
 from gitseg_tf.inference.ensemble import mean_network, view_key
 from gitseg_tf.inference.networks import channel_count, run_probabilities, window_shape
+from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.runs.ensemble import RunEnsemble, runs_of
 from gitseg_tf.runs.folder import training_progress
 from gitseg_tf.runs.run import Run, weights_digest
@@ -65,7 +66,8 @@ def export(
         version: the number of the folder, or "next" for one more than the highest existing one.
         force: replace an existing version, and export a run that has not finished.
         weights: float32, or bfloat16, in which the network then also computes; inputs and outputs are float32.
-        network: from `run_probabilities` with these weights, if it is already loaded.
+        network: from `run_probabilities` with these weights, if it is already loaded; not used for a run with a
+            presence head, whose probabilities the export also returns.
 
     Returns:
         out/VERSION, written atomically.
@@ -79,10 +81,12 @@ def export(
         check_finished(one)
     out = as_path(out or run.path / "export")
     target = _target(out, version, force)
-    if network is None:
-        shares = _shares(run)
-        network = mean_network([run_probabilities(one, PRECISIONS[weights]) for one in runs_of(run)], weights=shares)
-    signatures = _signatures(network, run.config)
+    runs = runs_of(run)
+    presence = {"presence": True} if all(one.config.gates_slices for one in runs) else {}
+    if network is None or presence:
+        networks = [run_probabilities(one, PRECISIONS[weights], **presence) for one in runs]
+        network = mean_network(networks, weights=_shares(run, presence=bool(presence)))
+    signatures = _signatures(network, run.config, presence=bool(presence))
     # Exports are not trained, and layers' custom gradients cannot be saved with constant weights.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with replace_folder(target, marker=MARKER) as folder, os_errors(target):
@@ -94,8 +98,11 @@ def export(
     return target
 
 
-def _shares(run: Run | RunEnsemble) -> np.ndarray | None:
-    """Return the weights of the networks of an ensemble.yaml, which must share their windows; None elsewhere."""
+def _shares(run: Run | RunEnsemble, *, presence: bool) -> np.ndarray | None:
+    """Return the weights of the networks of an ensemble.yaml, which must share their windows; None elsewhere.
+
+    With `presence`, equal weights of their presence heads follow.
+    """
     if not isinstance(run, RunEnsemble) or run.weights is None:
         return None
     if len({view_key(one.config) for one in run.runs}) > 1:
@@ -103,7 +110,8 @@ def _shares(run: Run | RunEnsemble) -> np.ndarray | None:
             f"{run.path}: its runs differ in plane, windows, input size or test-time augmentation, but a SavedModel "
             "takes one kind of windows; distill the ensemble into one run, or export its runs"
         )
-    return np.array(run.weights, np.float32)
+    shares = np.array(run.weights, np.float32)
+    return np.hstack([shares, np.full_like(shares, 1 / len(shares))]) if presence else shares
 
 
 def _target(out: AnyPath, version: int | str, force: bool) -> AnyPath:
@@ -130,12 +138,18 @@ def check_finished(run: Run) -> None:
         )
 
 
-def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
+def _signatures(network: Callable, config: Config, *, presence: bool) -> dict[str, Callable]:
     windows, channels = tf.TensorSpec([None, *window_shape(config)], tf.float32, name="windows"), channel_count(config)
     # With one channel, the last axis may be omitted; the graph checks the rank.
     image_spec = tf.TensorSpec(None if channels == 1 else [None, None, None, channels], tf.float32, name="image")
     png_spec = tf.TensorSpec([None] if channels == 1 else [None, channels], tf.string, name="png_bytes")
-    segment_checked = make_segment(network, config)
+    labels, gated = len(config.label_set), any(steps.min_presence for steps in label_settings(config))
+    if gated and not presence:
+        raise RunError(
+            f"{config.name}: a label has min_presence, but the network has no presence head; set it to 0 in postprocess"
+        )
+    segmenting = network if gated == presence else lambda windows: network(windows)[..., :labels]
+    segment_checked = make_segment(segmenting, config)
     # If scans are resampled to a pixel size in mm, memory and time grow with the extent in mm.
     widest = None if config.data.pixel_mm is None else _WIDEST_MM
     facts = {"labels": config.label_set.to_tree(), "channels": list(config.channels or ["image"])}
@@ -149,7 +163,10 @@ def _signatures(network: Callable, config: Config) -> dict[str, Callable]:
 
     @_traced(windows)
     def serve(windows):
-        return {"probabilities": network(checked_windows(windows))}
+        probabilities = network(checked_windows(windows))
+        if not presence:
+            return {"probabilities": probabilities}
+        return {"probabilities": probabilities[..., :labels], "presence": probabilities[:, 0, 0, labels:]}
 
     @_traced(image_spec, _SPACING)
     def segment_volume(image, spacing):

@@ -1,7 +1,7 @@
 """Average the probabilities of several networks, and of several views of a scan, at the scan's size."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,15 +32,18 @@ class Member:
             with data.patch from patches [N, D, H, W, C] to probabilities [N, D, H, W, L].
         config: labels, channels, window, size, batch size, overlap and test-time augmentation.
         weights: its weight in the mean of each label, relative to those of the other members; None is 1 for all labels.
+        has_presence: whether the network also returns the probabilities of its presence head, as [N, height, width,
+            2 L], see `with_presence`.
     """
 
     name: str
     network: Callable = field(repr=False)
     config: Config = field(repr=False)
     weights: tuple[float, ...] | None = None
+    has_presence: bool = False
 
 
-def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndarray]:
+def make_mean(members: Sequence[Member], *, presence: bool = False) -> Callable[[Volume, Callable], np.ndarray]:
     """Build a function that applies several networks to a whole scan and averages their probabilities.
 
     Only one view of the scan is in memory at a time. With several views, their sum takes one float32 per voxel and
@@ -48,12 +51,18 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
 
     Args:
         members: the networks, with the same labels; they may differ in everything else.
+        presence: also average the probabilities of the presence heads, over the members that have one.
 
     Returns:
         Function from a scan and `finish`, a TensorFlow function from probabilities at the scan's size, float32
-        [N, H, W, L], to any dtype of the same shape. It returns the results of `finish` as [L, D, H, W].
+        [N, H, W, L], or [N, H, W, 2 L] with `presence`, to any dtype and number of channels. It returns the results of
+        `finish` as [L, D, H, W].
     """
-    views = list(_views(members))
+    count = len(members[0].config.label_set)
+    shares = _shares(members, presence=presence)
+    members = [_with_planes(member, count, presence=presence) for member in members]
+    count *= 1 + presence
+    views = list(_views(members, shares))
     batch_size = members[0].config.evaluation.batch_size
     if len(views) == 1:
         ((_, only),) = views
@@ -64,8 +73,6 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
 
         return over_scan
 
-    count = len(members[0].config.label_set)
-
     def mean_over_scan(volume: Volume, finish: Callable) -> np.ndarray:
         mean = np.zeros((*volume.shape, count), np.float32)
         for weight, view in views:
@@ -75,6 +82,18 @@ def make_mean(members: Sequence[Member]) -> Callable[[Volume, Callable], np.ndar
         return labels_first(parts, volume.shape)
 
     return mean_over_scan
+
+
+def _with_planes(member: Member, labels: int, *, presence: bool) -> Member:
+    """Let a member return `labels` planes or, with `presence`, twice as many; without a head, these are 0."""
+    if presence == member.has_presence:
+        return member
+
+    def network(windows):
+        outputs = member.network(windows)
+        return tf.concat([outputs, tf.zeros_like(outputs)], -1) if presence else outputs[..., :labels]
+
+    return replace(member, network=network)
 
 
 def agreed_settings(models: Sequence[tuple[str, Config]]) -> list[LabelPostprocess]:
@@ -122,29 +141,38 @@ def tta_words(config: Config | TtaConfig) -> str:
     return ", ".join(words) or "none"
 
 
-def _views(members: Sequence[Member]) -> Iterator[tuple[np.ndarray, View]]:
-    """Yield each view of a scan with its weight in the mean, float32 [L]; networks with the same windows share one."""
+def _views(members: Sequence[Member], weights: np.ndarray) -> Iterator[tuple[np.ndarray, View]]:
+    """Yield each view of a scan with its weight in the mean; networks with the same windows share one.
+
+    Weights are float32 [members, L] or, with presence, [members, 2 L].
+    """
     groups: dict[tuple, list[int]] = {}
-    weights = _shares(members)
     for number, member in enumerate(members):
         if weights[number].any():
             groups.setdefault(view_key(member.config), []).append(number)
     for group in groups.values():
         config, networks = members[group[0]].config, [members[number].network for number in group]
         of_group = weights[group].sum(0)
-        within = None
-        if any(members[number].weights is not None for number in group):
-            within = weights[group] / np.where(of_group > 0, of_group, 1.0)
+        equal = (weights[group] == weights[group[0]]).all()
+        within = None if equal else weights[group] / np.where(of_group > 0, of_group, 1.0)
         network = mean_network(networks, config.evaluation.tta.flip, within)
         scales = (1.0, *config.evaluation.tta.scales)
         for view in make_views(network, config, scales):
             yield of_group / np.float32(len(scales)), view
 
 
-def _shares(members: Sequence[Member]) -> np.ndarray:
-    """Normalize the weights of members: float32 [members, L], with a sum of 1 for each label."""
+def _shares(members: Sequence[Member], *, presence: bool) -> np.ndarray:
+    """Normalize the weights of members: float32 [members, L], with a sum of 1 for each label.
+
+    With `presence`, the weights of their presence heads follow: members without a head do not vote.
+    """
     ones = np.ones(len(members[0].config.label_set))
     weights = np.stack([ones if member.weights is None else np.array(member.weights) for member in members])
+    if presence:
+        votes = np.array([float(member.has_presence) for member in members])
+        if not votes.any():
+            raise ValueError("no member has a presence head")
+        weights = np.hstack([weights, votes[:, None] * ones])
     return (weights / weights.sum(0)).astype(np.float32)
 
 

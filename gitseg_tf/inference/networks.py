@@ -10,6 +10,7 @@ from gitseg_tf.core.paths import AnyPath
 from gitseg_tf.errors import RunError, first_line
 from gitseg_tf.inference.exported import exported_config, exported_file, exported_formats, exported_version
 from gitseg_tf.inference.runtimes import open_network
+from gitseg_tf.models.build import with_presence
 from gitseg_tf.models.freezing.freeze import freeze, inference_network
 from gitseg_tf.runs.folder import has_begun
 from gitseg_tf.runs.network import load_model
@@ -22,34 +23,41 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def run_probabilities(run: Run, precision: str = "float32") -> Callable:
+def run_probabilities(run: Run, precision: str = "float32", *, presence: bool = False) -> Callable:
     """Load the network of a run with its best weights as a function from windows to probabilities.
 
     Args:
         run: from `load_run`.
         precision: Keras dtype policy, as for `build_model`.
+        presence: also return the probabilities of the presence head, which the run must have.
 
     Returns:
-        Function from float32 windows to float32 probabilities.
+        Function from float32 windows to float32 probabilities [N, ..., L], or [N, H, W, 2 L] with `presence`, see
+        `with_presence`.
     """
-    return inference_network(load_model(run, precision))
+    return inference_network(load_model(run, precision, presence=presence))
 
 
-def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
+def has_presence(path: AnyPath, config: Config) -> bool:
+    """Check whether a model has a presence head; ONNX and TFLite files contain only the segmentation."""
+    return config.gates_slices and exported_file(path) is None
+
+
+def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[..., Callable]]:
     """Open one model: its config is read immediately, its network on demand.
 
     Args:
         path: as for `load_predictor`, but not a cross-validation.
 
     Returns:
-        The path, the config, and a function that loads the network.
+        The path, the config, and a function that loads the network; with presence=True, as for `run_probabilities`.
 
     Raises:
         RunError: see `load_predictor`.
     """
     if (file := exported_file(path)) is not None:
         config = exported_config(file)
-        return path, config, lambda: open_network(file, window_shape(config), len(config.label_set))
+        return path, config, lambda presence=False: open_network(file, window_shape(config), len(config.label_set))
     exported = exported_version(path)
     if exported is None:
         if not has_begun(path) and (inside := exported_formats(path)):
@@ -57,9 +65,9 @@ def open_model(path: AnyPath) -> tuple[AnyPath, Config, Callable[[], Callable]]:
                 f"{path}: contains networks in several formats; choose the folder of one, such as {inside[0]}"
             )
         run = load_run(path)
-        return path, run.config, lambda: run_probabilities(run)
+        return path, run.config, lambda **how: run_probabilities(run, **how)
     config = exported_config(exported)
-    return path, config, lambda: _saved_network(exported, window_shape(config))
+    return path, config, lambda presence=False: _saved_network(exported, window_shape(config), presence)
 
 
 def channel_count(config: Config) -> int:
@@ -73,7 +81,7 @@ def window_shape(config: Config) -> tuple[int, ...]:
     return (*data.input_size, data.window_slices * channels) if data.patch is None else (*data.patch, channels)
 
 
-def _saved_network(exported: AnyPath, window: tuple[int, ...]) -> Callable:
+def _saved_network(exported: AnyPath, window: tuple[int, ...], presence: bool) -> Callable:
     try:
         serve = tf.saved_model.load(str(exported)).signatures["serving_default"]
         spec = serve.structured_input_signature[1]["windows"]
@@ -84,4 +92,12 @@ def _saved_network(exported: AnyPath, window: tuple[int, ...]) -> Callable:
             f"{exported}: takes windows of {spec.shape.as_list()[1:]}, but its config.yaml says {list(window)}; "
             "export the run again"
         )
-    return freeze(lambda windows: serve(windows=windows)["probabilities"], spec)
+    if presence and "presence" not in serve.structured_outputs:
+        raise RunError(f"{exported}: has no output of the presence head; export the run again")
+
+    def outputs_of(windows):
+        outputs = serve(windows=windows)
+        parts = {"logits": outputs["probabilities"]} | ({"presence": outputs["presence"]} if presence else {})
+        return with_presence(parts)
+
+    return freeze(outputs_of, spec)

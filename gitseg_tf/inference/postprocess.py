@@ -1,8 +1,9 @@
 """Post-processing, from a label's probabilities to its mask.
 
-The steps are, in this order: smooth across slices, threshold, fill holes, remove small components, keep the largest
-component, remove slices far from the others. Volumes are measured after holes are filled, and small components are
-removed first so that they cannot bridge a gap.
+The steps are, in this order: smooth across slices, threshold, remove slices without presence, fill single missing
+slices, fill holes, remove small components, keep the largest component, remove short runs of slices, remove slices far
+from the others. A missing slice is filled before runs are counted, volumes are measured after holes are filled, and
+small components and short runs are removed before the last step so that they cannot bridge a gap.
 
 `gitseg_tf.export.postprocess` implements the same steps as TensorFlow operations; tests/export/test_graph.py checks
 that both agree. The NumPy and SciPy implementation is kept for speed: on a mask of 80 x 160 x 160 voxels, all steps but
@@ -39,7 +40,12 @@ def with_threshold(settings: LabelPostprocess, default: float) -> LabelPostproce
 
 
 def postprocess(
-    probabilities: np.ndarray, settings: Sequence[LabelPostprocess], numbers: Sequence[int], spacing: Sequence[float]
+    probabilities: np.ndarray,
+    settings: Sequence[LabelPostprocess],
+    numbers: Sequence[int],
+    spacing: Sequence[float],
+    *,
+    presence: np.ndarray | None = None,
 ) -> np.ndarray:
     """Apply all steps to all labels. Besides the result, this takes at most three float32 per voxel of one label.
 
@@ -48,18 +54,25 @@ def postprocess(
         settings: settings of each label, with thresholds, from `label_settings`.
         numbers: int [D], the slice numbers in ascending order.
         spacing: (z, y, x) in mm.
+        presence: float32 [L, D], the probability that the slice shows the label; needed if a label has min_presence.
 
     Returns:
         bool [L, D, H, W].
     """
     masks = np.empty(probabilities.shape, bool)
     for k, steps in enumerate(settings):
-        masks[k] = label_mask(probabilities[k], steps, numbers, spacing)
+        of_label = None if presence is None else presence[k]
+        masks[k] = label_mask(probabilities[k], steps, numbers, spacing, presence=of_label)
     return masks
 
 
 def label_mask(
-    probabilities: np.ndarray, settings: LabelPostprocess, numbers: Sequence[int], spacing: Sequence[float]
+    probabilities: np.ndarray,
+    settings: LabelPostprocess,
+    numbers: Sequence[int],
+    spacing: Sequence[float],
+    *,
+    presence: np.ndarray | None = None,
 ) -> np.ndarray:
     """Apply all steps to one label.
 
@@ -68,6 +81,7 @@ def label_mask(
         settings: settings of the label, with a threshold.
         numbers: int [D], the slice numbers in ascending order.
         spacing: (z, y, x) in mm.
+        presence: float32 [D], as for `postprocess`.
 
     Returns:
         bool [D, H, W].
@@ -76,35 +90,66 @@ def label_mask(
     if threshold is None:
         raise ValueError("threshold is missing; take the settings from label_settings")
     if not settings.smooth_mm:
-        return clean_mask(probabilities >= threshold, settings, spacing)
+        mask = probabilities >= threshold
+        return clean_mask(remove_absent(mask, presence, settings.min_presence), settings, numbers, spacing)
     # A weighted mean across slices never exceeds their maximum, so other columns cannot reach the threshold.
     box = columns_reaching(probabilities, threshold)
     smooth = smooth_across_slices(probabilities[box], numbers, spacing[0], settings.smooth_mm)
     mask = np.zeros(probabilities.shape, bool)
     mask[box] = smooth >= threshold
-    return clean_mask(mask, settings, spacing)
+    return clean_mask(remove_absent(mask, presence, settings.min_presence), settings, numbers, spacing)
 
 
-def clean_mask(mask: np.ndarray, settings: LabelPostprocess, spacing: Sequence[float]) -> np.ndarray:
-    """Apply the steps after the threshold to one label, within the mask's bounding box.
+def remove_absent(mask: np.ndarray, presence: np.ndarray | None, min_presence: float) -> np.ndarray:
+    """Remove a label from the slices that do not show it according to the presence head.
 
     Args:
         mask: bool [D, H, W].
-        settings: settings of the label; threshold and smoothing are not used.
+        presence: float32 [D], the probability that the slice shows the label; needed if min_presence is above 0.
+        min_presence: the lowest probability to keep; 0 removes nothing.
+
+    Returns:
+        bool [D, H, W].
+    """
+    if not min_presence:
+        return mask
+    if presence is None:
+        raise ValueError("presence is missing; pass the probabilities of the presence head")
+    return mask & (presence >= np.float32(min_presence))[:, None, None]
+
+
+def is_cleaned(settings: LabelPostprocess) -> bool:
+    """Check whether `clean_mask` changes anything."""
+    steps = settings.fill_single_gaps, settings.fill_holes, settings.min_component_ml, settings.keep_largest_component
+    return any((*steps, settings.min_adjacent_slices > 1, settings.max_gap_mm))
+
+
+def clean_mask(
+    mask: np.ndarray, settings: LabelPostprocess, numbers: Sequence[int], spacing: Sequence[float]
+) -> np.ndarray:
+    """Apply the steps after the threshold and the presence to one label, within the mask's bounding box.
+
+    Args:
+        mask: bool [D, H, W].
+        settings: settings of the label; smoothing, threshold and presence are not used.
+        numbers: int [D], the slice numbers in ascending order.
         spacing: (z, y, x) in mm.
 
     Returns:
         bool [D, H, W]; the mask itself if every step is off.
     """
-    if not (settings.fill_holes or settings.min_component_ml or settings.keep_largest_component or settings.max_gap_mm):
+    if not is_cleaned(settings):
         return mask
     box = bounding_box(mask)
-    inside = mask[box]
+    inside, known = mask[box], np.asarray(numbers)[box[0]]
+    if settings.fill_single_gaps:
+        inside = fill_single_gaps(inside, known)
     if settings.fill_holes:
         inside = fill_holes(inside)
     inside = remove_small_components(inside, spacing, settings.min_component_ml)
     if settings.keep_largest_component:
         inside = keep_largest_component(inside)
+    inside = remove_short_runs(inside, known, settings.min_adjacent_slices)
     inside = remove_far_slices(inside, spacing[0], settings.max_gap_mm)
     cleaned = np.zeros(mask.shape, bool)
     cleaned[box] = inside
@@ -136,6 +181,23 @@ def smooth_across_slices(
     weights = np.exp(-0.5 * (distance / sigma_mm) ** 2) * (run[:, None] == run)
     weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return (weights @ probabilities.reshape(len(numbers), -1)).reshape(probabilities.shape)
+
+
+def fill_single_gaps(mask: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Fill a slice without the label between two adjacent slices with it: with the voxels inside in both neighbors.
+
+    Args:
+        mask: bool [D, H, W].
+        numbers: int [D], the slice numbers in ascending order; a slice that the scan lacks separates its neighbors.
+
+    Returns:
+        bool [D, H, W].
+    """
+    empty = ~mask[1:-1].any((1, 2)) & (numbers[2:] - numbers[:-2] == 2)
+    gaps = np.flatnonzero(empty) + 1
+    filled = mask.copy()
+    filled[gaps] = mask[gaps - 1] & mask[gaps + 1]
+    return filled
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
@@ -186,6 +248,27 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
     """
     numbered, volumes = _components(mask)
     return _voxels_of(numbered, np.arange(len(volumes)) == volumes.argmax()) if volumes.size else mask
+
+
+def remove_short_runs(mask: np.ndarray, numbers: np.ndarray, min_slices: int) -> np.ndarray:
+    """Remove a label from slices that belong to a short run: adjacent slices, by their numbers, that all show it.
+
+    Args:
+        mask: bool [D, H, W].
+        numbers: int [D], the slice numbers in ascending order; a slice that the scan lacks ends a run.
+        min_slices: the length of the shortest run to keep; 0 and 1 remove nothing.
+
+    Returns:
+        bool [D, H, W].
+    """
+    occupied = np.flatnonzero(mask.any((1, 2)))
+    if min_slices < 2 or not occupied.size:
+        return mask
+    kept = np.zeros(mask.shape, bool)
+    for run in np.split(occupied, np.flatnonzero(np.diff(numbers[occupied]) > 1) + 1):
+        if len(run) >= min_slices:
+            kept[run] = mask[run]
+    return kept
 
 
 def remove_far_slices(mask: np.ndarray, thickness: float, max_gap_mm: float) -> np.ndarray:

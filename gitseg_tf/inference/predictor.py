@@ -14,10 +14,11 @@ from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, RunError
 from gitseg_tf.inference.ensemble import Member, agreed_settings, make_mean
 from gitseg_tf.inference.identity import ModelIdentity, model_identity, runs_identity
-from gitseg_tf.inference.networks import open_model, run_probabilities
+from gitseg_tf.inference.networks import has_presence, open_model, run_probabilities
 from gitseg_tf.inference.postprocess import clean_mask, label_settings, postprocess
 from gitseg_tf.inference.prediction import BasePredictor, Prediction
 from gitseg_tf.inference.trust import model_training_data, model_warnings
+from gitseg_tf.labels import LabelSet
 from gitseg_tf.runs.cross_validation import is_cross_validation, read_cross_validation
 from gitseg_tf.runs.ensemble import RunEnsemble, check_tuned, load_ensemble, runs_of, weights_of
 from gitseg_tf.runs.fusion import is_fusion
@@ -40,6 +41,10 @@ class Predictor(BasePredictor):
         members: the networks, with the same labels and channels; they may differ in everything else.
         settings: post-processing of each label, with thresholds; None uses the first member's config.
         identity: what files with its masks state; None is the name of the first member, with unknown weights.
+        presence: compute the presence of labels even if no label has min_presence, for `measure`.
+
+    Raises:
+        RunError: a label has min_presence, but no member has a presence head.
 
     Example:
         >>> predictor = load_predictor("runs/uwmgi")  # doctest: +SKIP
@@ -55,12 +60,17 @@ class Predictor(BasePredictor):
         settings: Sequence[LabelPostprocess] | None = None,
         *,
         identity: ModelIdentity | None = None,
+        presence: bool = False,
     ):
         self.config = members[0].config
         self.identity = identity or ModelIdentity(self.config.name)
         self.labels, self.channels = self.config.label_set, self.config.channels
         self.settings = label_settings(self.config) if settings is None else list(settings)
-        self._mean = make_mean(members)
+        self._presence = presence or any(steps.min_presence for steps in self.settings)
+        if self._presence and not any(member.has_presence for member in members):
+            raise _without_presence(members, self.labels, self.settings)
+        self._mean = make_mean(members, presence=self._presence)
+        self._least_presence = np.array([steps.min_presence for steps in self.settings], np.float32)
         self._thresholds = np.array([steps.threshold for steps in self.settings], np.float32)
         self._smoothed = any(steps.smooth_mm for steps in self.settings)
 
@@ -70,21 +80,45 @@ class Predictor(BasePredictor):
         return cls([Member(config.name, network, config)])
 
     @classmethod
-    def of_run(cls, run: Run | RunEnsemble, network: Callable | None = None) -> "Predictor":
-        """Create a predictor from a run or an ensemble; `network` is from `run_probabilities` if a run's is loaded."""
+    def of_run(cls, run: Run | RunEnsemble, network: Callable | None = None, *, presence: bool = False) -> "Predictor":
+        """Create a predictor from a run or an ensemble.
+
+        Args:
+            run: the run, or the runs of a cross-validation.
+            network: from `run_probabilities`, if a run's network is already loaded; not used if its presence head is
+                needed.
+            presence: as for `Predictor`; the runs must have a presence head.
+        """
         runs = runs_of(run)
-        weights = weights_of(run)
-        members = [
-            Member(str(one.path), network or run_probabilities(one), one.config, weights=of_labels)
-            for one, of_labels in zip(runs, weights, strict=True)
-        ]
-        predictor = cls(members, label_settings(run.config), identity=runs_identity(run))
+        settings = label_settings(run.config)
+        presence = presence or any(steps.min_presence for steps in settings)
+        members = []
+        for one, weights in zip(runs, weights_of(run), strict=True):
+            head = presence and one.config.gates_slices
+            probabilities = run_probabilities(one, presence=True) if head else network or run_probabilities(one)
+            members.append(Member(str(one.path), probabilities, one.config, weights=weights, has_presence=head))
+        predictor = cls(members, settings, identity=runs_identity(run), presence=presence)
         predictor._distrust([(one.path, one.config) for one in runs])
         return predictor
 
     def probabilities(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> np.ndarray:
         """Compute the probabilities of a scan at its own size, without post-processing: float32 [L, D, H, W]."""
-        return self._mean(self._checked(volume, spacing), tf.identity)
+        return self.measure(volume, spacing=spacing)[0]
+
+    def measure(
+        self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Compute what post-processing needs: the probabilities of a scan, and the presence of labels in its slices.
+
+        Args:
+            volume, spacing: as for `predict`.
+
+        Returns:
+            float32 [L, D, H, W], and float32 [L, D], or None if presence is not computed. In a slice larger than the
+            network's input, it is the highest of all tiles.
+        """
+        values, labels = self._mean(self._checked(volume, spacing), tf.identity), len(self.labels)
+        return values[:labels], values[labels:].max((2, 3)) if self._presence else None
 
     def predict_levels(self, volume: Volume | np.ndarray, *, spacing: Sequence[float] | None = None) -> Prediction:
         """Compute masks and levels in one pass.
@@ -100,9 +134,11 @@ class Predictor(BasePredictor):
         """
         volume = self._checked(volume, spacing)
         if self._smoothed:
-            probabilities = self._mean(volume, tf.identity)
-            return Prediction(self._masks(probabilities, volume), levels=_levels(probabilities).numpy())
-        codes = self._mean(volume, lambda p: _levels(p) + tf.cast(p >= self._thresholds, tf.uint8) * _REACHED)
+            probabilities, presence = self.measure(volume)
+            masks = self._masks(probabilities, volume, presence)
+            return Prediction(masks, levels=_levels(probabilities).numpy())
+        labels = len(self.labels)
+        codes = self._mean(volume, lambda p: _levels(p[..., :labels]) + tf.cast(self._reached(p), tf.uint8) * _REACHED)
         masks = codes >= _REACHED
         codes &= _REACHED - 1
         return Prediction(self._cleaned(masks, volume), levels=codes)
@@ -117,17 +153,35 @@ class Predictor(BasePredictor):
     def _predict(self, volume: Volume, probabilities: bool) -> Prediction:
         if not (probabilities or self._smoothed):
             # The probabilities of the whole scan are never in memory at once.
-            return Prediction(self._cleaned(self._mean(volume, lambda p: p >= self._thresholds), volume))
-        values = self._mean(volume, tf.identity)
-        return Prediction(self._masks(values, volume), values if probabilities else None)
+            return Prediction(self._cleaned(self._mean(volume, self._reached), volume))
+        values, presence = self.measure(volume)
+        return Prediction(self._masks(values, volume, presence), values if probabilities else None)
 
-    def _masks(self, probabilities: np.ndarray, volume: Volume) -> np.ndarray:
-        return postprocess(probabilities, self.settings, volume.numbers, volume.spacing)
+    def _reached(self, values) -> tf.Tensor:
+        """Apply the thresholds and the presence to slices: float32 [N, H, W, L or 2 L] to bool [N, H, W, L]."""
+        labels = len(self.settings)
+        masks = values[..., :labels] >= self._thresholds
+        if not self._presence:
+            return masks
+        present = tf.reduce_max(values[..., labels:], [1, 2]) >= self._least_presence
+        return masks & present[:, None, None]
+
+    def _masks(self, probabilities: np.ndarray, volume: Volume, presence: np.ndarray | None) -> np.ndarray:
+        return postprocess(probabilities, self.settings, volume.numbers, volume.spacing, presence=presence)
 
     def _cleaned(self, masks: np.ndarray, volume: Volume) -> np.ndarray:
         for k, steps in enumerate(self.settings):
-            masks[k] = clean_mask(masks[k], steps, volume.spacing)
+            masks[k] = clean_mask(masks[k], steps, volume.numbers, volume.spacing)
         return masks
+
+
+def _without_presence(members: Sequence[Member], labels: LabelSet, settings: Sequence[LabelPostprocess]) -> RunError:
+    gated = [(name, steps.min_presence) for name, steps in zip(labels.names, settings, strict=True)]
+    key, value = next(((f"{name}.min_presence", least) for name, least in gated if least), ("min_presence", 0.0))
+    files = "ONNX and TFLite files never have one" if members[0].config.model.presence_head else ""
+    fix = "set it to 0, or use a run trained with model.presence_head"
+    problem = "the model has no presence head" if len(members) == 1 else "none of the models has a presence head"
+    return RunError(f"{members[0].name}: postprocess.{key} is {value}, but {problem}{files and f' ({files})'}; {fix}")
 
 
 def _levels(probabilities) -> tf.Tensor:
@@ -175,7 +229,13 @@ def load_predictor(
     if len(opened) > 1:
         logger.info("ensemble   mean of %d models: %s", len(opened), ", ".join(str(path) for path, *_ in opened))
     # Load the networks last, after all other checks of the models.
-    members = [Member(str(path), load(), config) for path, config, load in opened]
+    gated = any(steps.min_presence for steps in settings)
+    members = []
+    for path, config, load in opened:
+        if gated and has_presence(path, config):
+            members.append(Member(str(path), load(presence=True), config, has_presence=True))
+        else:
+            members.append(Member(str(path), load(), config))
     predictor = Predictor(members, settings, identity=model_identity([path for path, *_ in opened]))
     predictor._distrust([(path, config) for path, config, _ in opened])
     return predictor

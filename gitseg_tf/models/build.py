@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import tensorflow as tf
 import tf_keras as keras
 
 from gitseg_tf.config import Config
@@ -79,6 +80,21 @@ def input_shape(config: Config) -> tuple[int, ...]:
 def logits_of(outputs):
     """Select the logits from a network's outputs, which are either the logits or a dict of several outputs."""
     return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
+def with_presence(outputs):
+    """Append the logits of the presence head, repeated for every pixel, to the logits of the pixels.
+
+    Args:
+        outputs: logits [N, H, W, L], or a dict of "logits" and, optionally, "presence" [N, L].
+
+    Returns:
+        [N, H, W, 2 L]; the logits alone if there is no presence head.
+    """
+    if not isinstance(outputs, dict) or "presence" not in outputs:
+        return logits_of(outputs)
+    logits = outputs["logits"]
+    return tf.concat([logits, tf.broadcast_to(outputs["presence"][:, None, None], tf.shape(logits))], -1)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def segmentation_logits(decoded, size: tuple[int, int], *, labels: int, dropout:
 
 
 def presence_logits(features: dict, labels: int):
-    """Compute logits for the presence of each label in the window, from the deepest feature.
+    """Compute logits for the presence of each label in the window's middle slice, from the deepest feature.
 
     Args:
         features: Keras tensors by stride.

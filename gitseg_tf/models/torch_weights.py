@@ -88,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, type_name, key, _, size, *_ = pid
-        if kind != "storage" or not isinstance(key, str) or not 0 <= int(size):
+        if kind != "storage" or not isinstance(key, str) or not int(size) >= 0:
             raise pickle.UnpicklingError("not a storage")
         return _Storage(key, _TYPES[type_name], int(size))
 

@@ -10,6 +10,7 @@ from gitseg_tf.config import Config, load_config, save_config
 from gitseg_tf.core.paths import AnyPath, as_path, remove_tree
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
+from gitseg_tf.data.tfrecords.teacher import learns_from_teacher, training_scans
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.folder import PLAN, TUNED, has_begun, read_history
 from gitseg_tf.runs.training_data import summarize_scans, write_training_data
@@ -79,7 +80,8 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
     import tf_keras as keras
 
     check_run_folder(run, resume=resume)
-    scans = dataset.training_scans(config.data.fold, config.data.exclude_scans)
+    _, scans, _ = training_scans(dataset, config)
+    teacher = _teacher_facts(dataset, config)
     trained_on = sorted({scan.case for scan in scans})
     if has_begun(run):
         before = load_config(run / "config.yaml")
@@ -87,6 +89,9 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         if before.provenance.get("trained_on", trained_on) != trained_on:
             fix = "resume with the original folds or choose another run folder"
             raise RunError(f"{run}: was trained on other patients, because {dataset.root} has other folds; {fix}")
+        if before.provenance.get("teacher") != teacher:
+            fix = "resume with the original dataset or choose another run folder"
+            raise RunError(f"{run}: was trained with another teacher than that of {dataset.root}, or with none; {fix}")
         _check_not_tuned(run, config)
     planned = {"plan": config.provenance["plan"]} if "plan" in config.provenance else {}
     provenance = planned | {
@@ -103,6 +108,8 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
             "trained_on": list(dataset.pseudo_labels.trained_on)
         }
         _describe_pseudo_labels(dataset, config.data.fold)
+    if teacher:
+        provenance["teacher"] = teacher
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
     data = summarize_scans(scans, config.label_set.names)
@@ -124,6 +131,22 @@ def _describe_pseudo_labels(dataset: Dataset, fold: int | None) -> None:
             "slightly optimistic; for unbiased ones, make pseudo-labels with a run that holds out the same fold",
             len(known), ", ".join(known[:5]) + (", ..." if len(known) > 5 else ""),
         )  # fmt: skip
+
+
+def _teacher_facts(dataset: Dataset, config: Config) -> dict | None:
+    """Return provenance.teacher of a run; None if it does not learn from a teacher."""
+    teacher = dataset.teacher
+    if teacher is None or not learns_from_teacher(dataset, config):
+        return None
+    seen = sorted({s.case for s in dataset.scans_of([config.data.fold])} & set(teacher.trained_on))
+    if seen:
+        logger.warning(
+            "the teacher was trained on %s of the held-out fold, so the scores of this fold are optimistic",
+            plural(len(seen), "patient"),
+        )
+    share, name = config.training.loss.distillation.weight, teacher.name
+    logger.info("teacher    %s (weights %s), weight %g in the loss", name, teacher.weights[:8], share)
+    return {"name": name, "weights": teacher.weights, "members": teacher.members}
 
 
 def check_same_experiment(

@@ -103,7 +103,10 @@ class TrainingModel(keras.Model):
     def _augment_share(self, image, mask, step, first, whole_batch: int):
         # The random parameters depend only on the seed and the step; each replica takes its part of them.
         seed = tf.stack([tf.constant(self._settings.seed, tf.int64), step])
-        return augment_batch(image, mask, seed, self._settings.augment, first=first, whole_batch=whole_batch)
+        return augment_batch(
+            image, mask, seed, self._settings.augment,
+            first=first, whole_batch=whole_batch, labels=len(self._settings.label_set),
+        )  # fmt: skip
 
     def _gradients(self, image, mask):
         """Compute the gradients on this replica, summed over the parts, with the variables that have a gradient."""
@@ -158,7 +161,8 @@ class TrainingModel(keras.Model):
 
     def _measure(self, mask, outputs, losses, weight=None) -> None:
         self._measures.loss.update_state(losses, weight)
-        self._measures.dice.update_state(mask, logits_of(outputs), weight)
+        # The probabilities of a teacher follow the labels.
+        self._measures.dice.update_state(mask[..., : len(self._settings.label_set)], logits_of(outputs), weight)
 
     def _scales_loss(self) -> bool:
         return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)

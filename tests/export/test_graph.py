@@ -78,6 +78,9 @@ STEPS = [
     {"max_gap_mm": 3.0},
     {"max_gap_mm": 6.0, "keep_largest_component": True, "fill_holes": True},
     {"smooth_mm": 4.0},
+    {"fill_single_gaps": True},
+    {"min_adjacent_slices": 3},
+    {"fill_single_gaps": True, "min_adjacent_slices": 4, "fill_holes": True},
     {"smooth_mm": 3.0, "fill_holes": True, "min_component_ml": 0.2, "max_gap_mm": 6.0},
 ]
 
@@ -232,6 +235,9 @@ SOME_STEPS = strategies.builds(
     min_component_ml=strategies.sampled_from([0.0, 0.02, 0.3, 5.0]),
     keep_largest_component=strategies.booleans(),
     max_gap_mm=strategies.sampled_from([0.0, 3.0, 3.3, 9.9]),
+    min_presence=strategies.sampled_from([0.0, 0.0, 0.3]),
+    fill_single_gaps=strategies.booleans(),
+    min_adjacent_slices=strategies.sampled_from([0, 0, 2, 3]),
 )
 LENGTH = strategies.sampled_from([0.7, 1.5, 3.0, 3.3])
 
@@ -254,8 +260,11 @@ def test_postprocessing_in_the_graph_matches_numpy(steps, shape, seed, coarse, s
         smooth = postprocess.smooth_across_slices(probabilities, numbers, spacing[0], steps.smooth_mm)
         if np.abs(smooth - steps.threshold).min() < 1e-5:
             return
-    expected = postprocess.label_mask(probabilities, steps, numbers, spacing)
-    actual = graph_postprocess.label_mask(tf.constant(probabilities), steps, tf.constant(numbers), tf.constant(spacing))
+    presence = np.random.default_rng(seed).random(shape[0]).astype(np.float32)
+    expected = postprocess.label_mask(probabilities, steps, numbers, spacing, presence=presence)
+    actual = graph_postprocess.label_mask(
+        tf.constant(probabilities), steps, tf.constant(numbers), tf.constant(spacing), tf.constant(presence)
+    )
     np.testing.assert_array_equal(actual, expected)
 
 

@@ -8,11 +8,14 @@ from gitseg_tf.inference.postprocess import (
     clean_mask,
     columns_reaching,
     fill_holes,
+    fill_single_gaps,
     keep_largest_component,
     label_mask,
     label_settings,
     postprocess,
+    remove_absent,
     remove_far_slices,
+    remove_short_runs,
     remove_small_components,
     smooth_across_slices,
 )
@@ -170,9 +173,11 @@ def test_steps_run_in_the_documented_order():
     # The ring and the block have 3 * 36 voxels each; the filled ring has 300 and is the largest. If the speck were not
     # removed before slices are grouped, it would bridge the 9 mm between the two.
     settings = LabelPostprocess(fill_holes=True, min_component_ml=2 * VOXEL_ML, max_gap_mm=6)
-    np.testing.assert_array_equal(clean_mask(mask, settings, SPACING), boxes(((2, 5), (2, 12), (2, 12))))
+    np.testing.assert_array_equal(clean_mask(mask, settings, np.arange(14), SPACING), boxes(((2, 5), (2, 12), (2, 12))))
     by_volume = LabelPostprocess(fill_holes=True, min_component_ml=200 * VOXEL_ML)
-    np.testing.assert_array_equal(clean_mask(mask, by_volume, SPACING), boxes(((2, 5), (2, 12), (2, 12))))
+    np.testing.assert_array_equal(
+        clean_mask(mask, by_volume, np.arange(14), SPACING), boxes(((2, 5), (2, 12), (2, 12)))
+    )
 
 
 ALL_ON = LabelPostprocess(
@@ -194,6 +199,59 @@ def test_the_inputs_are_not_modified():
     mask = probabilities >= 0.5
     cleaned_before = mask.copy()
     label_mask(probabilities, ALL_ON, np.arange(14), SPACING)
-    clean_mask(mask, ALL_ON, SPACING)
+    clean_mask(mask, ALL_ON, np.arange(14), SPACING)
     np.testing.assert_array_equal(probabilities, before)
     np.testing.assert_array_equal(mask, cleaned_before)
+
+
+def rows(*slices, depth=10):
+    """A mask that is one row of pixels, by slice: {slice: (first, last + 1)}."""
+    mask = np.zeros((depth, 1, 8), bool)
+    for z, (first, end) in slices:
+        mask[z, 0, first:end] = True
+    return mask
+
+
+def test_a_single_missing_slice_is_filled_with_what_both_neighbors_show():
+    # Slices 1 and 3 leave a gap of one slice, 3 and 6 one of two; between 6 and 8 slice number 107 does not exist.
+    numbers = np.array([100, 101, 102, 103, 104, 105, 106, 108, 109, 110])
+    mask = rows((1, (0, 5)), (3, (2, 8)), (6, (0, 8)), (8, (0, 8)))
+    expected = mask.copy()
+    expected[2, 0, 2:5] = True
+    np.testing.assert_array_equal(fill_single_gaps(mask, numbers), expected)
+    # With slice number 107 instead of 108, slice 7 of the stack is an ordinary gap.
+    expected[7, 0] = True
+    np.testing.assert_array_equal(fill_single_gaps(mask, np.arange(100, 110)), expected)
+
+
+@pytest.mark.parametrize(
+    ("shortest", "kept"),
+    [(0, "0123478"), (1, "0123478"), (2, "123478"), (3, "123478"), (4, "1234"), (5, "")],
+    ids=lambda value: str(value) or "none",
+)
+def test_runs_of_fewer_adjacent_slices_are_removed(shortest, kept):
+    # Slice 0 is alone, because number 101 is missing; then come a run of four and, after a gap, one of three.
+    numbers = np.array([100, 102, 103, 104, 105, 106, 107, 108, 109, 110])
+    shown = [0, 1, 2, 3, 4, 7, 8] if shortest < 3 else [0, 1, 2, 3, 4, 7, 8, 9]
+    mask = rows(*((z, (0, 4)) for z in shown))
+    found = remove_short_runs(mask, numbers, shortest)
+    kept = [int(z) for z in kept] + ([9] if "8" in kept and shortest >= 3 else [])
+    np.testing.assert_array_equal(np.flatnonzero(found.any((1, 2))), kept)
+    np.testing.assert_array_equal(found[kept], mask[kept])
+
+
+def test_a_gap_is_filled_before_runs_are_counted():
+    """The three-slice rule with a filled gap: slices 2, 3 and 4 stay although 3 was missing; slice 8 goes."""
+    mask = rows((2, (0, 4)), (4, (0, 4)), (8, (0, 4)))
+    settings = LabelPostprocess(fill_single_gaps=True, min_adjacent_slices=3)
+    np.testing.assert_array_equal(
+        clean_mask(mask, settings, np.arange(10), SPACING), rows(*((z, (0, 4)) for z in (2, 3, 4)))
+    )
+
+
+def test_slices_below_the_presence_are_removed():
+    mask, presence = np.ones((4, 2, 2), bool), np.array([0.1, 0.3, 0.31, 0.9], np.float32)
+    assert remove_absent(mask, presence, 0.3).any((1, 2)).tolist() == [False, True, True, True]
+    assert remove_absent(mask, None, 0.0) is mask
+    with pytest.raises(ValueError, match="presence is missing"):
+        remove_absent(mask, None, 0.3)

@@ -19,6 +19,8 @@ class HostAugment:
         height, width: size of the windows in pixels.
         labels: number of labels, L.
         volumetric: a window is a volume of C channels rather than an image of all channels of K slices.
+        levels: number of bits per label of a teacher's probabilities, which become L more channels of the mask: the
+            mean of these bits; 0 without a teacher.
         ignore_per_label: the bits have an ignore bit for each label, for pseudo-labels.
     """
 
@@ -30,6 +32,7 @@ class HostAugment:
         *,
         labels: int,
         volumetric: bool,
+        levels: int = 0,
         ignore_per_label: bool = False,
     ):
         self.config, self.shape, self.volumetric = config, (height, width), volumetric
@@ -37,30 +40,38 @@ class HostAugment:
         self.hats = [hat_basis(n, config.grid.nodes) for n in self.shape]
         self.bias = [spline_basis(n, BIAS_NODES) for n in self.shape]
         self.y, self.x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
-        self.values_of_bits = [_values_of_bits(k, labels) for k in range(labels)]
+        self.ignore_bit = labels * (1 + levels)
+        self.values_of_bits = [_values_of_bits(k, self.ignore_bit) for k in range(labels)]
+        self.values_of_levels = [
+            _values_of_levels(range(labels + k * levels, labels + (k + 1) * levels))
+            for k in range(labels if levels else 0)
+        ]
         self.unannotated = np.full(self.shape, -1, np.float32)
-        self.ignore_bits = range(labels + 1, 2 * labels + 1) if ignore_per_label else range(0)
+        following = self.ignore_bit + 1
+        self.ignore_bits = range(following, following + labels) if ignore_per_label else range(0)
 
     def __call__(self, planes: np.ndarray, bits: np.ndarray, annotated: np.ndarray, parameters: dict[str, np.ndarray]):
         """Augment a batch.
 
         Args:
             planes: uint16 [B, K, C, H, W], 65535 represents 1.
-            bits: uint8 [B, M, G, H, W], bit k % 8 of plane k // 8 is label k; bit L is set where a voxel is ignored,
-                and with ignore_per_label bit L + 1 + k where it is ignored for label k. M is 1, or K for volumes.
+            bits: uint8 [B, M, G, H, W], bit k % 8 of plane k // 8 is label k; `levels` bits per label follow; the next
+                bit is set where a voxel is ignored, and with ignore_per_label L more bits where it is ignored for a
+                label. M is 1, or K for volumes.
             annotated: bool [B, L], whether the label is annotated in the scan.
             parameters: from `parameters.draw`, as arrays.
 
         Returns:
             image float32 [B, H, W, K * C], or [B, K, H, W, C] for volumes; mask float32 [B, H, W, L], or
-            [B, K, H, W, L] for volumes: 0 or 1, or -1 where a label is not annotated or a voxel is ignored.
+            [B, K, H, W, L] for volumes: 0 or 1, or -1 where a label is not annotated or a voxel is ignored. With
+            `levels`, 2 L channels.
         """
         batch, slices, channels = planes.shape[:3]
-        labels = len(self.values_of_bits)
+        targets = len(self.values_of_bits) + len(self.values_of_levels)
         image = _aligned_empty(
             (batch, slices, *self.shape, channels) if self.volumetric else (batch, *self.shape, slices * channels)
         )
-        mask = _aligned_empty((batch, *([slices] if self.volumetric else []), *self.shape, labels))
+        mask = _aligned_empty((batch, *([slices] if self.volumetric else []), *self.shape, targets))
         for i in range(batch):
             params = {name: value[i] for name, value in parameters.items()}
             warp = self._warp_of(params)
@@ -80,13 +91,17 @@ class HostAugment:
             cv2.LUT(moved[k // 8], values) if is_annotated else self.unannotated
             for k, (values, is_annotated) in enumerate(zip(self.values_of_bits, annotated.tolist(), strict=True))
         ]
+        for tables in self.values_of_levels:
+            first, *others = (cv2.LUT(moved[plane], values) for plane, values in tables.items())
+            parts.append(sum(others, first))
         if len(parts) <= MOST_PLANES:
             cv2.merge(parts, out)
         else:
             for k, part in enumerate(parts):
                 out[..., k] = part
-        if len(moved) > 1:  # with a single plane, `_values_of_bits` has already marked ignored voxels
-            out[moved[len(parts) // 8] >> (len(parts) % 8) & 1 > 0] = -1
+        # With a single plane, `_values_of_bits` has already marked ignored voxels.
+        if len(moved) > 1 or self.values_of_levels:
+            out[moved[self.ignore_bit // 8] >> (self.ignore_bit % 8) & 1 > 0] = -1
         for k, bit in enumerate(self.ignore_bits):
             out[..., k][moved[bit // 8] >> bit % 8 & 1 > 0] = -1
 
@@ -199,13 +214,21 @@ def pack_masks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(bits if mask.ndim == 5 else bits[:, None]), annotated
 
 
-def _values_of_bits(label: int, labels: int) -> np.ndarray:
+def _values_of_bits(label: int, ignore_bit: int) -> np.ndarray:
     """Build the lookup table of a label: float32 [1, 256], mask value by byte, -1 where the ignore bit is set too."""
     byte = np.arange(256)
     values = (byte >> label % 8 & 1).astype(np.float32)
-    if label // 8 == labels // 8:
-        values[byte >> labels % 8 & 1 > 0] = -1
+    if label // 8 == ignore_bit // 8:
+        values[byte >> ignore_bit % 8 & 1 > 0] = -1
     return values[None]
+
+
+def _values_of_levels(bits: range) -> dict[int, np.ndarray]:
+    """Build the lookup tables of a label's levels: plane to float32 [1, 256], whose sum is the mean of the bits."""
+    byte, tables = np.arange(256), {bit // 8: np.zeros((1, 256), np.float32) for bit in bits}
+    for bit in bits:
+        tables[bit // 8] += (byte >> bit % 8 & 1).astype(np.float32) / np.float32(len(bits))
+    return tables
 
 
 def _spline_surface(rows: np.ndarray, columns: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

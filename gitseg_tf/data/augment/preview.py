@@ -1,5 +1,7 @@
 """A preview image of the augmentation: the same four windows, changed by each transform in turn."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -46,6 +48,7 @@ def _windows(dataset: Dataset, config: Config):
     """Select unchanged windows: those of the first batch that show the most labels."""
     data = config.data.model_copy(update={"batch_size": 32, "patch": None, "service": None})
     plain = AugmentConfig(backend="tensorflow")  # leaves the augmentation to the training step
+    dataset = replace(dataset, teacher=None)  # shows only the annotation
     batches = training_windows(dataset, config.model_copy(update={"data": data, "augment": plain}))
     with naming_damaged_shards(dataset):
         image, mask = next(batches.as_numpy_iterator())

@@ -1,5 +1,6 @@
 """Augmentation with TensorFlow operations of static shape, which XLA compiles into the training step."""
 
+import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config.augment import AugmentConfig
@@ -9,17 +10,26 @@ _SAMPLED = 8  # look at every eighth pixel of every eighth row
 
 
 def augment_batch(
-    image, mask, seed, config: AugmentConfig, *, first: int | tf.Tensor = 0, whole_batch: int | None = None
+    image,
+    mask,
+    seed,
+    config: AugmentConfig,
+    *,
+    first: int | tf.Tensor = 0,
+    whole_batch: int | None = None,
+    labels: int | None = None,
 ):
     """Draw random parameters for a batch and apply them.
 
     Args:
         image: float32 [B, H, W, K * C], or [B, D, H, W, C] for volumes.
-        mask: float32 [B, H, W, L], or [B, D, H, W, L] for volumes; 0 or 1, or -1 where a voxel is excluded.
+        mask: float32 [B, H, W, L], or [B, D, H, W, L] for volumes; 0 or 1, or -1 where a voxel is excluded. More
+            channels, with probabilities, may follow.
         seed: int64 tensor [2].
         config: probabilities and ranges.
         first: index of the first of these windows in the global batch, which several replicas may share.
         whole_batch: number of windows in the global batch; None is B.
+        labels: number of labels, L; None is the number of channels of the mask.
 
     Returns:
         image and mask of the same shapes.
@@ -30,17 +40,18 @@ def augment_batch(
         name: tf.slice(value, [first, *[0] * (value.shape.rank - 1)], [batch, *value.shape[1:]])
         for name, value in parameters.items()
     }
-    return change_batch(image, mask, parameters, config)
+    return change_batch(image, mask, parameters, config, labels=labels)
 
 
-def change_batch(image, mask, parameters: dict, config: AugmentConfig):
+def change_batch(image, mask, parameters: dict, config: AugmentConfig, *, labels: int | None = None):
     """Apply random parameters to a batch, see `augment_batch` and `parameters.draw`."""
-    volumetric, channels, labels = image.shape.rank == 5, image.shape[-1], mask.shape[-1]
+    volumetric, channels, targets = image.shape.rank == 5, image.shape[-1], mask.shape[-1]
+    binary = np.arange(targets) < (targets if labels is None else labels)
     outside = _outside_of(mask)
     if volumetric:
-        outside = tf.tile(outside, [1, 1, 1, image.shape[1]])
+        outside, binary = tf.tile(outside, [1, 1, 1, image.shape[1]]), np.tile(binary, image.shape[1])
         image, mask = _slices_as_channels(image), _slices_as_channels(mask)
-    image, mask = _warp(image, mask, outside, parameters, config)
+    image, mask = _warp(image, mask, outside, parameters, config, binary)
     image = _change_intensities(image, parameters, config)
     if "holes" in parameters:
         image *= tf.cast(~tf.reduce_any(_inside(parameters["holes"], *image.shape[1:3]), 1), tf.float32)[..., None]
@@ -53,7 +64,7 @@ def change_batch(image, mask, parameters: dict, config: AugmentConfig):
     if "cutmix" in parameters:
         inside = _inside(parameters["cutmix"], *image.shape[1:3])[..., None]
         image, mask = (tf.where(inside, tf.roll(x, -1, 0), x) for x in (image, mask))
-    return (_channels_as_slices(image, channels), _channels_as_slices(mask, labels)) if volumetric else (image, mask)
+    return (_channels_as_slices(image, channels), _channels_as_slices(mask, targets)) if volumetric else (image, mask)
 
 
 def _outside_of(mask):
@@ -76,7 +87,7 @@ def _channels_as_slices(planes, channels: int):
     return tf.transpose(tf.reshape(planes, [batch, height, width, depth // channels, channels]), [0, 3, 1, 2, 4])
 
 
-def _warp(image, mask, outside, parameters: dict, config: AugmentConfig):
+def _warp(image, mask, outside, parameters: dict, config: AugmentConfig, binary: np.ndarray):
     if "transform" not in parameters and "displaced" not in parameters:
         return image, mask
     height, width = image.shape[1:3]
@@ -101,7 +112,8 @@ def _warp(image, mask, outside, parameters: dict, config: AugmentConfig):
         # The warp of tensorflow-addons repeats the border; outside the window the image is 0 and the mask is `outside`.
         inside = _within(from_y, from_x, height, width)[..., None]
         excluded = warp(tf.cast(mask < 0, tf.float32), flow) >= 0.5
-        warped = tf.where(excluded, -1.0, tf.cast(warp(tf.maximum(mask, 0.0), flow) >= 0.5, tf.float32))
+        soft = warp(tf.maximum(mask, 0.0), flow)
+        warped = tf.where(excluded, -1.0, tf.where(binary, tf.cast(soft >= 0.5, tf.float32), soft))
         return tf.where(inside, warp(image, flow), 0.0), tf.where(inside, warped, outside)
     return _bilinear(image, from_y, from_x), _gather(mask, tf.round(from_y), tf.round(from_x), outside)
 

@@ -40,6 +40,7 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, fir
         [B, H, W, K * C] in [0, 1], starting with all channels of the first slice; mask float32 [B, H, W, L], 0 or 1, or
         -1 where a voxel is ignored or the label is not annotated in the scan. With data.patch, image [B, D, H, W, C]
         and mask [B, D, H, W, L] around one in D of those slices at random, so that an epoch shows a slice about once.
+        With a teacher (see `learns_from_teacher`), its probabilities follow the L channels of the mask as L more.
 
     Raises:
         DataError: no such fold, or no window to train on.
@@ -47,7 +48,9 @@ def training_windows(dataset: Dataset, config: Config, first_epoch: int = 0, fir
     """
     batches = numbered_batches(dataset, config, first_epoch=first_epoch, first_step=first_step)
     on_host = config.augment.backend == "opencv"
-    finish = _finish(layout_of(dataset, config), config.data, config.augment if on_host else None, config.seed)
+    finish = _finish(
+        layout_of(dataset, config, training=True), config.data, config.augment if on_host else None, config.seed
+    )
     return _with_options(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True))
 
 
@@ -64,7 +67,7 @@ def training_batch(dataset: Dataset, config: Config, epoch: int, step: int) -> t
     """
     batches = numbered_batches(dataset, config, first_epoch=epoch, first_step=step, named=True).take(1)
     augment = config.augment if config.augment.backend == "opencv" else None
-    finish = _finish(layout_of(dataset, config), config.data, augment, config.seed)
+    finish = _finish(layout_of(dataset, config, training=True), config.data, augment, config.seed)
     (batch,) = batches.map(lambda number, windows: (windows["id"], *finish(number, windows))).as_numpy_iterator()
     ids, image, mask = batch
     return sorted({name.decode() for name in ids}), image, mask
@@ -90,7 +93,7 @@ def sample_windows(dataset: Dataset, config: Config, count: int) -> tuple[list[s
     config = config.model_copy(update={"data": config.data.model_copy(update=few)})
     batches = numbered_batches(dataset, config, first_epoch=0, first_step=0, named=True)
     batches = batches.take(min(count, steps_per_epoch(dataset, config)))
-    finish = _finish(layout_of(dataset, config), config.data, None, config.seed)
+    finish = _finish(layout_of(dataset, config, training=True), config.data, None, config.seed)
     samples = batches.map(lambda number, windows: (windows["id"], finish(number, windows)[0])).as_numpy_iterator()
     ids, images = zip(*samples, strict=True)
     return sorted({name.decode() for (name,) in ids}), np.concatenate(images)
@@ -177,6 +180,7 @@ def _finish(layout: Layout, data: DataConfig, augment: AugmentConfig | None, see
         width,
         labels=layout.labels,
         volumetric=data.patch is not None,
+        levels=layout.levels,
         ignore_per_label=layout.pseudo,
     )
 
@@ -197,7 +201,7 @@ def _finish(layout: Layout, data: DataConfig, augment: AugmentConfig | None, see
             plane, channels = [*data.patch], layout.channels
         return tuple(
             tf.ensure_shape(part, [data.batch_size, *plane, last])
-            for part, last in ((image, channels), (mask, layout.labels))
+            for part, last in ((image, channels), (mask, layout.targets))
         )
 
     return finish

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
@@ -15,6 +16,7 @@ from gitseg_tf.data.pipeline.store import shuffled_windows, stored_scans
 from gitseg_tf.data.pipeline.windows import SCANS_AT_ONCE, fits_in_memory, layout_of, prepared_scans, windows_at
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.index import ScanEntry
+from gitseg_tf.data.tfrecords.teacher import training_scans
 from gitseg_tf.errors import DataError
 
 
@@ -22,7 +24,7 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
     """Count the training batches of an epoch.
 
     Args:
-        dataset: all folds but config.data.fold are used.
+        dataset: all folds but config.data.fold are used, and with a teacher also scans without annotation.
         config: the experiment.
 
     Returns:
@@ -34,7 +36,8 @@ def steps_per_epoch(dataset: Dataset, config: Config) -> int:
         DataError: no window to train on.
     """
     data = config.data
-    scans = entries_in_plane(dataset, dataset.training_scans(data.fold, data.exclude_scans), data.plane)
+    _, scans, _ = training_scans(dataset, config)
+    scans = entries_in_plane(dataset, scans, data.plane)
     repeats, shares = balancing_repeats(dataset, scans, config), empty_shares(dataset, scans, config)
     windows = _windows_in_epoch(scans, config, repeats, shares, max_filled_slices)
     if not windows:
@@ -52,14 +55,16 @@ def numbered_batches(
     dataset: Dataset, config: Config, *, first_epoch: int, first_step: int, named: bool = False
 ) -> tf.data.Dataset:
     """Yield (number in the whole training, batch of windows before augmentation); `named` adds the scan ids."""
-    data, folds, layout = config.data, dataset.training_folds(config.data.fold), layout_of(dataset, config)
+    data, layout = config.data, layout_of(dataset, config, training=True)
+    folds, used, exclude = training_scans(dataset, config)
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
-    used = entries_in_plane(dataset, dataset.training_scans(data.fold, data.exclude_scans), data.plane)
+    used = entries_in_plane(dataset, used, data.plane)
     # A worker of a data service would fill its memory again in each epoch.
-    fits = data.service is None and fits_in_memory(dataset, folds, config)
-    in_memory = stored_scans(prepared_scans(files, dataset, config, training=True), used).cache() if fits else None
+    fits = data.service is None and fits_in_memory(dataset, folds, config, training=True)
+    prepare = partial(prepared_scans, dataset=dataset, config=config, training=True, exclude=exclude)
+    in_memory = stored_scans(prepare(files), used).cache() if fits else None
     repeats, shares = balancing_repeats(dataset, used, config), empty_shares(dataset, used, config)
     # Repeat only as often as needed: an endless repeat would make tf.data read ahead into a second round.
     fewest = max(_windows_in_epoch(used, config, repeats, shares, min_filled_slices), 1)
@@ -72,7 +77,7 @@ def numbered_batches(
         seed = config.seed + 7919 * (epoch + 1)
 
         def order_of(scan):
-            return _random_order(scan, seed, data, repeats, shares)
+            return _random_order(scan, seed, data, repeats, shares, teacher=layout.levels > 0)
 
         if in_memory is not None:
             # Filling a buffer of two reads to the end, which completes the cache: an epoch takes no more than it needs.
@@ -81,7 +86,7 @@ def numbered_batches(
             )
             return (windows.repeat(rounds) if rounds > 1 else windows).take(steps * data.batch_size)
         shuffled_files = files.shuffle(len(paths), seed=seed, reshuffle_each_iteration=False)
-        scans = prepared_scans(shuffled_files, dataset, config, training=True)
+        scans = prepare(shuffled_files)
         scans = scans.shuffle(SCANS_AT_ONCE, seed=seed, reshuffle_each_iteration=False)
         windows = scans.interleave(
             lambda scan: windows_at(scan, order_of(scan), layout, data, seed=seed, named=named),
@@ -138,11 +143,12 @@ def _slices_shown(data: DataConfig) -> int:
     return 1 if data.patch is None else data.patch[0]
 
 
-def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None, shares: EmptyShares):
+def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None, shares: EmptyShares, *, teacher: bool):
     """Choose the middle slices of a scan's windows, in random order.
 
     They are all slices that show a label, a fraction of the empty ones, and repeats of slices with rare labels. Patches
-    need only as many as together show that number of slices. A scan without annotated labels has none.
+    need only as many as together show that number of slices. A scan without annotated labels has none, unless a teacher
+    found its labels.
     """
     filled = tf.reduce_any(scan["shown"], 1)
     start = tf.cast(tf.strings.to_hash_bucket_fast(scan["id"], 2**31 - 1), tf.int64)
@@ -155,6 +161,7 @@ def _random_order(scan: dict, seed, data: DataConfig, repeats: Repeats | None, s
     if repeats:
         order.append(repeats.slices(scan["shown"], draw + 2))
     order = tf.random.experimental.stateless_shuffle(tf.concat(order, 0), draw + 1)
-    order = order[: tf.where(tf.reduce_any(scan["annotated"]), tf.size(order), 0)]
+    if not teacher:
+        order = order[: tf.where(tf.reduce_any(scan["annotated"]), tf.size(order), 0)]
     shown = _slices_shown(data)
     return tf.cast(order[: (tf.size(order) + shown - 1) // shown], tf.int32)

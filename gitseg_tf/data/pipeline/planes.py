@@ -83,7 +83,7 @@ def scan_in_plane(scan: dict, plane: str) -> dict:
     ignore = tf.gather(scan["ignore"], index) | missing[:, None, None]
     return scan | {
         "image": to_plane(scan["image"], index, plane),
-        "bits": to_plane(scan["bits"], index, plane),
+        **{name: to_plane(scan[name], index, plane) for name in ("bits", "uncertain", "teacher") if name in scan},
         "ignore": tf.transpose(ignore, AXES[plane]),
         "spacing": tf.gather(scan["spacing"], AXES[plane]),
         "numbers": tf.range(1, tf.shape(scan["image"], tf.int64)[AXES[plane][0]] + 1),

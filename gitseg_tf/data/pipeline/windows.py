@@ -14,6 +14,7 @@ from gitseg_tf.data.pipeline.planes import entries_in_plane, scan_in_plane
 from gitseg_tf.data.pipeline.tiles import cut_patch, scan_tiles
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.example import parse_scan
+from gitseg_tf.data.tfrecords.teacher import LEVELS, SHOWN, learns_from_teacher
 from gitseg_tf.errors import ConfigError
 
 SCANS_AT_ONCE = 16
@@ -29,12 +30,14 @@ class Layout:
         channels: number of channels, C.
         sources: index in the dataset's label set of each of the L labels of the config.
         source_bytes: number of bytes of mask bits per voxel in the records.
+        teacher_bytes: the same of a teacher's probabilities; 0 without a teacher.
         pseudo: scans may have pseudo-labels, whose uncertain voxels do not count for one label.
     """
 
     channels: int
     sources: tuple[int, ...]
     source_bytes: int
+    teacher_bytes: int = 0
     pseudo: bool = False
 
     @property
@@ -43,22 +46,48 @@ class Layout:
         return len(self.sources)
 
     @property
-    def mask_bytes(self) -> int:
-        """Number of bytes of mask bits per prepared voxel.
+    def levels(self) -> int:
+        """The number of bits per label of a teacher's probabilities; 0 without a teacher."""
+        return LEVELS if self.teacher_bytes else 0
 
-        They have one bit per label, followed by the ignore bit, and with pseudo-labels by one ignore bit per label.
+    @property
+    def targets(self) -> int:
+        """The number of channels of a mask: L, or with a teacher 2 L."""
+        return self.labels * (2 if self.levels else 1)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of mask bits per prepared voxel.
+
+        They have a bit per label, `levels` bits per label, the ignore bit, and with pseudo-labels an ignore bit per
+        label.
         """
-        return (self.labels * (1 + self.pseudo)) // 8 + 1
+        return self.labels * (1 + self.levels + self.pseudo) // 8 + 1
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The bits of a record (masks, teacher, ignore, uncertain voxels) in the order of the prepared bits."""
+        teacher = (8 * self.source_bytes + self.levels * s + i for s in self.sources for i in range(self.levels))
+        ignore = 8 * (self.source_bytes + self.teacher_bytes)
+        uncertain = (ignore + 8 + s for s in self.sources) if self.pseudo else ()
+        return (*self.sources, *teacher, ignore, *uncertain)
 
     @property
     def label_bits(self) -> np.ndarray:
-        """uint8 [mask_bytes] with the bits of the labels set, but not the ignore bit."""
+        """uint8 [mask_bytes] with the bits that show a label set, but not the ignore bit."""
         bits = np.arange(8 * self.mask_bytes) < self.labels
+        if self.levels:
+            bits[self.labels + SHOWN : self.labels * (1 + self.levels) : self.levels] = True
         return np.packbits(bits, bitorder="little")
 
 
-def layout_of(dataset: Dataset, config: Config) -> Layout:
+def layout_of(dataset: Dataset, config: Config, *, training: bool = False) -> Layout:
     """Determine how a dataset's scans become samples of an experiment.
+
+    Args:
+        dataset: the dataset.
+        config: the experiment.
+        training: include the probabilities of the dataset's teacher, if the experiment learns from it.
 
     Raises:
         ConfigError: the config has labels that the dataset does not have, other channels, or windows with more planes
@@ -80,11 +109,18 @@ def layout_of(dataset: Dataset, config: Config) -> Layout:
         sources = tuple(dataset.labels.index(name) for name in config.label_set.names)
     except ConfigError as error:
         raise ConfigError(f"{dataset.root}: {error}") from None
-    return Layout(len(channels), sources, -(-len(dataset.labels) // 8), dataset.pseudo_labels is not None)
+    teacher_bytes = -(-LEVELS * len(dataset.labels) // 8) if training and learns_from_teacher(dataset, config) else 0
+    pseudo = dataset.pseudo_labels is not None
+    return Layout(len(channels), sources, -(-len(dataset.labels) // 8), teacher_bytes, pseudo)
 
 
 def prepared_scans(
-    files: tf.data.Dataset, dataset: Dataset, config: Config, *, training: bool = False
+    files: tf.data.Dataset,
+    dataset: Dataset,
+    config: Config,
+    *,
+    training: bool = False,
+    exclude: tuple[str, ...] | None = None,
 ) -> tf.data.Dataset:
     """Read scans from several shards at a time and resample them to the model's size.
 
@@ -92,22 +128,23 @@ def prepared_scans(
         files: paths of shards of the dataset.
         dataset: its labels and channels are needed.
         config: the experiment.
-        training: take pseudo-labels for annotations, and leave out the pseudo-labeled scans of held-out patients.
+        training: take pseudo-labels for annotations; the rest as for `layout_of`.
+        exclude: ids of scans to leave out; None is data.exclude_scans.
 
     Returns:
         Dataset of dicts of tensors: id; image uint16 [D, C, h, w], 65535 represents 1; bits uint8 [D, G, h, w], see
-        `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows; annotated bool [L]; windows
-        int32 [D, K], the slices of the window around each slice; with data.patch, tiles from `scan_tiles`. The D slices
-        are those of data.plane.
+        `Layout.mask_bytes`; shown bool [D, L], the annotated labels that a slice shows (of a scan without any, with a
+        teacher, those that the teacher finds); annotated bool [L]; windows int32 [D, K], the slices of the window
+        around each slice; with data.patch, tiles from `scan_tiles`. The D slices are those of data.plane.
     """
-    layout = layout_of(dataset, config)
+    layout = layout_of(dataset, config, training=training)
     records = files.interleave(
         tf.data.TFRecordDataset, cycle_length=_FILES_AT_ONCE, num_parallel_calls=_FILES_AT_ONCE, deterministic=True
     )
     scans = records.map(
         lambda record: _read_scan(record, layout, len(dataset.labels)), num_parallel_calls=2, deterministic=True
     )
-    exclude = (*config.data.exclude_scans, *(dataset.held_back(config.data.fold) if training else ()))
+    exclude = tuple(config.data.exclude_scans) if exclude is None else exclude
     if exclude:
         excluded = tf.constant(exclude)
         scans = scans.filter(lambda scan: ~tf.reduce_any(scan["id"] == excluded))
@@ -118,7 +155,8 @@ def prepared_scans(
 
 def _read_scan(record, layout: Layout, labels: int) -> dict:
     """Parse a record, and set the dimensions that are known statically."""
-    scan = parse_scan(record, pseudo=True) if layout.pseudo else parse_scan(record)
+    optional = {"pseudo": layout.pseudo, "teacher": layout.teacher_bytes > 0}
+    scan = parse_scan(record, **{name: True for name, stored in optional.items() if stored})
     shapes = {
         "image": [None, None, None, layout.channels],
         "percentiles": [layout.channels, None],
@@ -128,12 +166,14 @@ def _read_scan(record, layout: Layout, labels: int) -> dict:
     }
     if layout.pseudo:
         shapes |= {"pseudo": [labels], "uncertain": [None, None, None, layout.source_bytes]}
+    if layout.teacher_bytes:
+        shapes["teacher"] = [None, None, None, layout.teacher_bytes]
     return scan | {name: tf.ensure_shape(scan[name], shape) for name, shape in shapes.items()}
 
 
-def fits_in_memory(dataset: Dataset, folds, config: Config) -> bool:
-    """Check whether the prepared scans of some folds fit into data.cache_mib."""
-    layout = layout_of(dataset, config)
+def fits_in_memory(dataset: Dataset, folds, config: Config, *, training: bool = False) -> bool:
+    """Check whether the prepared scans of some folds fit into data.cache_mib; `training` as for `layout_of`."""
+    layout = layout_of(dataset, config, training=training)
     entries = dataset.scans_of(folds, config.data.exclude_scans)
     slices = sum(scan.shape[0] for scan in entries_in_plane(dataset, entries, config.data.plane))
     bytes_per_pixel = 2 * layout.channels + layout.mask_bytes
@@ -147,11 +187,9 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     scan = scan_in_plane(scan, data.plane)
     placement = place(scan["image"], scan["percentiles"], scan["spacing"], data)
     annotated = tf.gather(scan["annotated"], layout.sources)
-    sources = (*layout.sources, 8 * layout.source_bytes)
-    known = tf.concat([annotated, [True]], 0)
+    counted = tf.concat([annotated, tf.ones([layout.labels * layout.levels + 1], tf.bool)], 0)
     if layout.pseudo:
-        sources += tuple(8 * (layout.source_bytes + 1) + source for source in layout.sources)
-        known = tf.concat([known, tf.gather(scan["pseudo"], layout.sources) & annotated], 0)
+        counted = tf.concat([counted, tf.gather(scan["pseudo"], layout.sources) & annotated], 0)
     depth = tf.shape(scan["image"])[0]
     count = (depth + _SLICES_AT_ONCE - 1) // _SLICES_AT_ONCE
     outputs = {
@@ -167,17 +205,15 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     def prepare_slab(i, parts):
         slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
         image = to_model(normalize(scan["image"][slab], scan, data), placement, data.input_size)
-        parts_of_planes = [tf.transpose(scan["bits"][slab], [0, 3, 1, 2])]
-        parts_of_planes.append(tf.cast(scan["ignore"][slab], tf.uint8)[:, None])
-        if layout.pseudo:
-            parts_of_planes.append(tf.transpose(scan["uncertain"][slab], [0, 3, 1, 2]))
-        planes = tf.concat(parts_of_planes, 1)
+        ignore = tf.cast(scan["ignore"], tf.uint8)[..., None]
+        packed = [scan["bits"], scan.get("teacher"), ignore, scan.get("uncertain")]
+        planes = tf.concat([tf.transpose(bits[slab], [0, 3, 1, 2]) for bits in packed if bits is not None], 1)
         # Determined before resizing, which may lose a label of a few pixels, to agree with the counts in dataset.json.
-        shown = tf.gather(bits_present(planes), sources, axis=1) & known
+        shown = tf.gather(bits_present(planes), layout.bits, axis=1) & counted
         slabs = {
             "image": tf.cast(tf.round(tf.transpose(image, [0, 3, 1, 2]) * 65535.0), tf.uint16),
-            "bits": resize_masks(planes, shown, sources=sources, placement=placement, size=data.input_size),
-            "shown": shown[:, : layout.labels],
+            "bits": resize_masks(planes, shown, sources=layout.bits, placement=placement, size=data.input_size),
+            "shown": _labels_shown(shown, annotated, layout),
         }
         return i + 1, {name: parts[name].write(i, slabs[name]) for name in parts}
 
@@ -190,6 +226,15 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     if data.patch is not None:
         prepared["tiles"] = scan_tiles(depth, scan["spacing"], data)
     return prepared
+
+
+def _labels_shown(shown, annotated, layout: Layout):
+    """Select from the bits that slices show, bool [D, N], the labels: bool [D, L]."""
+    labels = shown[:, : layout.labels]
+    if not layout.levels:
+        return labels
+    found = shown[:, layout.labels + SHOWN : layout.labels * (1 + layout.levels) : layout.levels]
+    return tf.where(tf.reduce_any(annotated), labels, found)
 
 
 def windows_at(scan: dict, order, layout: Layout, data: DataConfig, *, seed, named: bool = False) -> tf.data.Dataset:

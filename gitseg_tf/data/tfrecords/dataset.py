@@ -15,7 +15,15 @@ from gitseg_tf.core.text import one_line, plural
 from gitseg_tf.core.trees import parse_json, shown
 from gitseg_tf.data.tfrecords.codec import check_lengths
 from gitseg_tf.data.tfrecords.example import decode_scan
-from gitseg_tf.data.tfrecords.index import PSEUDO, Index, Intensities, PseudoSource, ScanEntry, Shard
+from gitseg_tf.data.tfrecords.index import (
+    PSEUDO,
+    Index,
+    Intensities,
+    PseudoSource,
+    ScanEntry,
+    Shard,
+    Teacher,
+)
 from gitseg_tf.data.volume import LoadedScan
 from gitseg_tf.errors import DataError, first_line
 from gitseg_tf.labels import LabelSet
@@ -38,6 +46,7 @@ class Dataset:
         labels: the labels of its masks, in order.
         channels: names of the channels.
         pseudo_labels: the origin of its pseudo-labels, or None if it has none.
+        teacher: the model whose probabilities it contains, or None.
 
     Example:
         >>> import gitseg_tf
@@ -54,6 +63,7 @@ class Dataset:
     labels: LabelSet
     channels: tuple[str, ...] = ("image",)
     pseudo_labels: PseudoSource | None = None
+    teacher: Teacher | None = None
 
     @property
     def intensities(self) -> tuple[Intensities, ...]:
@@ -222,8 +232,17 @@ def load_dataset(root: str | AnyPath, verify: bool = False) -> Dataset:
         reason = f"{field}: {problem['msg']}" if field else problem["msg"].removeprefix("Value error, ")
         raise DataError(f"{root / INDEX}: is damaged ({reason}); convert again") from None
     shards, labels = index.shards, cast(LabelSet, index.labels)  # see `Index._are_labels`
+    folds = index.folds
     dataset = Dataset(
-        root, index.source, index.folds.count, index.folds.seed, shards, labels, index.channels, index.pseudo_labels
+        root,
+        index.source,
+        folds.count,
+        folds.seed,
+        shards,
+        labels,
+        index.channels,
+        pseudo_labels=index.pseudo_labels,
+        teacher=index.teacher,
     )
     for shard in shards:
         _check_shard(root / shard.file, shard, verify)
@@ -268,15 +287,18 @@ def save_index(dataset: Dataset) -> None:
             name: sum(scan.pseudo is not None and name in scan.pseudo.labels for scan in scans)
             for name in dataset.labels.names
         }
+    if dataset.teacher is not None:
+        tree["teacher"] = asdict(dataset.teacher)
     write_atomically(dataset.root / INDEX, json.dumps(tree, indent=1).encode())
 
 
 def _shard_tree(shard: Shard) -> dict[str, Any]:
-    """Return the shard as JSON; versions that know no pseudo-labels can read it if it has none."""
+    """Return the shard as JSON; versions without pseudo-labels and teachers can read it if it has none."""
     tree = asdict(shard)
     for scan in tree["scans"]:
-        if scan["pseudo"] is None:
-            del scan["pseudo"]
+        for key in ("pseudo", "teacher"):
+            if scan[key] is None:
+                del scan[key]
     return tree
 
 

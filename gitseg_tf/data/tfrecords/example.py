@@ -64,25 +64,29 @@ def _deflate(masks: np.ndarray) -> bytes:
     return zlib.compress(np.ascontiguousarray(np.moveaxis(pack_masks(masks), -1, 0)).data, 1)
 
 
-def parse_scan(record, pseudo: bool = False):
+def parse_scan(record, *, pseudo: bool = False, teacher: bool = False):
     """Parse a serialized scan, in a tf.data graph or eagerly.
 
     Args:
         record: scalar string tensor.
         pseudo: also return pseudo-labels, which a scan of the dataset may have.
+        teacher: also parse the probabilities of a teacher.
 
     Returns:
         dict of tensors: id and case (string), numbers (int64 [D]), spacing (float32 [3], z, y, x in mm), image (float32
         [D, H, W, C]), percentiles (float32 [C, 11]), moments (float32 [C, 2]: mean and standard deviation), bits (uint8
         [D, H, W, G]: bit k % 8 of byte k // 8 is label k), annotated (bool [L]) and ignore (bool [D, H, W]). With
         `pseudo` also pseudo (bool [L], the labels whose bits are predictions) and uncertain (as bits: the voxels that
-        do not count for a label).
+        do not count for a label). With `teacher`, teacher (uint8 [D, H, W, T]): bit 4 k + i is set where its
+        probability of label k reaches (2 i + 1) / 8.
     """
     import tensorflow as tf
 
+    more = {"teacher/bits": tf.io.FixedLenFeature([], tf.string)} if teacher else {}
     fields = tf.io.parse_single_example(
         record,
-        {
+        more
+        | {
             "scan/id": tf.io.FixedLenFeature([], tf.string),
             "scan/case": tf.io.FixedLenFeature([], tf.string),
             "scan/shape": tf.io.FixedLenFeature([3], tf.int64),
@@ -124,13 +128,13 @@ def parse_scan(record, pseudo: bool = False):
 
     kind = tf.argmax(tf.equal(fields["image/dtype"], list(DTYPES)), output_type=tf.int32)
     image = tf.switch_case(kind, [voxels_of(name) for name in DTYPES])
-    extra = {}
+    scan = {}
     if pseudo:
         predicted = tf.io.decode_raw(fields["mask/pseudo"], tf.uint8)  # empty in a scan without pseudo-labels
         predicted = tf.pad(predicted, [[0, tf.size(annotated) - tf.size(predicted)]])
         uncertain = last(unpacked(fields["mask/uncertain"], groups), groups)
-        extra = {"pseudo": tf.cast(predicted, tf.bool), "uncertain": tf.ensure_shape(uncertain, [None] * 4)}
-    return extra | {
+        scan = {"pseudo": tf.cast(predicted, tf.bool), "uncertain": tf.ensure_shape(uncertain, [None] * 4)}
+    scan |= {
         "id": fields["scan/id"],
         "case": fields["scan/case"],
         "numbers": fields["slice/numbers"],
@@ -142,6 +146,10 @@ def parse_scan(record, pseudo: bool = False):
         "annotated": annotated,
         "ignore": tf.reshape(unpacked(fields["mask/ignore"], 1), shape) > 0,
     }
+    if teacher:
+        groups = (tf.size(annotated, tf.int64) * 4 + 7) // 8
+        scan["teacher"] = tf.ensure_shape(last(unpacked(fields["teacher/bits"], groups), groups), [None] * 4)
+    return scan
 
 
 def decode_scan(record: bytes) -> LoadedScan:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, field_validator, model_validator
@@ -76,6 +76,41 @@ class PseudoSource:
 
 
 @dataclass(frozen=True)
+class TeacherSlices:
+    """The slices in which a teacher finds labels, counted as in `ScanEntry`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    label_slices: dict[str, int]
+    empty_slices: int
+    label_sets: dict[str, int]
+    plane_sets: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model whose probabilities a dataset contains.
+
+    Attributes:
+        name, weights: see `ModelIdentity`.
+        labels: the labels that it segments, by their names in the dataset.
+        trained_on: the patients that any of its networks was trained on.
+        members: "unseen" if each scan was predicted by the networks that were not trained on its patient, "all" if it
+            was predicted by all of them.
+        seen: the scans whose patients all networks that predicted them were trained on.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    weights: str
+    labels: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    members: str
+    seen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ScanEntry:
     """The entry of a scan in dataset.json.
 
@@ -91,6 +126,7 @@ class ScanEntry:
         label_sets: from `count_label_sets`; None in a dataset that was converted before it was recorded.
         plane_sets: from `count_plane_sets`, likewise.
         pseudo: set if the scan has pseudo-labels, which the other counts leave out.
+        teacher: the slices in which a teacher finds labels; None without a teacher.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -106,14 +142,26 @@ class ScanEntry:
     label_sets: dict[str, int] | None = None
     plane_sets: dict[str, dict[str, int]] | None = None
     pseudo: PseudoEntry | None = None
+    teacher: TeacherSlices | None = None
 
     @property
     def for_training(self) -> "ScanEntry":
         """The entry with the slices of its pseudo-labels counted like annotated ones."""
-        if self.pseudo is None:
-            return self
-        counts = {field.name: getattr(self.pseudo, field.name) for field in fields(self.pseudo)}
-        return replace(self, **{name: value for name, value in counts.items() if name != "labels"})
+        return self if self.pseudo is None else self._counted_as(self.pseudo)
+
+    @property
+    def for_teacher(self) -> "ScanEntry":
+        """The entry with the slices in which a teacher finds labels, if there is one."""
+        return self if self.teacher is None else self._counted_as(self.teacher)
+
+    def _counted_as(self, counts: "PseudoEntry | TeacherSlices") -> "ScanEntry":
+        return replace(
+            self,
+            label_slices=counts.label_slices,
+            empty_slices=counts.empty_slices,
+            label_sets=counts.label_sets,
+            plane_sets=counts.plane_sets,
+        )
 
 
 @dataclass(frozen=True)
@@ -183,6 +231,7 @@ class Index(BaseModel):
     folds: _Folds
     shards: tuple[Shard, ...] = Field(min_length=1)
     pseudo_labels: PseudoSource | None = None
+    teacher: Teacher | None = None
 
     @field_validator("labels")
     @classmethod

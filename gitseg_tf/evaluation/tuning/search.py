@@ -24,9 +24,12 @@ from gitseg_tf.labels import LabelSet
 GRID = {
     "smooth_mm": (0.0, 1.5, 3.0, 4.5, 6.0),
     "threshold": (None, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8),
+    "min_presence": (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "fill_single_gaps": (False, True),
     "fill_holes": (False, True),
     "min_component_ml": (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0),
     "keep_largest_component": (False, True),
+    "min_adjacent_slices": (0, 2, 3, 4, 5),
     "max_gap_mm": (0.0, 60.0, 30.0, 15.0, 6.0),
 }
 ROUNDS = 2
@@ -83,6 +86,7 @@ class PairScores:
         self._least = min(value for value in (threshold, *GRID["threshold"]) if value is not None)
         self._files: dict[str, list[Path]] = {name: [] for name in labels.names}
         self._present: set[str] = set()
+        self.has_presence = False
         self._known: dict[tuple[str, LabelPostprocess], np.ndarray] = {}
 
     @classmethod
@@ -97,7 +101,13 @@ class PairScores:
         return [name for name in self._files if name in self._present]
 
     def add(
-        self, probabilities: np.ndarray, truth: Annotation, numbers: Sequence[int], spacing: Sequence[float]
+        self,
+        probabilities: np.ndarray,
+        truth: Annotation,
+        numbers: Sequence[int],
+        spacing: Sequence[float],
+        *,
+        presence: np.ndarray | None = None,
     ) -> None:
         """Store a scan.
 
@@ -106,7 +116,10 @@ class PairScores:
             truth: the reference; ignored voxels are removed from both masks.
             numbers: int [D], the slice numbers.
             spacing: (z, y, x) in mm.
+            presence: float32 [L, D] from `Predictor.measure`, for all scans or none; only with it is min_presence
+                searched for.
         """
+        self.has_presence = presence is not None
         counted = np.True_ if truth.ignore is None else ~truth.ignore
         for k, (name, files) in enumerate(self._files.items()):
             mask = truth.masks[k] & counted
@@ -122,6 +135,7 @@ class PairScores:
             np.savez(
                 file,
                 probabilities=self._stored(probabilities[k][(..., *box)]),
+                **({} if presence is None else {"presence": presence[k]}),
                 truth=mask[box],
                 ignore=np.False_ if truth.ignore is None else truth.ignore[box],
                 numbers=np.asarray(numbers),
@@ -174,7 +188,13 @@ class PairScores:
     def _terms(self, file: Path, settings: Sequence[LabelPostprocess]) -> np.ndarray:
         kept = self._load(file)
         masks = (
-            label_mask(kept["probabilities"], with_threshold(s, self._threshold), kept["numbers"], kept["spacing"])
+            label_mask(
+                kept["probabilities"],
+                with_threshold(s, self._threshold),
+                kept["numbers"],
+                kept["spacing"],
+                presence=kept.get("presence"),
+            )
             & ~kept["ignore"]
             for s in settings
         )
@@ -212,7 +232,7 @@ def search(
     values is used.
 
     Args:
-        pairs: object with the methods `terms`, `rest` and `value` of `PairScores`.
+        pairs: object with the methods `terms`, `rest` and `value` of `PairScores`, and `has_presence`.
         labels: the labels to search for.
         threshold: evaluation.threshold, represented by None in the grid.
         bar: wraps a list in a progress bar.
@@ -225,7 +245,8 @@ def search(
     rest = pairs.rest()
     steps: list[Step] = []
     score = baseline = pairs.value(rest + sum(terms.values()))
-    for _, label, key in bar(list(product(range(ROUNDS), labels, GRID))):
+    keys = [key for key in GRID if key != "min_presence" or pairs.has_presence]
+    for _, label, key in bar(list(product(range(ROUNDS), labels, keys))):
         current = settings[label]
         values = [value for value in _values(key, threshold) if value != getattr(current, key)]
         tried = [current.model_copy(update={key: value}) for value in values]

@@ -182,10 +182,11 @@ def check_unseen(run: Run, cases: list[str], fold: int) -> None:
 
 def predict_pairs(run: Run, dataset: Dataset, fold: int, count: int, pairs: PairScores) -> None:
     """Predict the scans of a fold with a run's network, and add them to `pairs`; `count` is their number."""
-    predictor = Predictor.of_run(run)
+    predictor = Predictor.of_run(run, presence=run.config.gates_slices)
     with naming_damaged_shards(dataset):
         scans = read_scans(dataset, [fold], run.config.data.exclude_scans)
         for scan in progress(scans, "predict", total=count, unit="scan"):
             volume = scan.volume
             truth = select_labels(scan.reference, dataset.labels, run.config.label_set)
-            pairs.add(predictor.probabilities(volume), truth, volume.numbers, volume.spacing)
+            probabilities, presence = predictor.measure(volume)
+            pairs.add(probabilities, truth, volume.numbers, volume.spacing, presence=presence)

@@ -24,8 +24,10 @@ from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.export.formats.export import check_trained_on, compared_windows
 from gitseg_tf.export.formats.registry import FORMATS, SAVED_MODEL
 from gitseg_tf.export.model_card import with_section
+from gitseg_tf.inference.ensemble import Member
 from gitseg_tf.inference.exported import exported_file, exported_version
 from gitseg_tf.inference.networks import open_model, run_probabilities
+from gitseg_tf.inference.postprocess import label_settings
 from gitseg_tf.inference.predictor import Predictor
 from gitseg_tf.runs.matching import check_matches
 from gitseg_tf.runs.run import Run, weights_digest
@@ -150,7 +152,10 @@ def _open(run: Run, path: AnyPath, digest: str) -> Callable:
 
 
 def _scores(name: str, network: Callable, config: Config, dataset: Dataset, fold: int, entries: list) -> dict:
-    predictor, rows, chosen = Predictor.of_network(network, config), [], {entry.id for entry in entries}
+    # Files of other formats have no presence head, so no format uses it here.
+    settings = [steps.model_copy(update={"min_presence": 0.0}) for steps in label_settings(config)]
+    predictor = Predictor([Member(name, network, config)], settings)
+    rows, chosen = [], {entry.id for entry in entries}
     with naming_damaged_shards(dataset):
         scans = (scan for scan in read_scans(dataset, [fold]) if scan.id in chosen)
         for scan in progress(scans, f"score {name}", total=len(entries), unit="scan"):

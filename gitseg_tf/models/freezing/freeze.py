@@ -9,6 +9,7 @@ from tensorflow.python.framework.convert_to_constants import (
     _replace_variables_by_constants,
 )
 
+from gitseg_tf.models.build import with_presence
 from gitseg_tf.models.freezing.bias_add import biases_for_normalizations
 from gitseg_tf.models.freezing.fold_batchnorm import fold_normalization
 
@@ -24,13 +25,15 @@ def inference_network(model: keras.Model) -> Callable:
     """Freeze a network, with batch normalization folded into its convolutions.
 
     Args:
-        model: network that returns logits, with the weights for inference; it must not be trained afterward.
+        model: network that returns logits, and optionally those of a presence head, with the weights for inference; it
+            must not be trained afterward.
 
     Returns:
-        Function from float32 windows, as for the model, to float32 probabilities.
+        Function from float32 windows, as for the model, to float32 probabilities, see `with_presence`.
     """
     fold_normalization(model)
-    return freeze(lambda windows: tf.sigmoid(model(windows, training=False)), tf.TensorSpec(model.input_shape))
+    spec = tf.TensorSpec(model.input_shape)
+    return freeze(lambda windows: tf.sigmoid(with_presence(model(windows, training=False))), spec)
 
 
 def freeze(network: Callable, spec: tf.TensorSpec) -> Callable:

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config.loss import LOSSES, LossConfig
+from gitseg_tf.training.losses.distillation import soft_target_loss
 from gitseg_tf.training.losses.ignore import split_mask
 from gitseg_tf.training.losses.term import LabelCosts, spatial_axes
 
@@ -47,13 +48,23 @@ def training_loss(loss: LossConfig) -> Callable:
         loss: presence.weight is the factor of the binary cross-entropy of the presence head. A label is present in a
             sample if any of its voxels is inside, and absent if no voxel is inside and none is excluded; otherwise the
             sample does not contribute to that label. deep.decay is the weight of each output at a lower resolution
-            relative to the previous one; the weights sum to 1, as in nnU-Net (Isensee et al. 2021).
+            relative to the previous one; the weights sum to 1, as in nnU-Net (Isensee et al. 2021). distillation.weight
+            is w of (1 - w) * loss(annotation) + w * loss(teacher), for each output (Hinton et al. 2015,
+            arXiv:1503.02531, at temperature 1); see `soft_target_loss`.
 
     Returns:
         Function from (mask [N, ..., L], outputs) to the loss, float32 [N]; outputs are logits [N, ..., L], or a dict of
-        "logits", "presence" [N, L] and "deep1", "deep2", ... [N, ..., L], whose sizes divide those of the mask.
+        "logits", "presence" [N, L] and "deep1", "deep2", ... [N, ..., L], whose sizes divide those of the mask. The
+        mask may have L more channels with the probabilities of a teacher; validation has none.
     """
-    of_logits = build_loss(loss)
+    plain, share = build_loss(loss), loss.distillation.weight
+
+    def of_logits(mask, logits):
+        labels = logits.shape[-1]
+        if mask.shape[-1] == labels:
+            return plain(mask, logits)
+        annotation, teacher = mask[..., :labels], mask[..., labels:]
+        return (1.0 - share) * plain(annotation, logits) + share * soft_target_loss(teacher, logits)
 
     def total(mask, outputs):
         if not isinstance(outputs, dict):
@@ -65,7 +76,9 @@ def training_loss(loss: LossConfig) -> Callable:
         levels = zip(weights.tolist(), [outputs[name] for name in ("logits", *deep)], strict=True)
         cost = tf.add_n([w * of_logits(_at_resolution_of(level, mask), level) for w, level in levels if w > 0])
         if "presence" in outputs and loss.presence.weight > 0:
-            cost += loss.presence.weight * _presence_loss(mask, tf.cast(outputs["presence"], tf.float32))
+            cost += loss.presence.weight * _presence_loss(
+                mask[..., : outputs["presence"].shape[-1]], tf.cast(outputs["presence"], tf.float32)
+            )
         return cost
 
     return total

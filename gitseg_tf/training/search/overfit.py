@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -114,6 +114,7 @@ def overfit(
     if batches < 1:
         raise ConfigError(f"batches must be >= 1, got {batches}")
     out, passes = as_path(out), passes or math.ceil(STEPS / batches)
+    dataset = replace(dataset, teacher=None)  # a network cannot fit both the annotation and a teacher that differs
     config = without_regularization(config, passes)
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
     strategy, precision = set_up(config, dataset)

@@ -54,6 +54,8 @@ def mean_score(scans, settings, threshold=0.5, metric="score"):
 class FakePairs:
     """Pairs of one term, whose value is a function of label and settings."""
 
+    has_presence = False
+
     def __init__(self, score):
         self.score = score
 
@@ -129,6 +131,23 @@ def test_ties_go_to_the_threshold_nearest_to_the_default(pairs):
     assert [(step.key, step.value, step.before, step.after) for step in steps] == [("threshold", 0.4, 0.0, 1.0)]
 
 
+def test_presence_below_the_best_threshold_removes_false_positives(pairs):
+    """Slices 4 to 11 show the stomach with presence 0.6, and slices 15 to 19 a false positive with presence 0.25."""
+    truth = np.zeros((3, *SHAPE), bool)
+    truth[2, 4:12, 6:16, 6:18] = True
+    probabilities = truth.astype(np.float32)
+    probabilities[2, 15:, 6:16, 6:18] = 1
+    presence = np.full((3, SHAPE[0]), 0.05, np.float32)
+    presence[2, 4:12], presence[2, 15:] = 0.6, 0.25
+    kept = pairs()
+    kept.add(probabilities, Annotation.complete(truth), NUMBERS, SPACING, presence=presence)
+    found, steps, before = search(kept, kept.labels, 0.5)
+    assert before < 1 and found["stomach"] == LabelPostprocess(min_presence=0.3) and steps[-1].after == 1
+    without = pairs()
+    without.add(probabilities, Annotation.complete(truth), NUMBERS, SPACING)
+    assert all(step.key != "min_presence" for step in search(without, without.labels, 0.5)[1])
+
+
 def test_a_perfect_prediction_is_left_alone(pairs):
     truth, _ = scan(0)
     kept = pairs((truth, truth.astype(np.float32)))
@@ -157,14 +176,14 @@ def test_a_negligible_gain_is_ignored():
 def test_no_setting_is_evaluated_twice(pairs, monkeypatch):
     kept, seen = pairs(scan(0, ["stomach"]), threshold=0.45, metric="dice"), []
 
-    def counted(probabilities, settings, numbers, spacing):
+    def counted(probabilities, settings, numbers, spacing, presence):
         seen.append(settings)
         return probabilities >= settings.threshold
 
     monkeypatch.setattr("gitseg_tf.evaluation.tuning.search.label_mask", counted)
     search(kept, kept.labels, 0.45)
     # None and 0.45 are the same threshold and only one of them is tried.
-    assert len(seen) == len(set(seen)) >= sum(len(values) - 1 for values in GRID.values())
+    assert len(seen) == len(set(seen)) >= sum(len(values) - 1 for key, values in GRID.items() if key != "min_presence")
 
 
 def test_the_grid_starts_with_defaults_and_contains_valid_values():

@@ -217,13 +217,13 @@ def test_an_invalid_postprocess_file_is_named(make_run, refusal, text, expected)
 
 def test_tuning_predicts_each_scan_once(make_run, tiny_dataset, monkeypatch):
     run, predicted = make_run(), []
-    find = tuning.Predictor.probabilities
+    find = tuning.Predictor.measure
 
     def counted(predictor, volume):
         predicted.append(volume.shape)
         return find(predictor, volume)
 
-    monkeypatch.setattr(tuning.Predictor, "probabilities", counted)
+    monkeypatch.setattr(tuning.Predictor, "measure", counted)
     tune(run, tiny_dataset)
     assert predicted == [entry.shape for entry in tiny_dataset.scans_of([0])]
 
