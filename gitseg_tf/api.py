@@ -15,8 +15,8 @@ from gitseg_tf.errors import ConfigError
 from gitseg_tf.labels import LabelSet, read_labels
 
 if TYPE_CHECKING:
-    from gitseg_tf.planning.plan import PlannedConfig
     from gitseg_tf.inference.predictor import Predictor
+    from gitseg_tf.planning.plan import PlannedConfig
     from gitseg_tf.runs.run import Run
 
 __all__ = ["convert", "evaluate", "load", "open_cohort", "open_dataset", "plan", "score", "train"]

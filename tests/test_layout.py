@@ -68,7 +68,7 @@ def forbidden(edges):
             if not package or not other_package or module == f"{ROOT.name}.__main__":
                 continue  # the public API and `python -m gitseg_tf` may import everything
             if PACKAGES.index(other_package) > PACKAGES.index(package) or (
-                other_package == "training" and package not in ("training", "planning", "api", "cli")
+                (other_package == "training" and package not in ("training", "planning", "api", "cli"))
                 or (other_package == "planning" and package not in ("planning", "api", "cli"))
             ):
                 yield module, other

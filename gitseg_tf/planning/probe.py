@@ -75,7 +75,9 @@ def probe(
         measurements[candidate.name] = answer
         _write(path, answer)
     if not measurements:
-        raise ConfigError(f"no network could be measured on this machine ({problem}); choose a config instead of a plan")
+        raise ConfigError(
+            f"no network could be measured on this machine ({problem}); choose a config instead of a plan"
+        )
     return measurements
 
 

@@ -29,12 +29,18 @@ def plan_text(plan: Plan, name: str = "plan", fold: int | None = 0) -> str:
         f"{prediction.start_minutes:.2g}; then about {prediction.scoring_minutes:.2g} minutes for scores and export; "
         f"at most {prediction.peak_gib:.2g} GiB of memory."
     )
-    for title, items in (("Data", plan.facts), ("Measured on this machine", plan.measured), ("Not tried", plan.not_tried)):
+    for title, items in (
+        ("Data", plan.facts),
+        ("Measured on this machine", plan.measured),
+        ("Not tried", plan.not_tried),
+    ):
         lines += ["#", f"# {title}:"]
         for item in items:
             lines += _paragraph(item, "# - ", "#   ")
     lines += [f"name: {name}"]
-    tree: dict[str, Any] = {"data": {"fold": (fold, "held out for validation" if fold is not None else "none held out")}}
+    tree: dict[str, Any] = {
+        "data": {"fold": (fold, "held out for validation" if fold is not None else "none held out")}
+    }
     for choice in plan.choices:
         *parents, last = choice.path
         section = tree
