@@ -63,7 +63,7 @@ class Measurement:
         start_seconds: seconds of the first step, which traces the graph, beyond those of another one.
         slice_seconds: seconds to read and prepare one slice of a scan, in the first epoch.
         base_gib: resident memory after the network is built.
-        peak_gib: highest resident memory of the measuring process.
+        peak_gib: highest resident memory of the measuring process, without the prepared scans.
         windows: windows or patches of a training epoch of the whole dataset.
         held_out_windows: those of a validation.
         steps: number of steps that were timed.

@@ -235,10 +235,10 @@ def named_side(name: str) -> str | None:
     """Return the side that a label's name mentions as a separate word or letter.
 
     Example:
-        >>> named_side("kidney_left"), named_side("Parotid R"), named_side("rightmost"), named_side("liver")
+        >>> named_side("kidney_left"), named_side("Parotid R"), named_side("rightmost"), named_side("vertebra_L1")
         ('left', 'right', None, None)
     """
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    words = [word.lower() for word in re.findall(r"(?:[A-Z]?[a-z]+|[A-Z]+(?![a-z]))\d*", name)]
     return next((_SIDES[word] for word in words if word in _SIDES), None)
 
 

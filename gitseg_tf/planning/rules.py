@@ -305,7 +305,7 @@ def ema_decay(steps: int) -> float:
     """Choose the decay of the weight average, so that it spans at most about a tenth of the training.
 
     Example:
-        >>> ema_decay(100), ema_decay(2000), ema_decay(30_000)
+        >>> ema_decay(100), ema_decay(1500), ema_decay(30_000)
         (0.9, 0.99, 0.999)
     """
     return next((decay for decay in (0.999, 0.995, 0.99, 0.98, 0.95) if steps * (1 - decay) >= 10), 0.9)

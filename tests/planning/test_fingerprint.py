@@ -108,7 +108,7 @@ def test_labels_that_change_sides_or_differ_in_size_are_no_pair():
     ("name", "side"),
     [
         ("kidney_left", "left"), ("Right Lung", "right"), ("KidneyL", "left"), ("parotid-r", "right"),
-        ("A_Lt", "left"), ("bright", None), ("liver", None), ("L1", "left"), ("rib_left_4", "left"),
+        ("A_Lt", "left"), ("bright", None), ("liver", None), ("vertebra_L1", None), ("rib_left_4", "left"),
     ],
 )  # fmt: skip
 def test_names_with_a_side(name, side):
