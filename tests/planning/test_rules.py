@@ -216,7 +216,7 @@ def test_the_average_of_the_weights_spans_a_tenth_of_the_steps():
     "facts", [abdomen(), hippocampus(), abdomen(channels=(CT,), patients=200)], ids=["a", "h", "c"]
 )
 def test_a_plan_is_a_valid_config_with_a_reason_for_each_key(facts):
-    plan = plan_of(facts, peak_gib=1.8)
+    plan = plan_of(facts, lambda one: 0.5, peak_gib=1.8)
     text = plan_text(plan, "mine")
     config = load_config(None, parse_yaml(text)).for_dataset(
         LabelSet.of(*(one.name for one in facts.labels)), ("image",)
