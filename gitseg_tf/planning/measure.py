@@ -98,7 +98,8 @@ class _Clock(keras.callbacks.Callback):
 
     def __init__(self, seconds: float, note):
         super().__init__()
-        self.seconds, self.note, self.durations = seconds, note, []
+        self.seconds, self.note = seconds, note
+        self.durations: list[float] = []
         self.last = self.deadline = time.perf_counter()
 
     def on_train_begin(self, logs=None):
