@@ -16,6 +16,7 @@ from gitseg_tf.phantom import make_phantom
 ROOT = Path(__file__).parents[1]
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "docs/explanation/architecture.md"
 TUTORIAL = ROOT / "docs/getting-started/first-model.md"
+OWN_DATA = ROOT / "docs/how-to/own-data.md"
 API, DATA = ROOT / "docs/reference/api.md", ROOT / "docs/how-to/data.md"
 PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")), ROOT / "tfrecords/README.md", ROOT / "deploy/README.md")
 # Calls that train, or need a trained run.
@@ -65,6 +66,17 @@ def test_the_tutorial_commands_train_and_predict(tmp_path, monkeypatch, capsys):
         assert (tmp_path / name).exists(), name
     assert json.loads((tmp_path / "runs/first/evaluation.json").read_text())["dice"] > 0.7
     assert len(list((tmp_path / "predictions").rglob("*.nii.gz"))) == 6 * (3 + 1)  # three labels and the image
+
+
+@pytest.mark.slow
+def test_the_commands_for_own_data_plan_train_and_predict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for line in "".join(blocks(OWN_DATA, "sh")).splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "gitseg" and main(arguments) in (None, 0), line
+    assert (tmp_path / "plan.yaml").is_file() and (tmp_path / "runs/mine/report.html").is_file()
+    assert len(list((tmp_path / "predictions").rglob("*.nii.gz"))) == 4 * (3 + 1)  # three labels and the image
 
 
 def test_the_readme_python_uses_existing_names():

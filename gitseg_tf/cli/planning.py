@@ -30,6 +30,7 @@ def add_parsers(commands) -> None:
     )
     folds_argument(plan, "5")
     reading_arguments(plan)
+    plan.set_defaults(results_only=True)  # the printed plan is a file
 
 
 def limit_arguments(parser: Parser, when: str = "") -> None:

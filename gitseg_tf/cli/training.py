@@ -22,7 +22,7 @@ from gitseg_tf.errors import ConfigError
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
-    examples = ["gitseg train", "gitseg train --config uwmgi --data cohort --strategy mirrored"]
+    examples = ["gitseg train --config uwmgi --data cohort --strategy mirrored"]
     examples += ["gitseg train --data cohort --config auto --minutes 20"]
     examples += ["gitseg train --data cohort --fold all --resume --out runs/folds"]
     train = command(commands, "train", _train, "train, score and export a model", examples=examples)

@@ -19,6 +19,11 @@ from gitseg_tf.planning.machine import Machine
 WINDOWS, PATCHES = 16, 4
 _PATCH_VOXELS = 2**17  # of which PATCHES are a batch
 _GRID = 2 ** (1 / 8)
+# A larger input is chosen if it can still be trained for this long.
+LEAST_EPOCHS, LEAST_STEPS = 20, 1500
+# For volumes: filters, the number of steps for which there must be time, and the order of measuring.
+_WIDTHS = ((8, 1, 3), (16, 60, 1), (24, 1500, 0), (32, 1500, 2))
+_FLOAT32 = "bfloat16 gradients of small 3-D kernels can be non-finite on CPUs"
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,17 @@ class Candidate:
         choices: the config keys that differ from the defaults, with the reason of each.
         size: number of pixels or voxels of a window or patch, to which time and memory of a step are proportional.
         batch_size: windows or patches per step when it is measured.
+        least_epochs, least_steps: it is chosen if there is time for as many.
+        turn: its place in the order of measuring; 0 is interpolated.
     """
 
     name: str
     choices: tuple[Choice, ...]
     size: int
     batch_size: int
+    least_epochs: int
+    least_steps: int
+    turn: int = 0
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -53,7 +63,7 @@ class Measurement:
         start_seconds: seconds of the first step, which traces the graph, beyond those of another one.
         slice_seconds: seconds to read and prepare one slice of a scan, in the first epoch.
         base_gib: resident memory after the network is built.
-        peak_gib: highest resident memory of the measuring process.
+        peak_gib: highest resident memory of the measuring process, without the prepared scans.
         windows: windows or patches of a training epoch of the whole dataset.
         held_out_windows: those of a validation.
         steps: number of steps that were timed.
@@ -121,37 +131,48 @@ def candidates(facts: Fingerprint, machine: Machine) -> list[Candidate]:
         default_filters(machine),
     )
     listed = []
-    for height, width in input_sizes(facts):
+    sizes = input_sizes(facts)
+    turns = {number: turn for turn, number in enumerate(dict.fromkeys((min(2, len(sizes) - 1), 0, len(sizes) - 1)), 1)}
+    for number, (height, width) in enumerate(sizes):
         pixel = max(facts.body_mm) / max(height, width)
         reason = f"the body at {pixel:.2g} mm per pixel; the scans have {min(facts.spacing[1:]):g} mm"
         size = Choice("data.input_size", [height, width], reason)
         name = f"{'2-D' if slices == 1 else '2.5-D'} plain U-Net, {slices} x {height} x {width}"
-        listed.append(Candidate(name, (size, *shared, *network), height * width, WINDOWS))
+        listed.append(
+            Candidate(
+                name,
+                (size, *shared, *network),
+                height * width,
+                WINDOWS,
+                LEAST_EPOCHS,
+                LEAST_STEPS,
+                turns.get(number, 0),
+            )
+        )
     return listed
 
 
 def to_measure(listed: list[Candidate]) -> list[Candidate]:
     """Choose which candidates to measure, the most important first; the others are interpolated."""
-    if len(listed) <= 2:
-        return listed[::-1]
-    middle = min(2, len(listed) - 1)
-    order = dict.fromkeys((middle, 0, len(listed) - 1))
-    return [listed[k] for k in order]
+    return sorted((candidate for candidate in listed if candidate.turn), key=lambda candidate: candidate.turn)
 
 
 def _whole_volume(facts: Fingerprint, machine: Machine, shared: tuple[Choice, ...], reason: str) -> list[Candidate]:
-    patch, size = whole_volume_patch(facts)
+    patch, levels = whole_volume_patch(facts)
     shape = " x ".join(f"{n:g}" for n in facts.shape)
+    multiple = 2 ** (levels - 1)
     batch = max(min(PATCHES, round(PATCHES * _PATCH_VOXELS / math.prod(patch))), 2)
     listed = []
-    for filters in (8, 16, 32) if machine.gpu else (8, 16):
+    for filters, least_steps, turn in _WIDTHS:
         choices = (
-            Choice("data.input_size", list(size), f"holds the slices of a median volume of {shape}"),
-            Choice("data.patch", list(patch), f"the whole of a median volume of {shape}"),
+            Choice("data.input_size", list(patch[1:]), f"holds the slices of a median volume of {shape}"),
+            Choice("data.patch", list(patch), f"the median volume, rounded up to multiples of {multiple}"),
             *shared,
             Choice("model.architecture", "unet3d", reason),
-            Choice("model.filters", filters, "the most filters for which there is time"),
+            Choice("model.levels", levels, f"halving {min(facts.shape):g} voxels more often leaves fewer than four"),
+            Choice("model.filters", filters, f"the most for which there is time for {least_steps} steps"),
+            *([] if machine.gpu else [Choice("training.precision", "float32", _FLOAT32)]),
         )
         name = f"3-D U-Net, {filters} filters, {' x '.join(map(str, patch))}"
-        listed.append(Candidate(name, choices, math.prod(patch) * filters, batch))
+        listed.append(Candidate(name, choices, math.prod(patch) * filters, batch, 1, least_steps, turn))
     return listed

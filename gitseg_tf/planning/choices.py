@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gitseg_tf.config.volumetric import poolings
 from gitseg_tf.planning.fingerprint import Fingerprint, LabelFingerprint
 from gitseg_tf.planning.machine import Machine
 
@@ -19,8 +18,10 @@ ANISOTROPIC = 3.0
 _MOST_SLICE_MM = 10.0
 _WINDOW_STEP_MM, _WINDOW_STEP_SHARE, _WINDOW_SLICES = 6.0, 0.015, 5
 _RARE_LABEL = 0.05
+_LEAST_SCANS = 5  # from which post-processing is concluded
 _SAME = 1.05
 _MULTIPLE = 32
+_LEAST_RESOLUTION, _MOST_POOLINGS = 4, 4
 _MOST_INPUT = 512
 _MOST_STRIDE = 8
 
@@ -74,10 +75,12 @@ def data_choices(facts: Fingerprint, kind: str) -> Iterator[Choice]:
     yield _intensity(facts)
     if kind == "whole":
         yield Choice("data.crop", "none", "a patch holds whole slices")
+        least, most = min(facts.least_spacing[1:]), max(facts.most_spacing[1:])
+        reason = f"pixels are {least:g} mm" if least == most else f"pixels are {least:g} to {most:g} mm"
+        yield Choice("data.pixel_mm", min(facts.spacing[1:]), f"{reason}; all volumes get the median")
         if facts.most_spacing[0] > _SAME * facts.least_spacing[0]:
             reason = f"slice distances differ: {facts.least_spacing[0]:g} to {facts.most_spacing[0]:g} mm"
             yield Choice("data.window_stride_mm", facts.spacing[0], reason)
-        yield Choice("data.empty_slice_fraction", 0.1, "a patch shows slices without labels anyway")
         return
     yield Choice("data.crop", "body", f"the body's bounding box is {facts.body_mm[0]:g} x {facts.body_mm[1]:g} mm")
     if kind == "2d":
@@ -150,7 +153,7 @@ def augment_choices(facts: Fingerprint, kind: str) -> Iterator[Choice]:
 def postprocess_choices(facts: Fingerprint) -> Iterator[Choice]:
     """Choose conservative post-processing: only what leaves every reference mask as it is, or nearly so."""
     for label in facts.labels:
-        if label.present < 3:
+        if label.present < _LEAST_SCANS:
             continue
         if label.components == 1:
             reason = f"one component in each of {label.present} scans"
@@ -165,22 +168,16 @@ def _least_component(label: LabelFingerprint) -> float:
     return float(f"{half:.1g}") if half >= 0.02 * label.volume_ml[1] else 0.0
 
 
-def whole_volume_patch(facts: Fingerprint) -> tuple[tuple[int, int, int], tuple[int, int]]:
-    """Choose the patch (slices, height, width) and the input size that hold a median volume.
+def whole_volume_patch(facts: Fingerprint) -> tuple[tuple[int, int, int], int]:
+    """Choose the patch (slices, height, width) that holds a median volume, and the number of resolutions.
 
-    Height and width are rounded up, because the rest is padding. The depth is rounded to the nearest multiple that the
-    network can pool: at the ends of a scan, patches are shifted inward.
+    All axes are halved as long as the shortest one keeps at least four voxels, and the patch is the median shape,
+    rounded up to multiples of what that divides by (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
     """
-    height, width = (max(math.ceil(n / _MULTIPLE) * _MULTIPLE, _MULTIPLE) for n in facts.shape[1:])
-    # The plane is not scaled beyond its own resolution along the longer side.
-    depths = [d for d in range(8, 129) if _pools((d, height, width))]
-    depth = min(depths, key=lambda d: (abs(d - facts.shape[0]), d))
-    return (depth, height, width), (height, width)
-
-
-def _pools(patch: tuple[int, int, int]) -> bool:
-    factors = [math.prod(axis) for axis in zip(*poolings(patch), strict=True)]
-    return all(extent % factor == 0 for extent, factor in zip(patch, factors, strict=True))
+    poolings = min(max(math.floor(math.log2(min(facts.shape) / _LEAST_RESOLUTION)), 1), _MOST_POOLINGS)
+    multiple = 2**poolings
+    depth, height, width = (math.ceil(n / multiple) * multiple for n in facts.shape)
+    return (depth, height, width), poolings + 1
 
 
 def input_sizes(facts: Fingerprint) -> list[tuple[int, int]]:
@@ -198,6 +195,13 @@ def input_sizes(facts: Fingerprint) -> list[tuple[int, int]]:
         short = min(short, long)
         sizes.append((long, short) if tall else (short, long))
     return sizes
+
+
+def tta_choice(facts: Fingerprint) -> Choice:
+    """Predict mirrored scans too, if training mirrors them."""
+    if facts.sided:
+        return Choice("evaluation.tta.flip", False, "labels have a side")
+    return Choice("evaluation.tta.flip", True, "training flips; prediction takes twice as long")
 
 
 def default_filters(machine: Machine) -> Choice:

@@ -8,7 +8,6 @@ import numpy as np
 from scipy import ndimage
 
 from gitseg_tf.core.progress import progress
-from gitseg_tf.core.text import plural
 from gitseg_tf.data.masks import bounding_box
 from gitseg_tf.data.tfrecords.codec import read_record
 from gitseg_tf.data.tfrecords.dataset import Dataset
@@ -236,10 +235,10 @@ def named_side(name: str) -> str | None:
     """Return the side that a label's name mentions as a separate word or letter.
 
     Example:
-        >>> named_side("kidney_left"), named_side("Parotid R"), named_side("rightmost"), named_side("liver")
+        >>> named_side("kidney_left"), named_side("Parotid R"), named_side("rightmost"), named_side("vertebra_L1")
         ('left', 'right', None, None)
     """
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    words = [word.lower() for word in re.findall(r"(?:[A-Z]?[a-z]+|[A-Z]+(?![a-z]))\d*", name)]
     return next((_SIDES[word] for word in words if word in _SIDES), None)
 
 
@@ -371,29 +370,3 @@ def _triple(values: Iterable[float]) -> Triple:
 def _rounded(value) -> float:
     """Round to four significant digits, so that the last bits of a sum do not show."""
     return float(f"{float(value):.4g}")
-
-
-def fingerprint_lines(facts: Fingerprint) -> list[str]:
-    """Describe a fingerprint, one fact a line."""
-    z, y, x = facts.spacing
-    depth, height, width = facts.shape
-    read = "" if facts.measured == facts.scans else f" ({facts.measured} of them measured)"
-    lines = [
-        f"{plural(facts.scans, 'annotated scan')}{read} of {plural(facts.patients, 'patient')}",
-        f"median shape {depth:g} x {height:g} x {width:g}, spacing {z:g} x {y:g} x {x:g} mm, anisotropy "
-        f"{facts.anisotropy:.2g}; the body's bounding box is {facts.body_mm[0]:g} x {facts.body_mm[1]:g} mm",
-    ]
-    for channel in facts.channels:
-        unit = "Hounsfield units" if channel.is_ct else "not in Hounsfield units"
-        lines.append(
-            f"channel {channel.name}: {unit}, percentiles 1 to 99 are {channel.range[0]:g} to {channel.range[1]:g}, "
-            f"the widest range is {channel.width_ratio:.3g} times the narrowest"
-        )
-    for label in facts.labels:
-        low, middle, high = label.volume_ml
-        side = f"; has a side: {label.side}" if label.side else ""
-        lines.append(
-            f"label {label.name}: in {label.present} of {plural(label.annotated, 'scan')} and {label.slice_fraction:.0%} "
-            f"of the slices, {middle:g} ml ({low:g} to {high:g}), at most {plural(label.components, 'component')}{side}"
-        )
-    return lines

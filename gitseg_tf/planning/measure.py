@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -56,6 +57,8 @@ def measure(dataset: Dataset, config: Config, seconds: float, note) -> Measureme
     model = compiled_model(config, strategy, precision, steps=steps)
     base = _resident_gib()
     slices = sum(scan.shape[0] for shard in part.shards for scan in shard.scans)
+    bytes_per_pixel = 2 * len(dataset.channels) + len(config.label_set) // 8 + 1
+    prepared = slices * math.prod(config.data.input_size) * bytes_per_pixel / 2**30
     batches = training_windows(part, sample)
     started = time.perf_counter()
     iterator = iter(batches)
@@ -69,7 +72,7 @@ def measure(dataset: Dataset, config: Config, seconds: float, note) -> Measureme
         start = max(durations[0] - step, 0.0)
         return Measurement(
             step, _VALIDATION_SHARE * step if validation is None else validation, start, slice_seconds, base,
-            _peak_gib(), windows, held_out, len(timed), date.today().isoformat(),
+            max(_peak_gib() - prepared, base), windows, held_out, len(timed), date.today().isoformat(),
         )  # fmt: skip
 
     clock = _Clock(seconds, lambda durations: note(measured(durations)))
@@ -95,7 +98,8 @@ class _Clock(keras.callbacks.Callback):
 
     def __init__(self, seconds: float, note):
         super().__init__()
-        self.seconds, self.note, self.durations = seconds, note, []
+        self.seconds, self.note = seconds, note
+        self.durations: list[float] = []
         self.last = self.deadline = time.perf_counter()
 
     def on_train_begin(self, logs=None):

@@ -11,12 +11,11 @@ from typing import Any
 from gitseg_tf.core.text import plural
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.planning.candidates import Candidate, Measurement, candidates, on_grid
-from gitseg_tf.planning.choices import Choice, postprocess_choices
-from gitseg_tf.planning.fingerprint import Fingerprint, fingerprint_lines
+from gitseg_tf.planning.choices import Choice, postprocess_choices, tta_choice
+from gitseg_tf.planning.description import fingerprint_lines
+from gitseg_tf.planning.fingerprint import Fingerprint
 from gitseg_tf.planning.machine import Machine
 
-# A larger network or input is chosen if it can still be trained for this long.
-LEAST_EPOCHS, LEAST_STEPS, LEAST_PATCH_STEPS = 20, 1500, 200
 MOST_EPOCHS = 1000
 _MARGIN = 0.97
 # Per epoch: metrics, checkpoint, history and pictures.
@@ -26,7 +25,7 @@ _SCORING_GIB, _SCORING_SECONDS = 0.4, 30.0
 _ACTIVATION_MARGIN = 1.2
 _LEAST_WINDOWS, _LEAST_PATCHES = 4, 2
 _SHUFFLED, _SCANS_AT_ONCE = 256, 16
-_LEARNING_RATE = 0.002
+_LEARNING_RATE, _LEARNING_RATE_3D = 0.002, 0.003
 
 
 @dataclass(frozen=True)
@@ -127,15 +126,16 @@ def decide(
     affordable = [option for option in options if _is_trained_enough(option[0], *option[3])]
     candidate, cost, use, (epochs, steps, prediction) = affordable[-1] if affordable else options[0]
     if epochs < 1:
-        needed = prediction.epoch_seconds / 60
+        needed, start = prediction.epoch_seconds / 60, prediction.start_minutes
         raise ConfigError(
             f"{minutes:g} minutes are too short: one epoch takes about {needed:.2g} minutes, after a start of "
-            f"{prediction.start_minutes:.2g} minutes; allow at least {math.ceil(10 * (needed + prediction.start_minutes)) / 10:g}"
+            f"{start:.2g} minutes; allow at least {math.ceil(11 * (needed + start)) / 10:g}"
         )
     choices = (
         *candidate.choices,
         *_batch_choices(candidate, use, memory_gib),
-        *_training_choices(epochs, steps, minutes, prediction),
+        *_training_choices(candidate, epochs, steps, minutes, prediction),
+        tta_choice(facts),
         *postprocess_choices(facts),
     )
     order = ("data", "augment", "model", "training", "evaluation", "postprocess")
@@ -201,9 +201,7 @@ def predict(
 
 
 def _is_trained_enough(candidate: Candidate, epochs: int, steps: int, _: Prediction) -> bool:
-    if _is_3d(candidate):
-        return steps >= LEAST_PATCH_STEPS
-    return epochs >= LEAST_EPOCHS and steps >= LEAST_STEPS
+    return epochs >= candidate.least_epochs and steps >= candidate.least_steps
 
 
 def _is_3d(candidate: Candidate) -> bool:
@@ -284,16 +282,18 @@ def _batch_choices(candidate: Candidate, use: MemoryUse, memory_gib: float) -> l
     return [*choices, Choice("evaluation.batch_size", micro, "as many as training processes at once")]
 
 
-def _training_choices(epochs: int, steps: int, minutes: float, prediction: Prediction) -> list[Choice]:
+def _training_choices(
+    candidate: Candidate, epochs: int, steps: int, minutes: float, prediction: Prediction
+) -> list[Choice]:
     reason = f"{prediction.epoch_seconds:.3g} s per epoch, {prediction.training_minutes:.3g} of {minutes:g} minutes"
     if epochs == MOST_EPOCHS:
         reason += "; more epochs rarely help"
     elif prediction.training_minutes > minutes:
         reason += f"; the start takes {prediction.start_minutes:.2g} minutes of them"
-    decay = ema_decay(steps)
+    decay, rate = ema_decay(steps), _LEARNING_RATE_3D if _is_3d(candidate) else _LEARNING_RATE
     return [
         Choice("training.epochs", epochs, reason),
-        Choice("training.learning_rate", _LEARNING_RATE, "for AdamW and this network; gitseg lr-find measures it"),
+        Choice("training.learning_rate", rate, "for AdamW and this network; gitseg lr-find measures it"),
         Choice("training.schedule", "cosine", "ends at zero after the last epoch, whatever their number"),
         Choice("training.ema_decay", decay, f"averages the last {1 / (1 - decay):.0f} of {plural(steps, 'step')}"),
         Choice("training.loss.bce.weight", 1.0, "smooth, and gives calibrated probabilities"),
@@ -305,7 +305,7 @@ def ema_decay(steps: int) -> float:
     """Choose the decay of the weight average, so that it spans at most about a tenth of the training.
 
     Example:
-        >>> ema_decay(100), ema_decay(2000), ema_decay(30_000)
+        >>> ema_decay(100), ema_decay(1500), ema_decay(30_000)
         (0.9, 0.99, 0.999)
     """
     return next((decay for decay in (0.999, 0.995, 0.99, 0.98, 0.95) if steps * (1 - decay) >= 10), 0.9)
@@ -339,7 +339,7 @@ def _not_tried(candidate: Candidate) -> tuple[str, ...]:
         "other decoders (unetplusplus, attention_unet, fpn, deeplabv3plus, segformer) and deep supervision",
         "other losses, such as top_k for hard outlines or boundary for the Hausdorff distance",
         "other learning rates and optimizers (gitseg lr-find, gitseg grid)",
-        "thresholds, smoothing and hole filling after training (gitseg tune), test-time augmentation, ensembles",
+        "thresholds, smoothing and hole filling after training (gitseg tune), and ensembles",
     ]
     if _is_3d(candidate):
         return ("2-D and 2.5-D networks, and 3-D networks with residual blocks", *lines)

@@ -61,7 +61,7 @@ def _section(tree: dict[str, Any], depth: int) -> list[str]:
             continue
         setting, reason = value
         line = f"{indent}{_scalar(key)}: {_scalar(setting)}"
-        if len(line) + 4 > _WIDTH - 40 or len(reason) + _COMMENT_AT + 2 > _WIDTH:
+        if max(len(line), _COMMENT_AT - 2) + len("  # ") + len(reason) > _WIDTH:
             lines += textwrap.wrap(
                 reason, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ", break_on_hyphens=False
             )
