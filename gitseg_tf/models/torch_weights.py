@@ -62,7 +62,9 @@ def read_torch_weights(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or 'damaged'}); choose another file") from None
     except _Refused as error:
-        raise DataError(f"{path}: contains {error}, not only tensors; choose a file that contains only weights") from None
+        raise DataError(
+            f"{path}: contains {error}, not only tensors; choose a file that contains only weights"
+        ) from None
     except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, TypeError, KeyError, IndexError, EOFError,
             AttributeError, OverflowError, MemoryError, NotImplementedError, RuntimeError):  # fmt: skip
         raise DataError(f"{path}: is damaged, or is not a PyTorch file of weights; choose another file") from None
@@ -86,7 +88,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, type_name, key, _, size, *_ = pid
-        if kind != "storage" or not isinstance(key, str) or not 0 <= int(size):
+        if kind != "storage" or not isinstance(key, str) or not int(size) >= 0:
             raise pickle.UnpicklingError("not a storage")
         return _Storage(key, _TYPES[type_name], int(size))
 

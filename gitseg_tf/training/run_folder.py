@@ -3,6 +3,7 @@
 import logging
 import platform
 from pathlib import Path
+from typing import Any
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
@@ -58,10 +59,18 @@ def check_run_folder(run: AnyPath, *, resume: bool) -> None:
         raise RunError(f"{run}: is not empty and is not a run; choose another run folder")
 
 
-def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) -> None:
+def open_run(
+    run: AnyPath, config: Config, dataset: Dataset, *, resume: bool, init: dict[str, Any] | None = None
+) -> None:
     """Create the run's folder, or check that it contains a run of the same experiment; describe the run in it.
 
     Writes config.yaml and training_data.json, and warns about labels without a voxel in the training data.
+
+    Args:
+        run: the folder.
+        config, dataset: the experiment, prepared for the dataset.
+        resume: whether the folder may contain a run.
+        init: what the config records about the network that the run starts from; a resumed run keeps its record.
 
     Raises:
         RunError: see `check_run_folder`; or the run belongs to another experiment or dataset.
@@ -79,6 +88,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
             fix = "resume with the original folds or choose another run folder"
             raise RunError(f"{run}: was trained on other patients, because {dataset.root} has other folds; {fix}")
         _check_not_tuned(run, config)
+        init = init or before.provenance.get("init")
     provenance = {
         "dataset": dataset.source["fingerprint"],
         "records": str(dataset.root.resolve()),
@@ -88,6 +98,8 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         "tf_keras": keras.__version__,
         "python": platform.python_version(),
     }
+    if init is not None:
+        provenance["init"] = init
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
     data = summarize_scans(scans, config.label_set.names)

@@ -86,7 +86,7 @@ def _normalized(x, name: str, active: bool = True):
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if active else x
 
 
-def _variance():  # as in Google's code; create one per weight, because an initializer returns the same numbers each time
+def _variance():  # as in Google's code; one per weight, because an initializer returns the same numbers every time
     return keras.initializers.VarianceScaling(2.0, "fan_out")
 
 

@@ -14,6 +14,7 @@ from gitseg_tf.errors import GitsegError
 from gitseg_tf.export.formats.registry import FORMATS
 from gitseg_tf.export.formats.tflite import float32_operators
 from gitseg_tf.inference.runtimes import open_network
+from gitseg_tf.labels import UWMGI
 from gitseg_tf.models.build import build_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -26,7 +27,7 @@ def small(architecture, backbone=None):
     settings |= {"model.backbone": backbone} if backbone else {"data.patch": [8, 32, 32]}
     # The quantization error depends on the random weights.
     keras.utils.set_random_seed(0)
-    model = build_model(load_config(None, settings))
+    model = build_model(load_config(None, settings).for_dataset(UWMGI, ("image",)))
     head = [layer for layer in model.layers if layer.get_weights()][-1]
     head.set_weights([3 * head.get_weights()[0], 0 * head.get_weights()[1]])
     return model
@@ -92,7 +93,10 @@ TOLERANCES = {"onnx": 1e-4, "tflite-float16": 1e-2, "tflite-int8": 0.2}
 @pytest.mark.parametrize(
     "architecture, backbone",
     [(name, "resnet18") for name in DECODERS]
-    + [("unet", name) for name in ("plain", "mobilenetv3", "efficientnetv2_b0", "efficientnet_lite0", "convnext_tiny", "mit_b0")],
+    + [
+        ("unet", name)
+        for name in ("plain", "mobilenetv3", "efficientnetv2_b0", "efficientnet_lite0", "convnext_tiny", "mit_b0")
+    ],
 )
 def test_every_2d_network_converts_to_every_format(whole_table, tmp_path, architecture, backbone, name):
     actual, expected = converted(small(architecture, backbone), name, tmp_path)
