@@ -82,7 +82,9 @@ def test_all_heads_follow_the_labels():
     heads["model__levels"] = 4
     plan, before, after = transferred(network(1, **heads), network(2, labels=BODY, **heads))
     adapted = {row.layer for row in plan.rows if row.status == ADAPTED}
-    assert {"logits", "presence", "deep1"} <= adapted and all(name.startswith(("deep", "log", "pre")) for name in adapted)
+    assert {"logits", "presence", "deep1"} <= adapted and all(
+        name.startswith(("deep", "log", "pre")) for name in adapted
+    )
     one, other = before(windows(3)), after(windows(3))
     for name in one:
         assert np.array_equal(one[name][..., 1], other[name][..., 0])

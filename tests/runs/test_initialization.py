@@ -31,7 +31,11 @@ def test_a_run_and_its_weights_file_are_the_same_source(tmp_path):
     for path in (run, run / "checkpoints" / "best.weights.h5"):
         source = find_source(path, fold=0)
         assert source.seen == {"d1": ("case1", "case2")} and source.config.label_set.names
-        facts = {"path": str(path), "weights": hashlib.sha256(b"weights").hexdigest(), "seen": {"d1": ["case1", "case2"]}}
+        facts = {
+            "path": str(path),
+            "weights": hashlib.sha256(b"weights").hexdigest(),
+            "seen": {"d1": ["case1", "case2"]},
+        }
         assert source.provenance() == facts
 
 
@@ -83,7 +87,11 @@ def test_one_run_cannot_start_all_folds_of_its_own_data(tmp_path, refusal):
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("nothing", "no such run or file of weights"), ("empty", "is not a run"), ("x.txt", "is not a run or an .h5 file")],
+    [
+        ("nothing", "no such run or file of weights"),
+        ("empty", "is not a run"),
+        ("x.txt", "is not a run or an .h5 file"),
+    ],
 )
 def test_anything_else_is_refused(tmp_path, refusal, name, problem):
     (tmp_path / "empty").mkdir()

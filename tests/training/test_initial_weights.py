@@ -10,10 +10,13 @@ from gitseg_tf.config import load_config
 from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.models.build import build_model
 from gitseg_tf.models.transfer import weighted_layers
-from gitseg_tf.runs.folder import has_begun, read_history
+from gitseg_tf.runs.folder import best_weights_path, has_begun, read_history
 from gitseg_tf.runs.initialization import read_table
+from gitseg_tf.runs.run import load_run
 from gitseg_tf.training.callbacks.recorder import EpochBars
+from gitseg_tf.training.cross_validation import train_folds
 from gitseg_tf.training.initial_weights import read_initial_weights
+from gitseg_tf.training.run_folder import open_run
 from gitseg_tf.training.trainer import train
 
 
@@ -27,9 +30,14 @@ def other_dataset(make_cohort, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def source(other_dataset, tmp_path_factory):
-    """A run on two labels."""
-    config = tiny_config(data__labels=["stomach", "large_bowel"], data__batch_size=8, evaluation__threshold=0.1)
-    return train(config, other_dataset, tmp_path_factory.mktemp("source") / "run")
+    """A run on two labels, with random weights and statistics instead of trained ones."""
+    path = tmp_path_factory.mktemp("source") / "run"
+    config = tiny_config(data__labels=["stomach", "large_bowel"]).for_dataset(other_dataset.labels, ("image",))
+    open_run(path, config, other_dataset, resume=False)
+    model, rng = build_model(config), np.random.default_rng(1)
+    model.set_weights([array + 0.1 * rng.random(array.shape, np.float32) for array in model.get_weights()])
+    model.save_weights(best_weights_path(path))
+    return load_run(path)
 
 
 def best_layers(run):
@@ -43,8 +51,8 @@ def initial(config, dataset):
 
 
 def held_back(source, **changes):
-    """Nothing but the head moves in the first of three epochs."""
-    keys = {"model__init": str(source.path), "training__freeze_epochs": 1, "training__epochs": 3, "data__batch_size": 8}
+    """Nothing but the head moves in the first of two epochs."""
+    keys = {"model__init": str(source.path), "training__freeze_epochs": 1, "training__epochs": 2, "data__batch_size": 8}
     return tiny_config(**keys | {"training__ema_decay": 0, "evaluation__threshold": 0.1} | changes)
 
 
@@ -101,8 +109,9 @@ def test_frozen_layers_keep_their_weights_and_a_resumed_run_needs_no_source(sour
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], abs=1e-6)
     for name, arrays in best_layers(whole).items():
         assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(arrays, best_layers(run)[name], strict=True)), name
-    changed = [name for name, arrays in theirs.items() if not np.allclose(arrays[0], best_layers(run)[name][0])]
-    assert {"encoder0_1_conv", "decoder1_2_conv"} <= set(changed)
+    last = best_layers(run)
+    for name in ("encoder0_1_conv", "decoder1_2_conv"):
+        assert not np.allclose(theirs[name][0], last[name][0])
 
 
 @pytest.mark.parametrize("name", ["network.weights.h5", "network.h5"])
@@ -137,6 +146,11 @@ def test_a_run_on_held_out_patients_is_refused(source, other_dataset, tmp_path, 
     assert "was trained on patients held out here (case1" in message and not has_begun(tmp_path / "run")
     initial(tiny_config(model__init=str(source.path), data__fold=0), other_dataset)
     initial(tiny_config(model__init=str(source.path), data__fold=None), other_dataset)
+
+
+def test_a_cross_validation_is_refused_as_a_whole_before_its_first_fold(source, other_dataset, tmp_path, refusal):
+    message = refusal(train_folds, tiny_config(model__init=str(source.path)), other_dataset, tmp_path / "folds")
+    assert "was trained on patients held out here (case1" in message and not (tmp_path / "folds").exists()
 
 
 def test_a_damaged_file_is_refused(tiny_dataset, tmp_path, refusal):

@@ -1,53 +1,18 @@
 """Frozen layers, compared with a network in which Keras itself does not train them."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras as keras
-from helpers.configs import tiny_config
+from helpers.frozen import FROZEN, IMAGES, KEYS, LOADED, MASKS, STEPS, WARMUP, network, squared, trained, weights_of
 
-from gitseg_tf.training.callbacks.unfreezing import Unfreezes
 from gitseg_tf.training.optim.optimizers import build_optimizer
 from gitseg_tf.training.optim.schedules import Schedule
-from gitseg_tf.training.step import TrainingModel
-
-STEPS, FROZEN, WARMUP = 3, 2, 2
-IMAGES = np.random.default_rng(0).random((STEPS * 4, 4, 4, 2), np.float32)
-MASKS = (np.random.default_rng(1).random((STEPS * 4, 4, 4, 3)) > 0.5).astype(np.float32)
-LOADED = frozenset({"encoder_conv", "encoder_bn"})
-KEYS = {"learning_rate": 0.05, "warmup": 0, "schedule": "constant", "weight_decay": 0.1, "clip_norm": 0.01, "epochs": 6}
-
-
-def squared(mask, outputs):
-    return tf.reduce_mean((tf.cast(mask, tf.float32) - outputs) ** 2, axis=[1, 2, 3])
-
-
-def network(optimizer="adamw", jit_compile=False, **changes):
-    """Two convolutions with normalization; `loaded` are the layers of the first one."""
-    keys = KEYS | {"optimizer": optimizer} | changes
-    config = tiny_config(**{f"training.{key}": value for key, value in keys.items()}, **{"model.init": "runs/other"})
-    keras.utils.set_random_seed(3)
-    inputs = keras.Input((4, 4, 2))
-    x = keras.layers.Conv2D(5, 3, padding="same", name="encoder_conv")(inputs)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.5, name="encoder_bn")(x))
-    outputs = keras.layers.Conv2D(3, 1, name="logits")(x)
-    schedule = Schedule(config.training, 100)
-    model = TrainingModel(
-        inputs, outputs, config=config, schedule=schedule, loss=squared, loaded=LOADED, steps_per_epoch=STEPS
-    )
-    model.compile(build_optimizer(config.training, schedule, model.trainable_variables), jit_compile=jit_compile)
-    return model
-
-
-def trained(model, epochs, first=0):
-    callbacks = [Unfreezes(model.freezing)] if model.freezing else []
-    data = tf.data.Dataset.from_tensor_slices((IMAGES, MASKS)).batch(4, drop_remainder=True)
-    model.fit(data, epochs=epochs, initial_epoch=first, verbose=0, callbacks=callbacks)
-    return weights_of(model)
-
-
-def weights_of(model):
-    return {layer.name: layer.get_weights() for layer in model.layers if layer.get_weights()}
 
 
 def assert_same(one, other, atol=1e-6):
@@ -127,3 +92,20 @@ def test_freezing_compiles_with_xla():
 
 def test_nothing_is_frozen_without_loaded_layers_or_epochs():
     assert network().freezing is None
+
+
+@pytest.mark.process
+def test_two_replicas_freeze_like_one_device():
+    script = Path(__file__).parents[2] / "helpers" / "frozen.py"
+    paths = os.pathsep.join([str(script.parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["held"] == 0 and seen["differ"] < 1e-5
+    assert all(distance > 1e-4 for distance in seen["moved"].values()), seen
