@@ -156,6 +156,9 @@ class Config(Section):
                 raise ValueError(f"{key} must be of type {kind.__name__}")
         if not all(isinstance(case, str) for case in value.get("trained_on", ())):
             raise ValueError("trained_on must be a list of names")
+        seen = value.get("init", {}).get("seen", {})
+        if not isinstance(seen, dict) or not all(isinstance(cases, list) for cases in seen.values()):
+            raise ValueError("init.seen must list patients by dataset")
         return value
 
     @model_validator(mode="after")

@@ -78,11 +78,16 @@ class Transfer:
     @property
     def loaded(self) -> frozenset[str]:
         """The loaded and adapted layers, without the heads."""
-        return frozenset(row.layer for row in self.rows if row.status != NEW and not _HEAD.fullmatch(row.layer))
+        return frozenset(row.layer for row in self.rows if row.status != NEW and not is_head(row.layer))
 
     def count(self, status: str) -> int:
         """Count the layers with a status."""
         return sum(row.status == status for row in self.rows)
+
+
+def is_head(name: str) -> bool:
+    """Check whether a layer computes outputs per label."""
+    return _HEAD.fullmatch(name) is not None
 
 
 def weighted_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
@@ -128,7 +133,7 @@ def plan_transfer(source: SourceNetwork, model: keras.Model, inputs: Inputs, lab
         arrays, note = None, ""
         if theirs is None:
             note = "not in the source"
-        elif _HEAD.fullmatch(name):
+        elif is_head(name):
             arrays, note = _head(own, theirs, labels, source.labels)
         elif name == stem:
             arrays, note = _stem(own, theirs, inputs, source.inputs)
@@ -145,7 +150,7 @@ def plan_transfer(source: SourceNetwork, model: keras.Model, inputs: Inputs, lab
             status[name] = ADAPTED if note else LOADED
         parameters = sum(array.size for array in own)
         kept = parameters if arrays is not None else 0
-        if arrays is not None and theirs is not None and _HEAD.fullmatch(name) and source.labels:
+        if arrays is not None and is_head(name) and source.labels:
             kept = kept * len(set(labels) & set(source.labels)) // len(labels)
         rows.append(LayerTransfer(parts[name], name, status[name], parameters, kept, note))
     return Transfer(tuple(rows), weights)
@@ -155,7 +160,7 @@ def fits_usefully(transfer: Transfer, model: keras.Model) -> bool:
     """Check that more than normalization and the first layer fits: at least one kernel was loaded unchanged."""
     layers = weighted_layers(model)
     return any(
-        row.status == LOADED and not _HEAD.fullmatch(row.layer) and _has_kernel(layers[row.layer].get_weights())
+        row.status == LOADED and not is_head(row.layer) and _has_kernel(layers[row.layer].get_weights())
         for row in transfer.rows
     )
 
@@ -261,7 +266,7 @@ def _listed(names: list[str]) -> str:
 
 def _parts(model: keras.Model) -> dict[str, str]:
     """Map each layer to the part of the network: the encoder, or the first word of its name."""
-    parts = {}
+    parts: dict[str, str] = {}
     for layer in model.layers:
         inner = layer.layers if isinstance(layer, keras.Model) else []
         parts |= {each.name: layer.name for each in inner}

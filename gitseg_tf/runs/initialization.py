@@ -93,6 +93,21 @@ def _seen(config: Config) -> dict[str, tuple[str, ...]]:
     return {dataset: tuple(sorted(patients)) for dataset, patients in sorted(seen.items())}
 
 
+def seen_patients(config: Config, dataset: str) -> set[str]:
+    """List the patients that the weights of a run have seen.
+
+    Args:
+        config: the run's config.
+        dataset: the fingerprint of the dataset in question.
+
+    Returns:
+        The patients that the run was trained on, and those of this dataset that the network was trained on from which
+        the run started.
+    """
+    earlier = config.provenance.get("init", {}).get("seen", {})
+    return {*config.provenance.get("trained_on", ()), *map(str, earlier.get(dataset, ()))}
+
+
 def check_patients(source: Source, held_out: Iterable[str], dataset: str) -> None:
     """Check that no held-out patient has been seen; warn if that is not known.
 

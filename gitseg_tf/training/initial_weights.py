@@ -30,6 +30,7 @@ from gitseg_tf.models.transfer import (
     SourceNetwork,
     Transfer,
     fits_usefully,
+    is_head,
     plan_transfer,
     weighted_layers,
 )
@@ -102,10 +103,8 @@ def resumed_weights(config: Config, run: AnyPath) -> InitialWeights:
     """Find out which layers of a resumed run were loaded when it began; the weights come from its checkpoint."""
     if config.model.init is None or not _freezes(config):
         return InitialWeights({}, _encoder_layers(config) if _freezes(config) else frozenset())
-    rows = read_table(run)
-    heads = {"logits", "presence"}
-    loaded = {row["layer"] for row in rows if row["status"] != NEW and row["part"] not in heads}
-    return InitialWeights({}, frozenset(name for name in loaded if not name.startswith("deep")))
+    kept = {row["layer"] for row in read_table(run) if row["status"] != NEW}
+    return InitialWeights({}, frozenset(name for name in kept if not is_head(name)))
 
 
 def _freezes(config: Config) -> bool:

@@ -7,7 +7,7 @@ from helpers.configs import tiny_config
 
 from gitseg_tf.config import save_config
 from gitseg_tf.runs.cross_validation import MARKER
-from gitseg_tf.runs.initialization import check_all_folds, check_patients, find_source, read_table
+from gitseg_tf.runs.initialization import check_all_folds, check_patients, find_source, read_table, seen_patients
 
 
 def make_run(folder, trained_on, dataset="d1", **provenance):
@@ -59,6 +59,12 @@ def test_patients_of_an_earlier_source_count_too(tmp_path, refusal):
     source = find_source(make_run(tmp_path / "run", ["case1"], init=init), fold=0)
     assert source.seen == {"d0": ("case1",), "d1": ("case1", "case5")}
     assert "(case5)" in refusal(check_patients, source, {"case5"}, "d1")
+
+
+def test_an_evaluation_counts_them_among_the_patients_of_that_dataset(tmp_path):
+    init = {"path": "runs/a", "weights": "0", "seen": {"d1": ["case5"], "d0": ["case7"]}}
+    config = find_source(make_run(tmp_path / "run", ["case1"], init=init), fold=0).config
+    assert seen_patients(config, "d1") == {"case1", "case5"} and seen_patients(config, "d2") == {"case1"}
 
 
 def test_a_file_that_does_not_name_its_patients_is_a_warning(tmp_path, caplog):
