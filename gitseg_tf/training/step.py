@@ -162,7 +162,8 @@ class TrainingModel(keras.Model):
             id(v): share for v, share in zip(self._updated.variables, self._updated.shares, strict=True)
         }
         if held:
-            shares |= {key: share * held.share(step) for key, share in shares.items() if key in held.variables}
+            fraction = held.share(step)
+            shares |= {key: share * fraction for key, share in shares.items() if key in held.variables}
         slowed = [v for v in variables if tf.is_tensor(shares[id(v)]) or shares[id(v)] != 1.0]
         before = [tf.identity(variable) for variable in slowed]
         if training.weight_decay:
