@@ -101,6 +101,11 @@ def _experiment_arguments(parser: Parser, fold: Callable | None = None, more: st
     parser.add_argument("--precision", help="numeric precision: auto, float32, mixed_float16 or mixed_bfloat16")
     held_out = f"fold to hold out; none trains on all data and scores nothing{more}"
     parser.add_argument("--fold", type=fold or _fold, help=held_out)
+    parser.add_argument(
+        "--init",
+        metavar="RUN|WEIGHTS",
+        help="start from the network of a run, of each fold of a cross-validation, or of an .h5 file of weights",
+    )
     parser.add_argument("--epochs", type=int, help="training epochs")
     parser.add_argument("--batch-size", type=int, help="windows or patches per step, across all replicas")
     parser.add_argument("--data-service", metavar="grpc://HOST:PORT", help="let a data service prepare the batches")
@@ -117,6 +122,7 @@ def _overrides(options) -> dict:
         "data.folds": options.folds if isinstance(options.folds, int) else None,
         "data.batch_size": options.batch_size,
         "data.service": options.data_service,
+        "model.init": options.init,
         "training.strategy": options.strategy,
         "training.precision": options.precision,
         "training.epochs": options.epochs,
@@ -268,6 +274,7 @@ def _again(options) -> str:
         "strategy",
         "precision",
         "fold",
+        "init",
         "epochs",
         "batch_size",
         "data_service",

@@ -158,21 +158,41 @@ class Config(Section):
     @classmethod
     def _has_known_types(cls, value: dict[str, Any]) -> dict[str, Any]:
         # Written by training, export and tune, and used by them and by the viewer.
-        for key, kind in (("dataset", str), ("records", str), ("trained_on", list), ("tuned", dict), ("plan", dict)):
+        kinds = {"dataset": str, "records": str, "trained_on": list, "tuned": dict, "plan": dict, "init": dict}
+        for key, kind in kinds.items():
             if key in value and not isinstance(value[key], kind):
                 raise ValueError(f"{key} must be of type {kind.__name__}")
         if not all(isinstance(case, str) for case in value.get("trained_on", ())):
             raise ValueError("trained_on must be a list of names")
+        seen = value.get("init", {}).get("seen", {})
+        if not isinstance(seen, dict) or not all(isinstance(cases, list) for cases in seen.values()):
+            raise ValueError("init.seen must list patients by dataset")
         return value
 
     @model_validator(mode="after")
     def _sections_agree(self):
         check_volumes(self.model, self.data.patch)
+        self._check_freezing()
         if self.data.fold is None:
             for key in ("early_stopping_patience", "swa_epochs"):
                 if getattr(self.training, key):
                     raise ValueError(f"training.{key} is {getattr(self.training, key)}: it needs a held-out fold")
         return self
+
+    def _check_freezing(self) -> None:
+        training = self.training
+        for key in ("freeze_epochs", "unfreeze_warmup_epochs"):
+            if getattr(training, key) and self.model.init is None and self.model.pretrained is None:
+                raise ValueError(
+                    f"training.{key} is {getattr(training, key)}, but no layer is loaded; "
+                    "set model.init or model.pretrained"
+                )
+        held = training.freeze_epochs + training.unfreeze_warmup_epochs
+        if held and held >= training.epochs - training.swa_epochs:
+            raise ValueError(
+                f"training.freeze_epochs and training.unfreeze_warmup_epochs are {held:g} epochs together; they must "
+                f"leave some of training.epochs ({training.epochs}) without training.swa_epochs ({training.swa_epochs})"
+            )
 
 
 def load_config(path: str | AnyPath | None = None, overrides: dict[str, Any] | None = None) -> Config:

@@ -48,6 +48,9 @@ class ModelConfig(Section):
     pretrained: str | None = Field(
         None, min_length=1, description="initial weights of the encoder: imagenet, or a file"
     )
+    init: str | None = Field(
+        None, min_length=1, description="initial weights of the network: a run, a cross-validation, or an .h5 file"
+    )
     filters: int = Field(
         16, ge=4, le=512, description="channels at full resolution of the plain backbone or of a 3-D network"
     )
@@ -79,6 +82,15 @@ class ModelConfig(Section):
             names = ", ".join(able)
             raise ValueError(f"must be false for {architecture}; architectures with deep supervision are {names}")
         return value
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if self.init is not None and self.pretrained is not None:
+            raise ValueError(
+                f"init is {self.init} and pretrained is {self.pretrained}, but a network starts from one of them; "
+                "set the other to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _enough_levels(self):

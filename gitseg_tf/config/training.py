@@ -38,6 +38,12 @@ class TrainingConfig(Section):
     layer_lr_decay: float = Field(
         1.0, gt=0, le=1, description="factor of the learning rate of each encoder stage relative to the next deeper one"
     )
+    freeze_epochs: int = Field(
+        0, ge=0, description="number of first epochs that train only the new layers, not the loaded ones"
+    )
+    unfreeze_warmup_epochs: float = Field(
+        0.0, ge=0, description="epochs over which the loaded layers' learning rate then rises from zero"
+    )
     swa_epochs: int = Field(
         0, ge=0, description="number of last epochs over which the weights are averaged equally; 0: none"
     )

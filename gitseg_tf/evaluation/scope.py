@@ -13,6 +13,7 @@ from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.index import ScanEntry
 from gitseg_tf.errors import RunError
 from gitseg_tf.runs.ensemble import RunEnsemble
+from gitseg_tf.runs.initialization import seen_patients
 from gitseg_tf.runs.run import Run
 
 FOLDER = "evaluations"
@@ -66,7 +67,7 @@ def choose_scope(model: Run | RunEnsemble, dataset: Dataset, fold: int | None = 
     """
     config = model.config
     fingerprint = dataset.source["fingerprint"]
-    trained_on = set(config.provenance.get("trained_on", ()))
+    trained_on = seen_patients(config, fingerprint)
 
     def scope(kind: str, folder: AnyPath, folds: list[int], exclude: tuple[str, ...]) -> Scope:
         scans = tuple(dataset.scans_of(folds, exclude))

@@ -14,7 +14,7 @@ from gitseg_tf.config.model import BACKBONES, NETWORKS_3D
 from gitseg_tf.core.paths import as_path, local_copy
 from gitseg_tf.errors import ConfigError, DataError, DependencyError
 from gitseg_tf.models.backbones import Backbone, Packaged, Published, encoder_of
-from gitseg_tf.models.backbones.backbone import Weights
+from gitseg_tf.models.backbones.backbone import ENCODER, Weights
 from gitseg_tf.models.build import input_shape
 from gitseg_tf.models.torch_weights import read_torch_weights
 
@@ -118,7 +118,7 @@ def _layers_of(path: Path, backbone: Backbone, encoder: keras.Model, config: Con
     with h5py.File(path) as file:
         root = file.get("model_weights", file)
         if "layer_names" in root.attrs:
-            layers = _by_layer(root)
+            layers = layers_of_h5(root)
             fits = all(layer.name in layers for layer in encoder.layers if layer.weights)
             published = backbone.published
             return published.convert(layers) if isinstance(published, Published) and not fits else layers
@@ -128,16 +128,25 @@ def _layers_of(path: Path, backbone: Backbone, encoder: keras.Model, config: Con
     return {layer.name: layer.get_weights() for layer in saved.layers}
 
 
-def _by_layer(root: h5py.Group) -> Weights:
-    """Read the arrays of Keras's older HDF5 format."""
+def layers_of_h5(root: h5py.Group) -> Weights:
+    """Read the arrays of Keras's older HDF5 format.
+
+    Args:
+        root: the group that lists the layers' names.
+
+    Returns:
+        Arrays by layer. An encoder inside a network is stored as one layer; its layers are listed by their own names.
+    """
 
     def names(node, attribute):
         return [name if isinstance(name, str) else name.decode() for name in node.attrs[attribute]]
 
-    return {
-        layer: [np.asarray(root[layer][name]) for name in names(root[layer], "weight_names")]
-        for layer in names(root, "layer_names")
-    }
+    layers: Weights = {}
+    for layer in names(root, "layer_names"):
+        for name in names(root[layer], "weight_names"):
+            own = name.split("/")[0] if layer == ENCODER else layer
+            layers.setdefault(own, []).append(np.asarray(root[layer][name]))
+    return layers
 
 
 def _check_shapes(layer: keras.layers.Layer, arrays: list[np.ndarray]) -> list[np.ndarray]:

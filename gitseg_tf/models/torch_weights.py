@@ -8,7 +8,6 @@ for each storage the number of its values (int64) and the values. The newer one 
 
 import collections
 import io
-import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from gitseg_tf.errors import DataError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_TYPES = {
+_TYPES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -151,9 +150,10 @@ def _array(tensor: _Tensor, values: np.ndarray) -> np.ndarray:
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides) or min((tensor.offset, *shape, *strides), default=0) < 0:
         raise ValueError("invalid shape")
+    count = int(np.prod(shape, dtype=object))  # of any size, without overflow
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     # Without this check, strides of 0 could blow a few bytes up to any size, and larger ones read other memory.
-    if math.prod(shape) > len(values) or (math.prod(shape) and last >= len(values)):
+    if count > len(values) or (count and last >= len(values)):
         raise ValueError("larger than its storage")
     width = values.dtype.itemsize
     view = np.lib.stride_tricks.as_strided(values[tensor.offset :], shape, [stride * width for stride in strides])

@@ -18,6 +18,7 @@ from gitseg_tf.runs.cross_validation import (
     read_cross_validation,
 )
 from gitseg_tf.runs.folder import has_begun
+from gitseg_tf.runs.initialization import check_all_folds
 from gitseg_tf.training.distribute.cluster import has_workers
 from gitseg_tf.training.run_folder import check_same_experiment, clear_unbegun, numbered
 
@@ -75,6 +76,8 @@ def train_folds(config: Config, dataset: Dataset, out: str | AnyPath, *, resume:
         raise RunError(f"a cross-validation trains on one machine and cannot use several workers; {fix}")
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
     cases = _cases(config, dataset)
+    if config.model.init is not None and not is_cross_validation(out):
+        check_all_folds(config.model.init, cases, dataset.source["fingerprint"])
     wanted = CrossValidation(out, _marker_config(config, dataset, cases), cases)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=resume) as lock:

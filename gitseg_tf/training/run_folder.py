@@ -4,6 +4,7 @@ import logging
 import platform
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gitseg_tf import __version__
 from gitseg_tf.config import Config, load_config, save_config
@@ -68,10 +69,18 @@ def clear_unbegun(run: AnyPath) -> None:
             remove_tree(run)
 
 
-def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) -> None:
+def open_run(
+    run: AnyPath, config: Config, dataset: Dataset, *, resume: bool, init: dict[str, Any] | None = None
+) -> None:
     """Create the run's folder, or check that it contains a run of the same experiment; describe the run in it.
 
     Writes config.yaml and training_data.json, and warns about labels without a voxel in the training data.
+
+    Args:
+        run: the folder.
+        config, dataset: the experiment, prepared for the dataset.
+        resume: whether the folder may contain a run.
+        init: what the config records about the network that the run starts from; a resumed run keeps its record.
 
     Raises:
         RunError: see `check_run_folder`; or the run belongs to another experiment or dataset.
@@ -93,6 +102,7 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
             fix = "resume with the original dataset or choose another run folder"
             raise RunError(f"{run}: was trained with another teacher than that of {dataset.root}, or with none; {fix}")
         _check_not_tuned(run, config)
+        init = init or before.provenance.get("init")
     planned = {"plan": config.provenance["plan"]} if "plan" in config.provenance else {}
     provenance = planned | {
         "dataset": dataset.source["fingerprint"],
@@ -110,6 +120,8 @@ def open_run(run: AnyPath, config: Config, dataset: Dataset, *, resume: bool) ->
         _describe_pseudo_labels(dataset, config.data.fold)
     if teacher:
         provenance["teacher"] = teacher
+    if init is not None:
+        provenance["init"] = init
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     save_config(config.model_copy(update={"provenance": provenance}), run / "config.yaml")
     data = summarize_scans(scans, config.label_set.names)

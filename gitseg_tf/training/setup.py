@@ -14,7 +14,7 @@ from gitseg_tf.data.tfrecords.index import PSEUDO
 from gitseg_tf.errors import ConfigError
 from gitseg_tf.models.backbones.backbone import Weights
 from gitseg_tf.models.build import build_model
-from gitseg_tf.models.pretrained import set_backbone_weights
+from gitseg_tf.models.transfer import set_layer_weights
 from gitseg_tf.training.callbacks.wandb_log import import_wandb
 from gitseg_tf.training.distribute.strategy import choose_precision, choose_strategy
 from gitseg_tf.training.optim.optimizers import addons_class
@@ -81,6 +81,7 @@ def compiled_model(
     steps: int,
     weights: Weights | None = None,
     schedule=None,
+    loaded: frozenset[str] = frozenset(),
 ) -> TrainingModel:
     """Build the network and its optimizer with initial weights, ready for `fit`.
 
@@ -88,8 +89,9 @@ def compiled_model(
         config: the experiment; all random numbers are seeded by config.seed.
         strategy, precision: from `set_up`.
         steps: number of training steps per epoch, for the learning rate schedule.
-        weights: weights of the encoder from `read_backbone_weights`; None keeps the random ones.
+        weights: initial weights by the names of layers; layers that are not listed keep the random ones.
         schedule: a Keras LearningRateSchedule that replaces the config's.
+        loaded: names of the layers whose weights were loaded, also those of a resumed run.
 
     Returns:
         The compiled model, with variables placed by the strategy.
@@ -100,8 +102,8 @@ def compiled_model(
     with strategy.scope():
         network = build_model(config, precision, synchronized=strategy.num_replicas_in_sync > 1)
         if weights:
-            set_backbone_weights(network, weights)
-        return training_model(network, config, steps, schedule=schedule)
+            set_layer_weights(network, weights)
+        return training_model(network, config, steps, schedule=schedule, loaded=loaded)
 
 
 def _check_optimization(config: Config, replicas: int) -> None:

@@ -14,6 +14,7 @@ from gitseg_tf.training.distribute.replicated import change_variables
 from gitseg_tf.training.losses import training_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.optim.averages import weight_average
+from gitseg_tf.training.optim.freezing import freezing_of
 from gitseg_tf.training.optim.layer_rates import rate_shares
 from gitseg_tf.training.optim.optimizers import build_optimizer, decays
 from gitseg_tf.training.optim.schedules import Schedule
@@ -25,7 +26,8 @@ class TrainingModel(keras.Model):
     The step performs, in this order: augmentation of the windows (augment.backend: tensorflow); forward and backward
     passes of `training.gradient_accumulation_steps` parts of the batch, whose gradients are averaged; clipping by the
     global norm over all replicas; decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101) of kernels; the
-    optimizer's update, scaled down for layers with a lower learning rate; and the update of the averaged weights.
+    optimizer's update, scaled down for layers with a lower learning rate and for frozen ones; and the update of the
+    averaged weights.
 
     Part j of k consists of every k-th window starting at j, so that the parts of several replicas together equal those
     of one device. Losses and batch normalization that reduce over the batch reduce over a part.
@@ -35,20 +37,36 @@ class TrainingModel(keras.Model):
         config: the experiment, prepared by `Config.for_dataset`.
         schedule: function from the step to the learning rate.
         loss: function from (mask [N, ..., L], outputs) to float32 [N].
+        loaded: names of the layers whose weights were loaded, for training.freeze_epochs.
+        steps_per_epoch: number of steps per epoch, for the same.
 
     Attributes:
         schedule: the argument of that name.
         loss_of: the loss.
         average: a WeightAverage, updated in each step; set by `training_model`.
+        freezing: which layers are held back for how long; None for none.
     """
 
-    def __init__(self, *args, config: Config, schedule: Schedule, loss, **kwargs):
+    def __init__(
+        self,
+        *args,
+        config: Config,
+        schedule: Schedule,
+        loss,
+        loaded: frozenset[str] = frozenset(),
+        steps_per_epoch: int = 1,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.schedule = schedule
         self.average: Any = None
         self._settings, self.loss_of = config, loss
-        self._rate_shares = rate_shares(self, config.training)
-        # Wrapped in an object, because Keras would treat metrics that are attributes of a model as part of its weights.
+        self.freezing = freezing_of(self, loaded, config.training, steps_per_epoch)
+        # Wrapped in objects, because Keras would treat variables and metrics that are attributes of a model as part of
+        # its weights. Freezing changes trainable_variables, but not the variables of the optimizer.
+        self._updated = SimpleNamespace(
+            variables=list(self.trainable_variables), shares=rate_shares(self, config.training)
+        )
         self._measures = SimpleNamespace(
             loss=keras.metrics.Mean(name="loss"),
             dice=StreamingDice(config.label_set.names, config.evaluation.threshold),
@@ -123,7 +141,7 @@ class TrainingModel(keras.Model):
                 totals = [None if g is None else t + g for t, g in zip(totals, gradients, strict=True)]
         if self._scales_loss():
             totals = self.optimizer.get_unscaled_gradients(totals)
-        pairs = [(v, g) for v, g in zip(self.trainable_variables, totals, strict=True) if g is not None]
+        pairs = [(v, g) for v, g in zip(self._updated.variables, totals, strict=True) if g is not None]
         return zip(*pairs, strict=True)
 
     def _gradients_of_part(self, image, mask, parts: int):
@@ -134,15 +152,22 @@ class TrainingModel(keras.Model):
             if self._scales_loss():
                 loss = self.optimizer.get_scaled_loss(loss)
         self._measure(mask, outputs, losses)
-        return tape.gradient(loss, self.trainable_variables)
+        return tape.gradient(loss, self._updated.variables)
 
     def _update(self, variables, gradients, step) -> None:
         training, rate = self._settings.training, self.schedule(step)
         gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(gradients))
-        norm = tf.linalg.global_norm(gradients)
+        held = self.freezing
+        # Frozen layers must not affect the clipping of the others.
+        norm = tf.linalg.global_norm(held.active(variables, gradients, step) if held else gradients)
         gradients, _ = tf.clip_by_global_norm(gradients, training.clip_norm, use_norm=norm)
-        shares = {id(v): share for v, share in zip(self.trainable_variables, self._rate_shares, strict=True)}
-        slowed = [variable for variable in variables if shares[id(variable)] != 1.0]
+        shares: dict[int, Any] = {
+            id(v): share for v, share in zip(self._updated.variables, self._updated.shares, strict=True)
+        }
+        if held:
+            fraction = held.share(step)
+            shares |= {key: share * fraction for key, share in shares.items() if key in held.variables}
+        slowed = [v for v in variables if tf.is_tensor(shares[id(v)]) or shares[id(v)] != 1.0]
         before = [tf.identity(variable) for variable in slowed]
         if training.weight_decay:
             # If loss scaling skips a step because of its gradients, the weights must not decay either.
@@ -156,7 +181,7 @@ class TrainingModel(keras.Model):
                 lambda v, before, share: v.assign(before + share * (v - before)),
                 slowed,
                 before,
-                [tf.constant(shares[id(variable)]) for variable in slowed],
+                [tf.convert_to_tensor(shares[id(variable)]) for variable in slowed],
             )
 
     def _measure(self, mask, outputs, losses, weight=None) -> None:
@@ -168,7 +193,14 @@ class TrainingModel(keras.Model):
         return isinstance(self.optimizer, keras.mixed_precision.LossScaleOptimizer)
 
 
-def training_model(network: keras.Model, config: Config, steps_per_epoch: int, *, schedule=None) -> TrainingModel:
+def training_model(
+    network: keras.Model,
+    config: Config,
+    steps_per_epoch: int,
+    *,
+    schedule=None,
+    loaded: frozenset[str] = frozenset(),
+) -> TrainingModel:
     """Create a compiled TrainingModel from a network, ready for `fit`; call it in the strategy's scope.
 
     Args:
@@ -176,6 +208,7 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int, *
         config: the experiment.
         steps_per_epoch: number of training steps per epoch.
         schedule: a Keras LearningRateSchedule that replaces the config's.
+        loaded: names of the layers whose weights were loaded, which training.freeze_epochs freezes.
 
     Returns:
         The model, which shares the network's layers.
@@ -192,6 +225,8 @@ def training_model(network: keras.Model, config: Config, steps_per_epoch: int, *
         config=config,
         schedule=schedule,
         loss=training_loss(training.loss),
+        loaded=loaded,
+        steps_per_epoch=steps_per_epoch,
     )
     scales_loss = network.dtype_policy.name == "mixed_float16"
     optimizer = build_optimizer(training, schedule, model.trainable_variables, scales_loss=scales_loss)

@@ -19,7 +19,6 @@ from gitseg_tf.data.pipeline.service import using_service
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.errors import RunError
-from gitseg_tf.models.pretrained import read_backbone_weights
 from gitseg_tf.runs.folder import read_history
 from gitseg_tf.runs.run import Run, load_run
 from gitseg_tf.training.callbacks.after_epoch import AfterEpoch
@@ -31,7 +30,9 @@ from gitseg_tf.training.callbacks.initial_loss import InitialLoss
 from gitseg_tf.training.callbacks.overlays import Overlays
 from gitseg_tf.training.callbacks.recorder import AveragedValidation, EpochBars, RunRecorder
 from gitseg_tf.training.callbacks.tensorboard import EpochLog, open_loggers
+from gitseg_tf.training.callbacks.unfreezing import Unfreezes
 from gitseg_tf.training.distribute.consistency import check_agreement, naming_lost_workers
+from gitseg_tf.training.initial_weights import read_initial_weights, resumed_weights
 from gitseg_tf.training.run_folder import open_run
 from gitseg_tf.training.setup import check_metric, compiled_model, set_up
 
@@ -64,7 +65,8 @@ def train(
 
     Raises:
         ConfigError: the config does not fit the data or the devices.
-        RunError: the run exists (without resume), belongs to another experiment or dataset, or diverged.
+        RunError: the run exists (without resume), belongs to another experiment or dataset, or diverged; or model.init
+            does not fit, or was trained on held-out patients.
     """
     run = as_path(run)
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
@@ -89,10 +91,11 @@ def _train(
     """Train after `set_up`; all workers must call it, because building, restoring and comparing are collective."""
     steps = steps_per_epoch(dataset, config)
     begins = tf.train.latest_checkpoint(str(run / "checkpoints" / "state")) is None
-    weights = read_backbone_weights(config) if begins else None
+    initial = read_initial_weights(config, dataset) if begins else resumed_weights(config, run)
     if strategy.extended.should_checkpoint:
-        open_run(run, config, dataset, resume=resume)
-    model = compiled_model(config, strategy, precision, steps=steps, weights=weights)
+        open_run(run, config, dataset, resume=resume, init=initial.provenance)
+        initial.write(run)
+    model = compiled_model(config, strategy, precision, steps=steps, weights=initial.weights, loaded=initial.loaded)
     with strategy.scope():
         finished = tf.Variable(0, dtype=tf.int64, trainable=False)
         stopping = EarlyStopping(config.training.early_stopping_patience, config.evaluation.monitored)
@@ -214,7 +217,8 @@ def _fit(
     held_out, swa = config.data.fold is not None, config.training.swa_epochs
     batches = validation_steps(dataset, config) if held_out else None
     windows = training_windows(dataset, config, first, first_step)
-    initial = None if first or first_step else InitialLoss(model.loss_of)
+    # The expected loss is that of an untrained head.
+    initial = None if first or first_step or config.model.init is not None else InitialLoss(model.loss_of)
     if initial:
         windows = initial.watching(windows)
     monitor = config.evaluation.monitored
@@ -229,6 +233,7 @@ def _fit(
             # a collective operation.
             overlays = Overlays(dataset, config) if held_out else None
             callbacks = [
+                Unfreezes(model.freezing) if model.freezing else None,
                 initial,
                 # These two must precede the callback that swaps the averages back, to use the validated weights.
                 HeldOutMetric(scorer, monitor) if scorer else None,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.torch_files import Storage, Tensor, tensors_of, write_torch_file
 
+from gitseg_tf.errors import DataError
 from gitseg_tf.models.torch_weights import read_torch_weights
 
 RNG = np.random.default_rng(0)
@@ -65,6 +66,23 @@ def test_a_cut_file_is_refused_wherever_it_ends(tmp_path, monkeypatch, refusal, 
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         assert str(path) in refusal(read_torch_weights, path)
+
+
+@FORMATS
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, monkeypatch, archive):
+    whole = write_torch_file(tmp_path / "w.pth", tensors_of(ARRAYS), monkeypatch, archive=archive).read_bytes()
+    rng, path, refused = np.random.default_rng(5), tmp_path / "damaged.pth", 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for position in rng.integers(0, len(whole), rng.integers(1, 4)):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_torch_weights(path)
+        except DataError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 100
 
 
 def test_a_missing_file_is_named(tmp_path, refusal):

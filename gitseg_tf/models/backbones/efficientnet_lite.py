@@ -6,6 +6,7 @@ TensorFlow checkpoints, so strided convolutions are padded as in TensorFlow: les
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
@@ -22,7 +23,7 @@ _STAGES = (
 _STEM = 32
 _EPSILON = 1e-3
 # The weights expect (value - 127) / 128 for gray values from 0 to 255.
-_SCALING = {"scale": 255 / 128, "offset": -127 / 128}
+_SCALING: dict[str, Any] = {"scale": 255 / 128, "offset": -127 / 128}
 
 
 def efficientnet_lite(inputs, config: ModelConfig, width: float, depth: float) -> dict:
@@ -86,7 +87,7 @@ def _normalized(x, name: str, active: bool = True):
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if active else x
 
 
-def _variance():  # as in Google's code; create one per weight, because an initializer returns the same numbers each time
+def _variance():  # as in Google's code; one per weight, because an initializer returns the same numbers every time
     return keras.initializers.VarianceScaling(2.0, "fan_out")
 
 

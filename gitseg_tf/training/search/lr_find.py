@@ -21,7 +21,7 @@ from gitseg_tf.data.pipeline.service import using_service
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.errors import ConfigError, RunError
-from gitseg_tf.models.pretrained import read_backbone_weights
+from gitseg_tf.training.initial_weights import read_initial_weights
 from gitseg_tf.training.setup import compiled_model, set_up
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def lr_find(
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
     config = _long_enough(config, dataset, steps)
     strategy, precision = set_up(config, dataset)
-    weights = read_backbone_weights(config)
+    weights = read_initial_weights(config, dataset).weights
     schedule = rising(lowest, highest, steps)
     model = compiled_model(config, strategy, precision, steps=steps, weights=weights, schedule=schedule)
     logger.info("testing    %s, rates from %g to %g in %s", model.name, lowest, highest, plural(steps, "step"))

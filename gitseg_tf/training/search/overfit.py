@@ -19,8 +19,8 @@ from gitseg_tf.data.pipeline.service import using_service
 from gitseg_tf.data.tfrecords.dataset import Dataset
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.errors import ConfigError
-from gitseg_tf.models.pretrained import read_backbone_weights
 from gitseg_tf.training.callbacks.initial_loss import expected_initial_loss
+from gitseg_tf.training.initial_weights import read_initial_weights
 from gitseg_tf.training.setup import compiled_model, set_up
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,8 @@ def overfit(
     config = without_regularization(config, passes)
     config = config.for_dataset(dataset.labels, dataset.channels, dataset.intensities)
     strategy, precision = set_up(config, dataset)
-    model = compiled_model(config, strategy, precision, steps=batches, weights=read_backbone_weights(config))
+    weights = read_initial_weights(config, dataset).weights
+    model = compiled_model(config, strategy, precision, steps=batches, weights=weights)
     chief = strategy.extended.should_checkpoint
     if chief:
         out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from gitseg_tf.errors import GitsegError
 from gitseg_tf.export.formats.registry import FORMATS
 from gitseg_tf.export.formats.tflite import float32_operators
 from gitseg_tf.inference.runtimes import open_network
+from gitseg_tf.labels import UWMGI
 from gitseg_tf.models.build import build_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -26,7 +27,7 @@ def small(architecture, backbone=None):
     settings |= {"model.backbone": backbone} if backbone else {"data.patch": [8, 32, 32]}
     # The quantization error depends on the random weights.
     keras.utils.set_random_seed(0)
-    model = build_model(load_config(None, settings))
+    model = build_model(load_config(None, settings).for_dataset(UWMGI, ("image",)))
     head = [layer for layer in model.layers if layer.get_weights()][-1]
     head.set_weights([3 * head.get_weights()[0], 0 * head.get_weights()[1]])
     return model

@@ -114,6 +114,7 @@ def test_a_changed_file_in_the_package_is_refused(monkeypatch):
         read_backbone_weights(configured("efficientnet_lite0"))
 
 
+@pytest.mark.slow
 def test_a_path_to_the_file_works_too_and_weights_of_another_size_are_refused(tmp_path, monkeypatch, refusal):
     path = packaged_file("efficientnet_lite0")
     assert "block15_project_bn" in read_backbone_weights(configured("efficientnet_lite0", path))
