@@ -29,6 +29,7 @@ def test_agreement_is_a_dice_weighted_by_certainty():
     size = 2 * hit + missed + extra
     assert liver.block_agreement == pytest.approx(1 - 5 * (missed + extra) / (5 * size + size), rel=1e-6)
     assert liver.label == "liver" and liver.slices == (11, 15)
+    assert liver.size_ratio == 1
     assert (liver.missing_ml, liver.extra_ml) == pytest.approx((6 * 2 / 1000, 6 * 2 / 1000))
     assert spleen.label == "spleen" and np.isnan(spleen.agreement)
 
@@ -95,8 +96,8 @@ def test_a_planted_error_comes_first(error):
 def test_each_label_is_compared_with_its_own_distribution():
     def scan(n, liver, eye):
         each = (
-            LabelDisagreement("liver", liver, liver, (1, 5), 0, 0),
-            LabelDisagreement("eye", eye, eye, (1, 5), 0, 0),
+            LabelDisagreement("liver", liver, liver, (1, 5), 1, 0, 0),
+            LabelDisagreement("eye", eye, eye, (1, 5), 1, 0, 0),
         )
         return ScanDisagreement(f"scan{n}", "", 0, each, {})
 
