@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--out", type=Path, help="keep cohorts and runs in this folder")
     options = parser.parse_args()
     if options.quick:
-        options.cases, options.steps, options.seeds = 12, 100, options.seeds[:1]
+        options.cases, options.steps, options.seeds = 12, 60, options.seeds[:1]
     with tempfile.TemporaryDirectory() as workspace:
         options.work = options.out or Path(workspace)
         options.work.mkdir(parents=True, exist_ok=True)

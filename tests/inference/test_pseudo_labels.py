@@ -87,7 +87,9 @@ def test_the_command_writes_a_dataset_to_train_on(
     out = tmp_path / "pseudo"
     assert main(["pseudo-label", str(folds), str(base.root), str(out), "--confidence", "0.7"]) == 0
     dataset = load_dataset(out)
-    assert capsys.readouterr().out == f"dataset    {out}: {dataset.pseudo_line}\n"
+    *counts, last = capsys.readouterr().out.splitlines()
+    assert last == f"dataset    {out}: {dataset.pseudo_line}"
+    assert counts[-1] == "label      stomach: predicted in 4 scans"
     assert dataset.pseudo_labels.confidence == 0.7 and dataset.pseudo_labels.model == "folds"
     assert dataset.pseudo_labels.trained_on == ("case1", "case2", "case3", "case4", "case5")
     # The probabilities are the mean over the runs of the cross-validation.
