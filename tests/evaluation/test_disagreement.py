@@ -155,3 +155,19 @@ def test_inspecting_a_cross_validation_ranks_its_scans(make_cohort, rows_of, sav
     assert main(["inspect", str(folds / "fold1"), "--out", str(page)]) == 0
     held_out = {scan.id for scan in dataset.scans_of([1])}
     assert set(seen) == held_out == {row["scan"] for row in csv.DictReader(page.with_suffix(".csv").open())}
+
+
+def test_options_of_the_other_form_of_inspect_are_wrong_usage(tiny_cohort, tmp_path, monkeypatch, capsys):
+    from gitseg_tf.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    for words, problem in (
+        (["run", "--strict"], "--strict is for a cohort or a dataset"),
+        ([str(tiny_cohort.root), "--data", "other"], "--data is for a run"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", *words])
+        assert stopped.value.code == 2 and problem in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))
