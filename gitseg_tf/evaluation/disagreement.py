@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tf_keras as keras
@@ -42,10 +42,11 @@ logger = logging.getLogger(__name__)
 
 # Slices that are compared together, to find errors in a part of a scan.
 BLOCK = 5
-# Lower bounds on the standard deviation of the two agreements, so that irrelevant differences do not count.
-_SPREAD, _BLOCK_SPREAD = 0.02, 0.04
+# Lower bounds on the standard deviations of the agreements and of the logarithm of the size ratio, so that irrelevant
+# differences do not count.
+_SPREAD, _BLOCK_SPREAD, _RATIO_SPREAD = 0.02, 0.04, 0.05
 _PICTURES, _PICTURED_SCANS = 4, 24
-_COLUMNS = ("agreement", "block_agreement", "slices", "missing_ml", "extra_ml")
+_COLUMNS = ("agreement", "block_agreement", "slices", "size_ratio", "missing_ml", "extra_ml")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class LabelDisagreement:
         block_agreement: the lowest agreement of `BLOCK` adjacent slices, to which an average slice in full agreement
             is added, so that the few voxels at the ends of a label do not decide.
         slices: the first and last slice number of that block.
+        size_ratio: annotated divided by predicted volume, over the slices that have both; NaN if there are none.
         missing_ml: volume that is predicted but not annotated.
         extra_ml: volume that is annotated but not predicted.
     """
@@ -67,6 +69,7 @@ class LabelDisagreement:
     agreement: float
     block_agreement: float
     slices: tuple[int, int]
+    size_ratio: float
     missing_ml: float
     extra_ml: float
 
@@ -79,8 +82,8 @@ class ScanDisagreement:
         scan, case: ids of the scan and its patient.
         fold: the fold that held it out.
         labels: the annotated labels.
-        suspicion: per label, how far its agreement, or that of its worst block, lies below the median of all scans,
-            in robust standard deviations.
+        suspicion: per label, how far its agreement, or that of its worst block, lies below the median of all scans, or
+            its size ratio from the median in either direction, in robust standard deviations; the highest of the three.
         pictures: slices for the page, from `draw_slice`; only of the first scans of a ranking.
     """
 
@@ -184,22 +187,26 @@ def measure_disagreement(
     voxel_ml = float(np.prod(spacing)) / 1000
     found = []
     for k in np.flatnonzero(annotation.annotated).tolist():
-        wrong, size, missing, extra = _by_slice(levels[k], annotation.masks[k], annotation.ignore)
+        sums = _by_slice(levels[k], annotation.masks[k], annotation.ignore)
+        wrong, size = sums.wrong, sums.size
         if not size.any():
-            found.append(LabelDisagreement(labels.names[k], np.nan, np.nan, (numbers[0], numbers[-1]), 0.0, 0.0))
+            nothing = (np.nan, np.nan, (numbers[0], numbers[-1]), np.nan, 0.0, 0.0)
+            found.append(LabelDisagreement(labels.names[k], *nothing))
             continue
         blocks = np.lib.stride_tricks.sliding_window_view(np.stack([wrong, size]), min(BLOCK, len(size)), axis=1)
         wrong_in, size_in = blocks.sum(-1)
         block = 1 - wrong_in / (size_in + size[size > 0].mean())
         z = int(block.argmin())
+        both = (sums.annotated > 0) & (sums.predicted > 0)
         found.append(
             LabelDisagreement(
                 labels.names[k],
                 float(1 - wrong.sum() / size.sum()),
                 float(block[z]),
                 (numbers[z], numbers[min(z + BLOCK, len(size)) - 1]),
-                missing * voxel_ml,
-                extra * voxel_ml,
+                float(sums.annotated[both].sum() / sums.predicted[both].sum()) if both.any() else np.nan,
+                float(sums.predicted.sum() - sums.common.sum()) * voxel_ml,
+                float(sums.annotated.sum() - sums.common.sum()) * voxel_ml,
             )
         )
     return found
@@ -212,7 +219,8 @@ def rank_scans(scans: Sequence[ScanDisagreement]) -> list[ScanDisagreement]:
         having = [(scan.scan, one) for scan in scans for one in scan.labels if one.label == label]
         whole = -robust_z(np.array([one.agreement for _, one in having]), _SPREAD)
         block = -robust_z(np.array([one.block_agreement for _, one in having]), _BLOCK_SPREAD)
-        for (scan, _), values in zip(having, np.nan_to_num(np.stack([whole, block], 1)), strict=True):
+        ratio = np.abs(robust_z(np.log([one.size_ratio for _, one in having]), _RATIO_SPREAD))
+        for (scan, _), values in zip(having, np.nan_to_num(np.stack([whole, block, ratio], 1)), strict=True):
             suspicion[scan][label] = float(values.max())
     return sorted((replace(scan, suspicion=suspicion[scan.scan]) for scan in scans), key=lambda s: (-s.score, s.scan))
 
@@ -225,7 +233,7 @@ def write_ranking(path: AnyPath, ranking: Sequence[ScanDisagreement]) -> None:
     for rank, scan in enumerate(ranking, 1):
         for one in sorted(scan.labels, key=lambda one: -scan.suspicion[one.label]):
             values = [f"{value:.4g}" for value in (one.agreement, one.block_agreement)]
-            volumes = [f"{value:.3f}" for value in (one.missing_ml, one.extra_ml)]
+            volumes = [f"{value:.3f}" for value in (one.size_ratio, one.missing_ml, one.extra_ml)]
             row = [rank, scan.scan, scan.case, scan.fold, f"{scan.score:.2f}", one.label]
             row += [f"{scan.suspicion[one.label]:.2f}", *values, f"{one.slices[0]}-{one.slices[1]}", *volumes]
             table.writerow(row)
@@ -250,29 +258,34 @@ def ranking_lines(ranking: Sequence[ScanDisagreement], most: int = 20) -> list[s
     return lines
 
 
-def _by_slice(
-    levels: np.ndarray, mask: np.ndarray, ignore: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Sum over each slice, weighted by the certainty of the prediction.
+class _Sums(NamedTuple):
+    """Sums over the voxels of each slice, float64 [D].
 
-    Args:
-        levels: uint8 [D, H, W].
-        mask: bool [D, H, W].
-        ignore: bool [D, H, W] or None.
-
-    Returns:
-        float [D], the voxels in only one of annotation and prediction; float [D], the sum of both sizes; and the
-        numbers of voxels that are only predicted, and only annotated.
+    Attributes:
+        wrong: voxels in only one of annotation and prediction, weighted by the certainty of the prediction.
+        size: the sum of both sizes, weighted likewise.
+        annotated, predicted, common: numbers of voxels in either and in both.
     """
+
+    wrong: np.ndarray
+    size: np.ndarray
+    annotated: np.ndarray
+    predicted: np.ndarray
+    common: np.ndarray
+
+
+def _by_slice(levels: np.ndarray, mask: np.ndarray, ignore: np.ndarray | None) -> _Sums:
+    """Sum over each slice: levels uint8 [D, H, W], mask bool [D, H, W], and ignore bool [D, H, W] or None."""
     predicted = levels >= LEVELS // 2
-    certainty = np.abs(2 * (levels.astype(np.float32) + 0.5) / LEVELS - 1)
     if ignore is not None:
-        certainty = np.where(ignore, 0.0, certainty)
         predicted, mask = predicted & ~ignore, mask & ~ignore
-    wrong = np.sum(certainty, axis=(1, 2), where=predicted != mask, dtype=np.float64)
-    size = np.sum(certainty, axis=(1, 2), where=predicted, dtype=np.float64)
-    size += np.sum(certainty, axis=(1, 2), where=mask, dtype=np.float64)
-    return wrong, size, int((predicted & ~mask).sum()), int((mask & ~predicted).sum())
+    certainty = np.abs(2 * (levels.astype(np.float32) + 0.5) / LEVELS - 1)
+
+    def total(chosen: np.ndarray) -> np.ndarray:
+        return np.asarray(np.where(chosen, certainty, 0.0).sum((1, 2), dtype=np.float64))
+
+    counts = (np.count_nonzero(chosen, axis=(1, 2)).astype(float) for chosen in (mask, predicted, mask & predicted))
+    return _Sums(total(predicted != mask), total(predicted) + total(mask), *counts)
 
 
 def _draw(scan: LoadedScan, levels: np.ndarray, labels: LabelSet) -> list[dict]:
@@ -280,8 +293,8 @@ def _draw(scan: LoadedScan, levels: np.ndarray, labels: LabelSet) -> list[dict]:
     annotation = scan.reference
     wrong = np.zeros(len(scan.volume.numbers))
     for k in np.flatnonzero(annotation.annotated).tolist():
-        of_label, size, _, _ = _by_slice(levels[k], annotation.masks[k], annotation.ignore)
-        wrong += of_label / max(size.sum(), 1.0)
+        sums = _by_slice(levels[k], annotation.masks[k], annotation.ignore)
+        wrong += sums.wrong / max(sums.size.sum(), 1.0)
     chosen: list[int] = []
     for z in np.argsort(-wrong, kind="stable").tolist():
         if len(chosen) < _PICTURES and all(abs(z - other) > 1 for other in chosen):

@@ -29,6 +29,7 @@ def test_agreement_is_a_dice_weighted_by_certainty():
     size = 2 * hit + missed + extra
     assert liver.block_agreement == pytest.approx(1 - 5 * (missed + extra) / (5 * size + size), rel=1e-6)
     assert liver.label == "liver" and liver.slices == (11, 15)
+    assert liver.size_ratio == 1
     assert (liver.missing_ml, liver.extra_ml) == pytest.approx((6 * 2 / 1000, 6 * 2 / 1000))
     assert spleen.label == "spleen" and np.isnan(spleen.agreement)
 
@@ -95,8 +96,8 @@ def test_a_planted_error_comes_first(error):
 def test_each_label_is_compared_with_its_own_distribution():
     def scan(n, liver, eye):
         each = (
-            LabelDisagreement("liver", liver, liver, (1, 5), 0, 0),
-            LabelDisagreement("eye", eye, eye, (1, 5), 0, 0),
+            LabelDisagreement("liver", liver, liver, (1, 5), 1, 0, 0),
+            LabelDisagreement("eye", eye, eye, (1, 5), 1, 0, 0),
         )
         return ScanDisagreement(f"scan{n}", "", 0, each, {})
 
@@ -154,3 +155,19 @@ def test_inspecting_a_cross_validation_ranks_its_scans(make_cohort, rows_of, sav
     assert main(["inspect", str(folds / "fold1"), "--out", str(page)]) == 0
     held_out = {scan.id for scan in dataset.scans_of([1])}
     assert set(seen) == held_out == {row["scan"] for row in csv.DictReader(page.with_suffix(".csv").open())}
+
+
+def test_options_of_the_other_form_of_inspect_are_wrong_usage(tiny_cohort, tmp_path, monkeypatch, capsys):
+    from gitseg_tf.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    for words, problem in (
+        (["run", "--strict"], "--strict is for a cohort or a dataset"),
+        ([str(tiny_cohort.root), "--data", "other"], "--data is for a run"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["inspect", *words])
+        assert stopped.value.code == 2 and problem in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))

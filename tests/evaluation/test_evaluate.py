@@ -60,6 +60,7 @@ def evaluated(tmp_path, monkeypatch):
             root="data/drawn",
             labels=labels,
             channels=channels,
+            pseudo_line=None,
             folds=2,
         )
         return evaluation.evaluate(run, dataset)

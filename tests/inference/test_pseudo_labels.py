@@ -75,6 +75,13 @@ def test_only_labels_without_annotation_are_predicted(scan):
     assert label_scan(Predictor.of_network(brightness, labeled(CONFIG)), complete, UWMGI, 0.9) is None
 
 
+@pytest.mark.parametrize("confidence", ["0.4", "1", "high"])
+def test_a_confidence_out_of_range_is_wrong_usage(confidence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["pseudo-label", "run", "scans", "out", "--confidence", confidence])
+    assert stopped.value.code == 2 and "must be at least 0.5 and less than 1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_dataset_to_train_on(
     make_cohort, rows_of, save_table, tmp_path, monkeypatch, capsys, refusal
@@ -87,7 +94,9 @@ def test_the_command_writes_a_dataset_to_train_on(
     out = tmp_path / "pseudo"
     assert main(["pseudo-label", str(folds), str(base.root), str(out), "--confidence", "0.7"]) == 0
     dataset = load_dataset(out)
-    assert capsys.readouterr().out == f"dataset    {out}: {dataset.pseudo_line}\n"
+    *counts, last = capsys.readouterr().out.splitlines()
+    assert last == f"dataset    {out}: {dataset.pseudo_line}"
+    assert counts[-1] == "label      stomach: predicted in 4 scans"
     assert dataset.pseudo_labels.confidence == 0.7 and dataset.pseudo_labels.model == "folds"
     assert dataset.pseudo_labels.trained_on == ("case1", "case2", "case3", "case4", "case5")
     # The probabilities are the mean over the runs of the cross-validation.

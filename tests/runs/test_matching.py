@@ -13,7 +13,7 @@ RUN = load_config().for_dataset(LabelSet.of("liver", "spleen"), ("t1", "t2"))
 
 
 def dataset(*labels, channels=("t1", "t2")):
-    return SimpleNamespace(root="data/mr", labels=LabelSet.of(*labels), channels=channels)
+    return SimpleNamespace(root="data/mr", labels=LabelSet.of(*labels), channels=channels, pseudo_line=None)
 
 
 @pytest.mark.parametrize("labels", [("liver", "spleen"), ("spleen", "liver"), ("aorta", "spleen", "liver")])
@@ -37,3 +37,11 @@ def test_different_channels_are_refused(refusal, channels):
 def test_a_config_without_labels_is_refused():
     with pytest.raises(ConfigError, match="no labels yet"):
         check_matches(load_config(), dataset("liver"))
+
+
+def test_pseudo_labels_in_the_dataset_are_mentioned(caplog):
+    caplog.set_level("INFO", "gitseg_tf")
+    labeled = dataset("liver", "spleen")
+    labeled.pseudo_line = "3 scans with labels predicted by folds"
+    check_matches(RUN, labeled)
+    assert caplog.messages == ["pseudo     3 scans with labels predicted by folds"]

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gitseg_tf.config import load_config
 from gitseg_tf.data.sources import DATASETS
 from gitseg_tf.data.tfrecords.example import decode_scan, pack_masks, parse_scan, serialize_scan, unpack_masks
-from gitseg_tf.data.volume import PERCENTILES, Annotation, Volume, intensity_percentiles
+from gitseg_tf.data.volume import PERCENTILES, Annotation, PseudoLabels, Volume, intensity_percentiles
 from gitseg_tf.labels import UWMGI, LabelSet
 
 FORMAT_PAGE = Path(__file__).parents[3] / "tfrecords" / "README.md"
@@ -43,8 +43,18 @@ def names(count):
     return LabelSet.of(*(f"label{k}" for k in range(count)))
 
 
-def record_of(volume, annotation, labels=3):
-    return serialize_scan("case7_day2", "case7", volume=volume, annotation=annotation, labels=names(labels))
+def pseudo_of(labels=3, seed=2):
+    """Predictions of the only label that `annotation_of` leaves out."""
+    rng = np.random.default_rng(seed)
+    predicted = np.arange(labels) == 1
+    masks, uncertain = ((rng.random((labels, *SHAPE)) < 0.4) & predicted[:, None, None, None] for _ in range(2))
+    return PseudoLabels(predicted, masks, uncertain)
+
+
+def record_of(volume, annotation, labels=3, pseudo=None):
+    return serialize_scan(
+        "case7_day2", "case7", volume=volume, annotation=annotation, labels=names(labels), pseudo=pseudo
+    )
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +199,42 @@ def test_bits_beyond_the_labels_are_refused(volume, annotation):
 
 def test_a_record_has_the_documented_features(volume):
     table = dict(re.findall(r"^\| `(\w+/\w+)` \| (\w+) \|", FORMAT_PAGE.read_text(), re.MULTILINE))
-    features = tf.train.Example.FromString(record_of(volume, annotation_of(3, True))).features.feature
+    features = tf.train.Example.FromString(
+        record_of(volume, annotation_of(3, True), pseudo=pseudo_of())
+    ).features.feature
     assert {name: feature.WhichOneof("kind").removesuffix("_list") for name, feature in features.items()} == table
 
 
-@pytest.mark.parametrize("left_out", ["mask/bits", "mask/ignore"])
+@pytest.mark.parametrize("labels", [3, 12])
+@pytest.mark.parametrize("annotated", [True, False])
+def test_pseudo_labels_are_decoded_apart_from_the_annotation(volume, labels, annotated):
+    annotation, pseudo = annotation_of(labels) if annotated else None, pseudo_of(labels)
+    record = record_of(volume, annotation, labels, pseudo)
+    scan, parsed = decode_scan(record), {name: x.numpy() for name, x in parse_scan(record, pseudo=True).items()}
+    for name in ("labels", "masks", "uncertain"):
+        assert np.array_equal(getattr(scan.pseudo, name), getattr(pseudo, name))
+    assert np.array_equal(unpack_masks(parsed["uncertain"], labels), pseudo.uncertain)
+    assert np.array_equal(parsed["pseudo"], pseudo.labels)
+    bits = pseudo.masks
+    if annotated:
+        assert np.array_equal(scan.annotation.masks, annotation.masks)
+        assert np.array_equal(parsed["annotated"], annotation.annotated)
+        bits = bits | annotation.masks
+    else:
+        assert scan.annotation is None and not parsed["annotated"].any()
+    assert np.array_equal(unpack_masks(parsed["bits"], labels), bits)
+    without = parse_scan(record_of(volume, annotation, labels), pseudo=True)
+    assert not without["pseudo"].numpy().any() and not without["uncertain"].numpy().any()
+
+
+def test_a_label_that_is_both_annotated_and_predicted_is_refused(volume):
+    example = tf.train.Example.FromString(record_of(volume, annotation_of(), pseudo=pseudo_of()))
+    example.features.feature["mask/pseudo"].bytes_list.value[0] = bytes([1, 1, 0])
+    with pytest.raises(ValueError, match="mask/pseudo does not fit mask/annotated"):
+        decode_scan(example.SerializeToString())
+
+
+@pytest.mark.parametrize("left_out", ["mask/bits", "mask/ignore", "mask/pseudo", "mask/uncertain"])
 def test_masks_are_left_out_as_documented(volume, annotation, left_out):
     record = record_of(volume, None if left_out == "mask/bits" else annotation)
     assert left_out not in tf.train.Example.FromString(record).features.feature
