@@ -2,11 +2,12 @@
 
     python benchmarks/nnunet.py --peer-python PATH [--data DIR --fold 0] [--minutes 3 20 60] [--out DIR] [--quick]
 
-The peer is nnU-Net 2.8 itself (peers/nnunet_timed.py): its planning, preprocessing, network, augmentation and inference.
-Ours is `python train.py --config auto --minutes M` or a given config, without pretrained weights. Each point is a
-training of its own on the cases of the fold's `train`, whose minutes are training time on both sides, without start-up,
-planning, conversion and prediction. Label maps of the cases of `val` are scored by the same few lines. DIR is in
-nnU-Net's raw layout with splits.json; without it, spheres in noise are generated.
+The peer is nnU-Net 2.8 itself (peers/nnunet_timed.py): its planning, preprocessing, network, augmentation and
+inference. Ours is `python train.py --config auto --minutes M` or a given config, without pretrained weights. Each point
+is a training of its own on the cases of the fold's `train`, whose minutes are training time on both sides, without
+start-up, planning, conversion and prediction. Label maps of the cases of `val` are scored by the same few lines. The
+data are in nnU-Net's raw layout with splits.json; without --data, spheres in noise are generated. With --out, a script
+that was killed continues with the missing points.
 """
 
 import argparse
@@ -51,10 +52,10 @@ def main():
 
         def ours(minutes, seed):
             out = workspace / f"ours-{Path(config).stem}-{minutes:g}-{seed}"
-            seconds = train_ours(config, workspace / "records", minutes=minutes, seed=seed, out=out)
+            trained = train_ours(config, workspace / "records", minutes=minutes, seed=seed, out=out)
             predict = [sys.executable, "-m", "gitseg_tf", "predict", out, workspace / "test", out / "masks"]
             run([*predict, "--format", "labelmap"], workspace / "predict.log")
-            return scores(data, tests, out / "masks") | {"trained_minutes": seconds}
+            return scores(data, tests, out / "masks") | {"trained_minutes": trained}
 
         def peer(minutes, seed):
             out = workspace / f"peer-{minutes:g}-{seed}"

@@ -4,9 +4,9 @@
 
 TRAINING and TEST are folders in nnU-Net's raw layout. The network trains on all cases of TRAINING, with nnU-Net's
 polynomial learning rate over the elapsed time instead of over 1,000 epochs, and without its online validation. The
-minutes are training time: they begin with the first batch. Images of TEST are predicted with nnU-Net's defaults (sliding
-window, Gaussian weights, mirroring) into OUT. DIR keeps the plan and the preprocessed cases for further trainings. The
-last line is JSON: steps, minutes. Needs torch 2.13 and nnunetv2 2.8.
+minutes are training time: they begin with the first batch. Images of TEST are predicted with nnU-Net's defaults
+(sliding window, Gaussian weights, mirroring) into OUT. DIR keeps the plan and the preprocessed cases for further
+trainings. The last line is JSON: steps, minutes. Needs torch 2.13 and nnunetv2 2.8.
 """
 
 import argparse
@@ -34,9 +34,8 @@ def main():
     parser.add_argument("--configuration", default="3d_fullres")
     options = parser.parse_args()
     # nnU-Net reads these when it is imported.
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(options.work / name)
-    os.environ["nnUNet_n_proc_DA"] = os.environ["nnUNet_def_n_proc"] = "2"
+    folders = {f"nnUNet_{name}": str(options.work / name) for name in ("raw", "preprocessed", "results")}
+    os.environ.update(folders | {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"})
     plan(options)
     trainer, minutes = train(options)
     predict(trainer, options)
