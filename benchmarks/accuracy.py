@@ -73,15 +73,16 @@ def recipe(text):
 def measure(options, workspace):
     slices = {"days": 1, "slices": 40} if options.quick else {"days": 2, "slices": 80}
     generated = workspace / "phantom"
-    if not options.data and not generated.is_dir():
+    if not options.data and not (generated / "train.csv").is_file():
+        shutil.rmtree(generated, ignore_errors=True)
         make_phantom(generated, cases=5, **slices)
     options.data = (options.data or generated).resolve()
+    results = Results(workspace / "results.csv", f"{options.data.name}, {options.train}, {options.test}")
     parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
     records = workspace / "records"
     if not (records / "dataset.json").is_file():
         convert = [sys.executable, "-m", "gitseg_tf", "convert", parts["train"], records]
         run([*convert, "--folds", 2, "--resume"], workspace / "convert.log")
-    results = Results(workspace / "results.csv", f"{options.data.name}, {options.train}, {options.test}")
 
     def ours(minutes, seed):
         out = workspace / f"ours-{Path(options.config).stem}-{minutes:g}-{seed}"

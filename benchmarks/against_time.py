@@ -1,6 +1,7 @@
 """Shared by accuracy.py and nnunet.py: trainings of several lengths on both sides, resumed from a CSV, and plotted."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -50,6 +51,8 @@ class Results:
         text = path.read_text() if path.is_file() else ""
         whole = text[: text.rfind("\n") + 1]  # a killed script may have left half a line
         self.rows = list(csv.DictReader(io.StringIO(whole)))
+        if others := {row["data"] for row in self.rows} - {self.data}:
+            sys.exit(f"{path}: has results of {', '.join(sorted(others))}, not of {data}; choose another --out")
         if whole != text:
             path.write_text(whole)
 
@@ -72,7 +75,6 @@ class Results:
 
     def table(self):
         table = pd.DataFrame(self.rows)
-        table = table[table["data"] == self.data]
         numbers = [name for name in table.columns if name not in ("side", "recipe", "data")]
         return table.astype(dict.fromkeys(numbers, float)).sort_values(KEY, ignore_index=True)
 
@@ -81,7 +83,12 @@ def shown(value):
     try:
         return f"{float(value):.4f}".rstrip("0").rstrip(".")
     except ValueError:
-        return Path(value).name
+        return value
+
+
+def recipe_of(path):
+    """The name of a recipe in the table: auto, or the file's name and a digest, because an edited one is another."""
+    return path if path == "auto" else f"{Path(path).name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:6]}"
 
 
 def train_ours(config, records, *, minutes, seed, out):
@@ -94,7 +101,7 @@ def train_ours(config, records, *, minutes, seed, out):
         what = ["--config", config, "--minutes", minutes, *what]
     else:
         what = ["--config", config, *what]
-        what += ["--epochs", epochs_within(minutes, what, out.parent / f"pilot-{Path(config).stem}")]
+        what += ["--epochs", epochs_within(minutes, what, out.parent / f"pilot-{recipe_of(config)}".replace(" ", "-"))]
     shutil.rmtree(out, ignore_errors=True)  # a training that was killed
     run([sys.executable, "train.py", *what, "--out", out], out.with_suffix(".log"))
     return pd.read_csv(out / "history.csv").seconds.sum() / 60
@@ -112,6 +119,7 @@ def epochs_within(minutes, what, pilot):
 
 def measure_all(options, results, recipe, peer_recipe, ours, peer):
     """Measure all points, both sides alternately; `ours(minutes, seed)` and `peer(minutes, seed)` return scores."""
+    recipe, peer_recipe = recipe_of(recipe), recipe_of(peer_recipe)
     rounds = [(m, seed) for seed in options.seeds for m in sorted({*options.minutes, *options.peer_minutes})]
     for minutes, seed in rounds:
         start = time.monotonic()
@@ -124,9 +132,8 @@ def measure_all(options, results, recipe, peer_recipe, ours, peer):
 
 
 def print_table(table, columns):
-    means = table.groupby(["side", "recipe", "minutes"])[columns].agg(["mean"]).droplevel(1, axis=1)
     print("\nmeans over the seeds")
-    print(means.rename(index=lambda name: Path(name).name, level="recipe").to_string(float_format="%.4f"))
+    print(table.groupby(["side", "recipe", "minutes"])[columns].mean().to_string(float_format="%.4f"))
 
 
 def plot(table, titles, path):

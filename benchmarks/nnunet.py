@@ -47,8 +47,8 @@ def main():
                 options.config = workspace / "quick.yaml"
                 options.config.write_text(QUICK)
         data = (options.data or spheres(workspace / "spheres", 12)).resolve()
-        config, tests = options.config or "auto", split(data, options.fold, workspace)
         results = Results(workspace / "results.csv", f"{data.name}, fold {options.fold}")
+        config, tests = options.config or "auto", split(data, options.fold, workspace)
 
         def ours(minutes, seed):
             out = workspace / f"ours-{Path(config).stem}-{minutes:g}-{seed}"
