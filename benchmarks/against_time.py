@@ -103,14 +103,14 @@ def train_ours(config, records, *, minutes, seed, out):
         what = ["--config", config, *what]
         what += ["--epochs", epochs_within(minutes, what, out.parent / f"pilot-{recipe_of(config)}".replace(" ", "-"))]
     shutil.rmtree(out, ignore_errors=True)  # a training that was killed
-    run([sys.executable, "train.py", *what, "--out", out], out.with_suffix(".log"))
+    run([sys.executable, "train.py", *what, "--out", out], out.with_name(f"{out.name}.log"))
     return pd.read_csv(out / "history.csv").seconds.sum() / 60
 
 
 def epochs_within(minutes, what, pilot):
     if not (pilot / "history.csv").is_file() or len(pd.read_csv(pilot / "history.csv")) < 2:
         shutil.rmtree(pilot, ignore_errors=True)
-        run([sys.executable, "train.py", *what, "--epochs", 2, "--out", pilot], pilot.with_suffix(".log"))
+        run([sys.executable, "train.py", *what, "--epochs", 2, "--out", pilot], pilot.with_name(f"{pilot.name}.log"))
     first, second = pd.read_csv(pilot / "history.csv").seconds[:2]
     epochs = max(1, 1 + int((0.99 * 60 * minutes - first) / second))
     print(f"ours: {first:.1f} s for the first epoch, {second:.1f} s for the second: {epochs} epochs", flush=True)
@@ -182,5 +182,5 @@ def print_claims(table, column, what):
 
 def print_claim(claim, ours, peer, unit, better):
     one, other = (None if v is None or math.isnan(v) else round(float(v), 4) for v in (ours, peer))
-    ratio = round(better(one, other), 3) if one and other else None
+    ratio = None if one is None or not other else round(better(one, other), 3)
     print(json.dumps({"claim": claim, "ours": one, "peer": other, "unit": unit, "ratio": ratio}))

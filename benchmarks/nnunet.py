@@ -61,7 +61,7 @@ def main():
             out = workspace / f"peer-{minutes:g}-{seed}"
             command = [options.peer_python, PEER, workspace / "training", workspace / "test", out]
             command += ["--work", workspace / "nnunet", "--minutes", minutes, "--seed", seed]
-            facts = json.loads(run(command, out.with_suffix(".log")))
+            facts = json.loads(run(command, out.with_name(f"{out.name}.log")))
             return scores(data, tests, out) | {"trained_minutes": facts["minutes"]}
 
         measure_all(options, results, config, PEER, ours, peer)

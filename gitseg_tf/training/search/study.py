@@ -300,9 +300,9 @@ def _training(out: Path, lock: int | None) -> Objective:
 
     def objective(name: str, config: Config, after_epoch: AfterEpochFunction) -> float | None:
         clear_unbegun(out / name)
-        error = train_run(config, out, name, after_epoch=after_epoch, lock=lock)
-        if error is not None:
-            raise RunError(error)
+        failure = train_run(config, out, name, after_epoch=after_epoch, lock=lock)
+        if failure is not None:
+            raise RunError(failure)
         scores = out / name / "evaluation.json"
         if not scores.is_file():  # pruned
             return None
