@@ -1,11 +1,13 @@
-"""Accuracy after a fixed number of minutes of training on two cores, compared with segmentation-models-pytorch.
+"""Accuracy after some minutes of training on two cores, compared with segmentation-models-pytorch.
 
-    python benchmarks/accuracy.py --peer-python PATH [--data COHORT --train CASES --test CASES] [--quick]
+    python benchmarks/accuracy.py --peer-python PATH [--data COHORT --train CASES --test CASES] [--minutes 2 20]
 
 Neither side uses pretrained weights. Ours is `gitseg train --config configs/accuracy.yaml` without a held-out fold, for
-as many epochs as fit into the given minutes; a discarded pilot run of two epochs measures how long they take. Minutes
-are training time on both sides, without start-up, conversion and prediction. Each side predicts the patients of --test,
-and both tables are scored by the same code, following the competition's rules. Without --data, a phantom is generated.
+as many epochs as fit into the given minutes; a discarded pilot run of two epochs measures how long they take. Each
+point is a training of its own, and minutes are training time on both sides, without start-up, conversion and
+prediction. Each side predicts the patients of --test, and both tables are scored by the same code, following the
+competition's rules. Without --data, a phantom is generated. With --out, a script that was killed continues with the
+missing points.
 """
 
 import argparse
@@ -13,15 +15,14 @@ import csv
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from against_time import ROOT, Results, add_arguments, measure_all, plot, print_claims, print_table, run, train_ours
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.data.readers.rle import rle_to_mask
@@ -29,46 +30,81 @@ from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.labels import UWMGI
 from gitseg_tf.phantom import make_phantom
 
-ROOT = Path(__file__).resolve().parent.parent
 OWN_PEER = ROOT / "benchmarks" / "peers" / "accuracy_torch.py"
+TITLES = {
+    "score": "competition score, organizers' text",
+    "score_volume": "competition score, volume form",
+    "dice": "3-D Dice",
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="half a minute of training, one seed")
+    add_arguments(parser, minutes=[20], peer_minutes=None)
     parser.add_argument("--data", type=Path, help="a cohort with train.csv (a generated phantom)")
     parser.add_argument("--train", default="case1,case2,case3", help="patients to train on (%(default)s)")
     parser.add_argument("--test", default="case4,case5", help="patients to score (%(default)s)")
     parser.add_argument(
-        "--minutes", type=float, default=20, help="minutes of training, per side and seed (%(default)s)"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--config", type=Path, default=ROOT / "configs" / "accuracy.yaml", help="our recipe (%(default)s)"
+        "--config",
+        type=recipe,
+        default=ROOT / "configs" / "accuracy.yaml",
+        help="our recipe: a file, or auto, which plans for the minutes (%(default)s)",
     )
     parser.add_argument("--peer-python", help="a Python with torch, segmentation-models-pytorch and albumentations")
     parser.add_argument("--peer", type=Path, default=OWN_PEER, help="the peer's script (%(default)s)")
     parser.add_argument(
         "--referee", type=Path, help="a scoring script, called with TRUTH PREDICTION DATA; its last line is JSON"
     )
-    parser.add_argument("--out", type=Path, help="keep runs and tables in this folder")
     options = parser.parse_args()
     if options.quick:
-        options.minutes, options.seeds = 0.5, options.seeds[:1]
-    with tempfile.TemporaryDirectory() as workspace:
-        workspace = options.out or Path(workspace)
+        options.minutes, options.peer_minutes, options.seeds = [0.5], None, options.seeds[:1]
+    if options.peer_minutes is None:
+        options.peer_minutes = options.minutes
+    with tempfile.TemporaryDirectory() as temporary:
+        workspace = (options.out or Path(temporary)).resolve()
         workspace.mkdir(parents=True, exist_ok=True)
-        options.data = options.data or make_phantom(
-            workspace / "phantom", cases=5, days=1 if options.quick else 2, slices=40 if options.quick else 80
-        )
-        parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
-        epochs = epochs_within(options, parts["train"], workspace)
-        results = {"ours": [], "peer": []}
-        for seed in options.seeds:
-            results["ours"].append(ours(options, parts, epochs, seed, workspace))
-            if options.peer_python:
-                results["peer"].append(peer(options, seed, workspace))
-    report(options, results)
+        measure(options, workspace)
+
+
+def recipe(text):
+    return text if text == "auto" else Path(text).resolve(strict=True)
+
+
+def measure(options, workspace):
+    slices = {"days": 1, "slices": 40} if options.quick else {"days": 2, "slices": 80}
+    generated = workspace / "phantom"
+    if not options.data and not (generated / "train.csv").is_file():
+        shutil.rmtree(generated, ignore_errors=True)
+        make_phantom(generated, cases=5, **slices)
+    options.data = (options.data or generated).resolve()
+    results = Results(workspace / "results.csv", f"{options.data.name}, {options.train}, {options.test}")
+    parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
+    records = workspace / "records"
+    if not (records / "dataset.json").is_file():
+        convert = [sys.executable, "-m", "gitseg_tf", "convert", parts["train"], records]
+        run([*convert, "--folds", 2, "--resume"], workspace / "convert.log")
+
+    def ours(minutes, seed):
+        out = workspace / f"ours-{Path(options.config).stem}-{minutes:g}-{seed}"
+        trained = train_ours(options.config, records, minutes=minutes, seed=seed, out=out)
+        command = [sys.executable, "-m", "gitseg_tf", "predict", out, parts["test"], out / "out"]
+        run(command, workspace / "predict.log")
+        return scored(options, parts["test"], out / "out" / "submission.csv") | {"trained_minutes": trained}
+
+    def peer(minutes, seed):
+        table = workspace / f"peer-{minutes:g}-{seed}.csv"
+        what = ["--train", options.train, "--test", options.test, "--minutes", minutes, "--seed", seed]
+        run([options.peer_python, options.peer, options.data, table, *what], table.with_suffix(".log"))
+        return scored(options, parts["test"], table) | {"trained_minutes": minutes}
+
+    measure_all(options, results, options.config, options.peer, ours, peer)
+    table = results.table()
+    print_table(table, [*TITLES, "hausdorff", "trained_minutes"])
+    if not options.peer_python:
+        print("without --peer-python, the peer is not measured")
+    plot(table, TITLES, workspace / "accuracy_against_minutes")
+    for column, what in (("dice", "3-D Dice"), ("score", "competition score")):
+        print_claims(table, column, what)
 
 
 def part_of(cohort, cases, folder):
@@ -86,50 +122,7 @@ def part_of(cohort, cases, folder):
     return folder
 
 
-def run(command, log):
-    """Run a command with its output in a log; return the seconds that it took."""
-    start = time.monotonic()
-    with open(log, "w") as file:
-        done = subprocess.run([*map(str, command)], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed:\n{log.read_text()[-2000:]}")
-    return time.monotonic() - start
-
-
-def train(options, cohort, epochs, seed, out):
-    """Train our side; return the seconds of each epoch."""
-    records = out.parent / "records"
-    if not records.exists():
-        run([sys.executable, "-m", "gitseg_tf", "convert", cohort, records, "--folds", 2], out.parent / "convert.log")
-    what = ["--config", options.config, "--data", records, "--fold", "none", "--set", f"seed={seed}"]
-    run([sys.executable, "train.py", *what, "--epochs", epochs, "--out", out], out.with_suffix(".log"))
-    return pd.read_csv(out / "history.csv").seconds.tolist()
-
-
-def epochs_within(options, cohort, workspace):
-    first, second = train(options, cohort, 2, options.seeds[0], workspace / "pilot")
-    epochs = 1 + int((0.99 * 60 * options.minutes - first) / second)
-    print(f"ours: {first:.1f} s for the first epoch, {second:.1f} s for the second: {epochs} epochs", flush=True)
-    return max(epochs, 1)
-
-
-def ours(options, parts, epochs, seed, workspace):
-    folder = workspace / f"ours-{seed}"
-    seconds = sum(train(options, parts["train"], epochs, seed, folder))
-    run(
-        [sys.executable, "-m", "gitseg_tf", "predict", folder, parts["test"], folder / "out"], workspace / "predict.log"
-    )
-    return scored(options, "ours", seed, parts["test"], folder / "out" / "submission.csv", seconds)
-
-
-def peer(options, seed, workspace):
-    table = workspace / f"peer-{seed}.csv"
-    what = ["--train", options.train, "--test", options.test, "--minutes", options.minutes, "--seed", seed]
-    run([options.peer_python, options.peer, options.data, table, *what], table.with_suffix(".log"))
-    return scored(options, "peer", seed, workspace / "test", table, 60 * options.minutes)
-
-
-def scored(options, side, seed, cohort, table, seconds):
+def scored(options, cohort, table):
     if options.referee:
         command = [sys.executable, options.referee, cohort / "train.csv", table, cohort]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
@@ -138,9 +131,7 @@ def scored(options, side, seed, cohort, table, seconds):
     else:
         means = scores(cohort, table)
     names = {"score": "score", "score_volume": "score_volume", "dice": "dice", "hausdorff": "hausdorff_volume"}
-    result = {key: float(means[name]) for key, name in names.items()} | {"minutes": seconds / 60}
-    print(f"{side} seed {seed}: " + ", ".join(f"{key} {value:.4f}" for key, value in result.items()), flush=True)
-    return result
+    return {key: float(means[name]) for key, name in names.items()}
 
 
 def scores(cohort, table):
@@ -154,25 +145,6 @@ def scores(cohort, table):
                 masks[k, z] = rle_to_mask(runs[f"{scan.id}_slice_{number:04d}", label], scan.shape[1:])
         rows += score_scan(scan.id, scan.case, scan.read_annotation().masks, masks, labels=UWMGI, spacing=scan.spacing)
     return summarize(pd.DataFrame(rows))
-
-
-def report(options, results):
-    print(f"\n{'':6}{'seed':>5}{'score':>9}{'volume form':>13}{'Dice':>9}{'Hausdorff':>11}{'minutes':>9}")
-    for side, rounds in results.items():
-        for seed, one in zip(options.seeds, rounds, strict=False):
-            scores_of = f"{one['score']:9.4f}{one['score_volume']:13.4f}{one['dice']:9.4f}{one['hausdorff']:11.4f}"
-            print(f"{side:6}{seed:5}{scores_of}{one['minutes']:9.1f}")
-    if not options.peer_python:
-        print("without --peer-python, the peer is not measured")
-    means = {
-        side: round(statistics.mean(one["score"] for one in rounds), 4) if rounds else None
-        for side, rounds in results.items()
-    }
-    ratio = round(means["ours"] / means["peer"], 3) if means["peer"] else None
-    claim = {
-        "claim": f"competition score after {options.minutes:g} minutes of training, mean of {len(options.seeds)} seeds"
-    }
-    print(json.dumps(claim | means | {"unit": "score", "ratio": ratio}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from gitseg_tf.errors import ConfigError, GitsegError, RunError, first_line
 from gitseg_tf.training.distribute.cluster import has_workers
 from gitseg_tf.training.run_folder import MAY_CHANGE
 from gitseg_tf.training.search.process import train_run
-from gitseg_tf.training.search.space import Range, config_value, read_values
+from gitseg_tf.training.search.space import JOURNAL, Range, config_value, read_values
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,8 @@ def run_grid(trials: list[Trial], out: str | AnyPath) -> pd.DataFrame:
     names = {"config.yaml", "history.csv"} & {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names:
         raise ConfigError(f"{out}: is a run; choose another folder")
+    if (out / JOURNAL).exists():
+        raise ConfigError(f"{out}: is a search; choose another folder, or give the number of trials to continue it")
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, wait=False):
         for trial in trials:

@@ -12,6 +12,7 @@ from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.core.trees import shown
 from gitseg_tf.errors import ConfigError, GitsegError
 
+JOURNAL = "study.journal"  # the record of a search in its folder
 _EXAMPLES = "give a list of values, such as [0.001, 0.003], or a range, such as {low: 0.0001, high: 0.01, log: true}"
 
 

@@ -24,12 +24,11 @@ from gitseg_tf.training.distribute.cluster import has_workers
 from gitseg_tf.training.run_folder import clear_unbegun
 from gitseg_tf.training.search.grid import Trial, compare
 from gitseg_tf.training.search.process import AfterEpochFunction, train_run
-from gitseg_tf.training.search.space import Range, Search, to_tree
+from gitseg_tf.training.search.space import JOURNAL, Range, Search, to_tree
 from gitseg_tf.training.search.study_plot import draw_search
 
 logger = logging.getLogger(__name__)
 
-JOURNAL = "study.journal"
 Objective = Callable[[str, Config, AfterEpochFunction], float | None]
 # Keys that do not change the results, or that may differ between two machines.
 _MAY_CHANGE: dict[str, Any] = {
@@ -261,7 +260,8 @@ def _run_trial(optuna: ModuleType, study: Any, search: Search, out: Path, *, num
         pruning = _Pruning(trial, config.training.epochs)
         # After an interruption, the run already has some epochs.
         history = read_history(out / name)
-        stopped = any(pruning(row["epoch"], row[config.evaluation.monitored]) for row in history)
+        monitored = config.evaluation.monitored
+        stopped = any(pruning(row["epoch"], row.get(monitored, math.nan)) for row in history)
         value = None if stopped else objective(name, config, pruning)
         if not pruning.stopped and (value is None or math.isnan(value)):
             raise RunError(f"the run has no {metric}; no label is annotated in the held-out fold")
@@ -300,14 +300,17 @@ def _training(out: Path, lock: int | None) -> Objective:
 
     def objective(name: str, config: Config, after_epoch: AfterEpochFunction) -> float | None:
         clear_unbegun(out / name)
-        error = train_run(config, out, name, after_epoch=after_epoch, lock=lock)
-        if error is not None:
-            raise RunError(error)
+        failure = train_run(config, out, name, after_epoch=after_epoch, lock=lock)
+        if failure is not None:
+            raise RunError(failure)
         scores = out / name / "evaluation.json"
         if not scores.is_file():  # pruned
             return None
-        value = parse_json(scores.read_text(encoding="utf-8")).get(config.evaluation.metric)
-        return None if value is None else float(value)
+        try:
+            value = parse_json(scores.read_text(encoding="utf-8"))[config.evaluation.metric]
+            return None if value is None else float(value)
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{scores}: is damaged ({first_line(error)})") from None
 
     return objective
 

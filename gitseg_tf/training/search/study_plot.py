@@ -105,7 +105,7 @@ def _draw_history(axes: Axes, table: pd.DataFrame, metric: str, monitored: str) 
     best = table[metric].where(done).cummax().ffill()
     axes.step(numbers, best, where="post", color=_BEST, label="best so far")
     axes.set_xlim(0.5, len(table) + 0.5)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
 
 
 def _draw_curve(axes: Axes, run: AnyPath, monitored: str, color: str) -> None:
@@ -132,7 +132,7 @@ def _draw_slice(axes: Axes, table: pd.DataFrame, key: str, values: Values, colum
     else:
         axes.set_xticks(range(len(values)), [str(value) for value in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set_xlabel(key, fontsize=9)
+    axes.set(xlabel=key, ylabel=METRICS.facts(columns[0])["title"])
     axes.grid(alpha=0.2)
 
 

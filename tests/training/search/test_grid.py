@@ -169,6 +169,12 @@ def test_a_grid_can_change_what_a_resumed_run_can_change(commands, read, key, va
     assert run_grid(others[:1], commands.out)["status"].tolist() == ["finished"] and not commands.called
 
 
+def test_a_grid_in_the_folder_of_a_search_is_refused(commands, refusal):
+    commands.out.mkdir()
+    (commands.out / "study.journal").touch()
+    assert "is a search" in refusal(run_grid, commands.trials, commands.out) and not commands.called
+
+
 @pytest.mark.parametrize(("name", "value"), [("TF_CONFIG", "{}"), ("SLURM_STEP_NUM_TASKS", "2")])
 def test_a_grid_with_several_workers_is_refused(commands, refusal, monkeypatch, name, value):
     monkeypatch.setenv(name, value)

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from gitseg_tf.training.search.space import Range, read_search
@@ -75,3 +78,9 @@ def test_an_invalid_search_is_refused(read, refusal, text, expected):
 
 def test_a_search_without_a_held_out_fold_is_refused(read, refusal):
     assert "data.fold is null" in refusal(read, "model.filters: [4, 8]", {"data.fold": None})
+
+
+def test_the_search_of_the_documentation_is_valid(read):
+    page = (Path(__file__).parents[3] / "docs/how-to/train.md").read_text(encoding="utf-8")
+    (text,) = [text for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "{low:" in text]
+    assert [*read(text).space] == ["training.learning_rate", "training.weight_decay", "model.filters", "model.backbone"]
