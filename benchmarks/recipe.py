@@ -116,7 +116,7 @@ def scored(options, members, test, workspace):
     (equal / "ensemble.yaml").write_text(yaml.safe_dump(untuned | {"postprocess": tree["postprocess"]}))
     for folder in members.values():
         gitseg(workspace, "tune", folder, "--metric", options.metric)
-    for name, folder in members.items() | {"equal": equal, "tuned": ensemble}.items():
+    for name, folder in (members | {"equal": equal, "tuned": ensemble}).items():
         gitseg(workspace, "predict", folder, test, workspace / "predictions" / name)
         rows[name] = scores(test, workspace / "predictions" / name / "submission.csv")
     return {name: rows[name] for name in (*members, "equal", "tuned")}
