@@ -229,10 +229,11 @@ def score(
 
 
 def load(models: str | PathLike | Sequence[str | PathLike]) -> "Predictor":
-    """Load a predictor from a run, an export or a cross-validation; several models are averaged.
+    """Load a predictor from a run, an export, a cross-validation or an ensemble; several models are averaged.
 
     Args:
-        models: the folder of a run, an export (SavedModel, ONNX, TFLite) or a cross-validation, or a sequence of them.
+        models: the folder of a run, an export (SavedModel, ONNX, TFLite) or a cross-validation, or a sequence of them;
+            or the folder of a single ensemble of `gitseg ensemble`.
 
     Returns:
         The predictor, which averages the probabilities of its models.

@@ -183,6 +183,31 @@ def runs_of(model: Run | RunEnsemble) -> Sequence[Run]:
     return model.runs if isinstance(model, RunEnsemble) else (model,)
 
 
+def unseen_by(ensemble: RunEnsemble, case: str) -> RunEnsemble:
+    """Restrict an ensemble to the runs that were not trained on a patient, for example to teach another network.
+
+    Args:
+        ensemble: from `load_ensemble`.
+        case: the patient.
+
+    Returns:
+        The ensemble of these runs, or the whole ensemble if all of its runs were trained on the patient. Weights keep
+        their ratios: of cross-validations with the same folds, each contributes the run that held out the patient.
+    """
+    kept = [k for k, run in enumerate(ensemble.runs) if case not in run.config.provenance.get("trained_on", (case,))]
+    if not kept:
+        return ensemble
+    weights = None
+    if ensemble.weights is not None:
+        sums = [sum(shares) for shares in zip(*(ensemble.weights[k] for k in kept), strict=True)]
+        if not all(sums):
+            return ensemble
+        weights = tuple(
+            tuple(share / total for share, total in zip(ensemble.weights[k], sums, strict=True)) for k in kept
+        )
+    return replace(ensemble, runs=tuple(ensemble.runs[k] for k in kept), weights=weights)
+
+
 def weights_of(model: Run | RunEnsemble) -> Sequence[tuple[float, ...] | None]:
     """List the weights of the runs of a model, see `runs_of`; None where runs are averaged equally."""
     weights = model.weights if isinstance(model, RunEnsemble) else None

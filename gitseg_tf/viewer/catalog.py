@@ -20,6 +20,7 @@ from gitseg_tf.inference.exported import exported_config, exported_file, exporte
 from gitseg_tf.labels import LabelSet
 from gitseg_tf.runs.cross_validation import fold_runs, is_cross_validation, read_cross_validation
 from gitseg_tf.runs.folder import has_begun, load_run_config
+from gitseg_tf.runs.fusion import is_fusion
 from gitseg_tf.viewer.contours import Contours, of_annotation
 from gitseg_tf.viewer.folders import GivenFolders
 
@@ -123,6 +124,9 @@ def _configs(path: AnyPath, allowed: tuple[AnyPath, ...]) -> dict[AnyPath, Confi
         GivenFolders((path, file.parent, *allowed)).check([file, file.parent / "config.yaml"])
         return {file: exported_config(file)}
     folders = GivenFolders((path, *allowed))
+    if is_fusion(path):
+        fix = "write its predictions with gitseg predict and view those, or view one of its runs"
+        raise DataError(f"{path}: is an ensemble, which cannot be viewed; {fix}")
     runs = [run for run in fold_runs(path) if has_begun(run)] or ([path] if has_begun(path) else [])
     if runs:
         for folder in (path, *runs):

@@ -180,6 +180,7 @@ def test_wrong_members_are_refused(members, ensemble, tmp_path, capsys, refusal)
     assert "is not a run" in error_line(capsys, "ensemble", axial, tmp_path, "--out", tmp_path / "x")
     assert "already exists" in error_line(capsys, "ensemble", axial, members["coronal"], "--out", ensemble)
     assert "give it alone" in refusal(load_predictor, [ensemble, axial])
+    assert "is an ensemble, which cannot be viewed" in error_line(capsys, "view", ensemble)
     assert not (tmp_path / "x").exists()
     for wrong in (["--weights", "1"], ["--weights", "1,-1"], ["--metric", "dice"]):
         with pytest.raises(SystemExit) as caught:

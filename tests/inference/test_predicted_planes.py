@@ -89,3 +89,20 @@ def test_the_exported_graph_predicts_the_same_masks(plane, steps):
     found = np.moveaxis(segment(image[..., None], SPACING, numbers).numpy(), -1, 0)
     expected = masks_by(lopsided, image, config, numbers, SPACING)
     assert expected.any() and (found != expected).mean() < 1e-4
+
+
+def test_members_have_weights_for_each_label():
+    def constant(value):
+        return lambda windows: value * tf.ones_like(lopsided(windows))
+
+    settings = BASE | {"data.input_size": [64, 64]}
+    planes = ("axial", "axial", "coronal", "sagittal")
+    values, weights = (0.9, 0.1, 0.5, 0.7), ((3.0, 1.0, 0.0), (1.0, 1.0, 0.0), (0.0, 2.0, 5.0), (0.0, 0.0, 0.0))
+    members = [
+        Member(f"{value}", constant(value), labeled(settings | {"data.plane": plane}), weights=of_labels)
+        for value, plane, of_labels in zip(values, planes, weights, strict=True)
+    ]
+    mean = Predictor(members).probabilities(Volume(body(), SPACING))
+    expected = np.average(np.repeat([values], 3, 0).T, axis=0, weights=weights)
+    assert expected.tolist() == pytest.approx([0.7, 0.5, 0.5])
+    np.testing.assert_allclose(mean, np.broadcast_to(expected[:, None, None, None], mean.shape), atol=1e-5)

@@ -128,7 +128,8 @@ def _entry_in_plane(scan: ScanEntry, plane: str, dataset: Dataset) -> ScanEntry:
         name: sum(count for key, count in sets.items() if str(dataset.labels.index(name)) in key.split())
         for name in scan.label_slices
     }
-    (depth, height, width), (z, y, x) = ([of[axis] for axis in AXES[plane]] for of in (scan.shape, scan.spacing))
+    depth, height, width = (scan.shape[axis] for axis in AXES[plane])
+    z, y, x = (scan.spacing[axis] for axis in AXES[plane])
     empty = depth - sum(sets.values()) if scan.label_slices else 0
     return replace(
         scan, shape=(depth, height, width), spacing=(z, y, x),

@@ -213,8 +213,9 @@ def count_plane_sets(masks: np.ndarray) -> dict[str, dict[str, int]]:
         >>> count_plane_sets(masks)
         {'coronal': {'0': 2}, 'sagittal': {'0': 1}}
     """
-    footprint = masks.any(1)
-    return {"coronal": count_label_sets(footprint.any(2)), "sagittal": count_label_sets(footprint.any(1))}
+    footprint = np.asarray(np.any(masks, axis=1))
+    coronal, sagittal = (np.asarray(np.any(footprint, axis=axis)) for axis in (2, 1))
+    return {"coronal": count_label_sets(coronal), "sagittal": count_label_sets(sagittal)}
 
 
 class _Folds(BaseModel):

@@ -91,7 +91,8 @@ def _decode(record: bytes, name: str) -> LoadedScan:
 def _difference(entry: ScanEntry, scan: LoadedScan, dataset: Dataset) -> str:
     """Describe how a record contradicts dataset.json or its own voxels; "" if it does not."""
     volume, annotation, names = scan.volume, scan.annotation, dataset.labels.names
-    label_slices, empty, label_sets, plane_sets = {}, 0, {}, {"coronal": {}, "sagittal": {}}
+    label_slices, empty, label_sets = {}, 0, {}
+    plane_sets: dict[str, dict[str, int]] = {"coronal": {}, "sagittal": {}}
     if annotation is not None:
         if len(annotation.annotated) != len(names):
             return f"the record has {len(annotation.annotated)} labels, but {INDEX} lists {len(names)}"

@@ -82,7 +82,7 @@ class MemberPairs(PairScores):
     def _stored(self, probabilities: np.ndarray) -> np.ndarray:
         return np.rint(probabilities * _LEVELS).astype(np.uint8)
 
-    def _load(self, file: Path) -> dict[str, np.ndarray]:
+    def _load(self, file: Path) -> dict[str, Any]:
         kept = super()._load(file)
         name = self.all_labels[int(file.name.split("-")[0])]
         return kept | {"probabilities": _mean(kept["probabilities"], self._weights[name])}
@@ -156,7 +156,7 @@ def search_weights(
         for name in labels:
             if new := [one for one in dict.fromkeys(weights[name] for weights in tried) if (name, one) not in known]:
                 known.update({(name, one): terms for one, terms in zip(new, terms_of(name, new), strict=True)})
-        return [value(sum(known[name, weights[name]] for name in labels)) for weights in tried]
+        return [value(np.sum([known[name, weights[name]] for name in labels], axis=0)) for weights in tried]
 
     weights = equal = dict.fromkeys(labels, (1 / members,) * members)
     ones = [tuple(float(m == k) for m in range(members)) for k in range(members)]

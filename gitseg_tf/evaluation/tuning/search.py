@@ -180,7 +180,7 @@ class PairScores:
         """Convert probabilities to the form in which they are stored."""
         return probabilities
 
-    def _load(self, file: Path) -> dict[str, np.ndarray]:
+    def _load(self, file: Path) -> dict[str, Any]:
         """Read a pair; its probabilities are float32 [D, H, W]."""
         with _READING, np.load(file) as pair:
             return {name: pair[name] for name in pair}
