@@ -44,7 +44,9 @@ def distilled(tiny_dataset, teacher, tmp_path_factory):
 def records_of(dataset):
     for shard in dataset.shards:
         records = tf.data.TFRecordDataset(str(dataset.root / shard.file)).as_numpy_iterator()
-        yield from ((shard.fold, entry, decode_example(record)) for entry, record in zip(shard.scans, records))
+        yield from (
+            (shard.fold, entry, decode_example(record)) for entry, record in zip(shard.scans, records, strict=True)
+        )
 
 
 def levels_of(features, labels=3):
