@@ -150,7 +150,7 @@ def test_the_export_gates_as_predict_does(tmp_path, refusal):
     outputs = served["serving_default"](windows=tf.constant(windows))
     expected = model(windows, training=False)
     for name, head in (("probabilities", "logits"), ("presence", "presence")):
-        np.testing.assert_allclose(outputs[name], tf.sigmoid(expected[head]), atol=1e-5)
+        np.testing.assert_allclose(outputs[name], tf.sigmoid(expected[head]), atol=1e-4)
 
 
 @pytest.mark.slow
