@@ -268,6 +268,9 @@ def _trained(config: Config, networks: int | None = None) -> str:
         lines.append(
             f"Fold {config.data.fold} of the dataset was held out, and used to choose the epoch of the weights."
         )
+    if isinstance(teacher := known.get("teacher"), dict):
+        name, weights = teacher.get("name"), str(teacher.get("weights"))
+        lines.append(f"Distilled from the probabilities of {name}, weights `{weights}`.")
     if "tuned" in known:
         lines.append(f"Post-processing was tuned on {tuned_where(known['tuned'])}.")
     return "\n".join(lines)

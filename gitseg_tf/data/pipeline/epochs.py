@@ -55,8 +55,9 @@ def numbered_batches(
     dataset: Dataset, config: Config, *, first_epoch: int, first_step: int, named: bool = False
 ) -> tf.data.Dataset:
     """Yield (number in the whole training, batch of windows before augmentation); `named` adds the scan ids."""
-    data, layout = config.data, layout_of(dataset, config, training=True)
+    data = config.data
     folds, used, exclude = training_scans(dataset, config)
+    layout = layout_of(dataset, config, training=True)
     steps = steps_per_epoch(dataset, config)
     paths = dataset.paths_of(folds)
     files = tf.data.Dataset.from_tensor_slices(paths)
