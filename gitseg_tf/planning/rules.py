@@ -21,7 +21,7 @@ _MARGIN = 0.97
 # Per epoch: metrics, checkpoint, history and pictures.
 _EPOCH_SECONDS = 1.0
 # Scoring, the report and the export load further libraries.
-_SCORING_GIB, _SCORING_SECONDS = 0.4, 30.0
+_SCORING_GIB, _SCORING_SECONDS = 0.6, 30.0
 _ACTIVATION_MARGIN = 1.2
 _LEAST_WINDOWS, _LEAST_PATCHES = 4, 2
 _SHUFFLED, _SCANS_AT_ONCE = 256, 16

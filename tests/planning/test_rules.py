@@ -172,7 +172,7 @@ def test_a_memory_limit_gives_a_smaller_batch_then_accumulation():
     assert "training.gradient_accumulation_steps" not in keys(roomy)
     plan = plan_of(abdomen(), peak_gib=4.8, memory=5.8)
     assert plan["data.batch_size"] == 8 and plan.prediction.peak_gib <= 5.8
-    # About 0.44 GiB per window and 1.7 GiB for the rest: not even 2 windows at once fit into 2.5 GiB.
+    # About 0.44 GiB per window and 1.9 GiB for the rest: not even 2 windows at once fit into 2.5 GiB.
     plan = plan_of(abdomen(), peak_gib=4.8, memory=2.5)
     assert plan["data.batch_size"] == 4 and plan["training.gradient_accumulation_steps"] > 1
     assert plan["evaluation.batch_size"] < 4 and plan.prediction.peak_gib <= 2.5
