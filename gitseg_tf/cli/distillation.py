@@ -15,7 +15,7 @@ def add_parsers(commands) -> None:
         "models",
         nargs="+",
         metavar="teacher",
-        help="a run, an export or a cross-validation; the probabilities of several are averaged",
+        help="an ensemble, or runs, exports and cross-validations, whose probabilities are averaged",
     )
     distill.add_argument("data", help="TFRecords or a cohort; scans without annotation are used too")
     distill.add_argument("out", help="folder of the new dataset, for gitseg train --data")

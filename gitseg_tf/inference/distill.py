@@ -20,10 +20,12 @@ from gitseg_tf.data.tfrecords.teacher import add_teacher
 from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 from gitseg_tf.data.volume import Volume
 from gitseg_tf.errors import ConfigError, DataError, RunError
-from gitseg_tf.inference.identity import model_identity
+from gitseg_tf.inference.identity import model_identity, runs_identity
 from gitseg_tf.inference.networks import open_model
 from gitseg_tf.inference.predictor import Predictor, load_predictor
 from gitseg_tf.runs.cross_validation import fold_runs
+from gitseg_tf.runs.ensemble import RunEnsemble, load_ensemble, unseen_by
+from gitseg_tf.runs.fusion import is_fusion
 from gitseg_tf.runs.matching import check_matches
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,8 @@ def distill(
     a warning says so.
 
     Args:
-        models: the teacher: runs, exports or cross-validations, whose probabilities are averaged, see `load_predictor`.
+        models: the teacher: an ensemble.yaml or its folder; or runs, exports or cross-validations, whose probabilities
+            are averaged, see `load_predictor`.
         dataset: the dataset; it may contain scans without annotation.
         out: the folder of the copy.
         members: "unseen", as described; "all" lets all networks predict all scans.
@@ -58,13 +61,15 @@ def distill(
 
     Raises:
         ConfigError: an unknown value of `members`.
-        DataError: the folder exists, or a record is damaged.
+        DataError: the folder exists, a record is damaged, or the dataset has pseudo-labels.
         RunError: see `load_predictor`; labels or channels that the dataset lacks; or a model that does not record the
             patients that it was trained on.
     """
     if members not in TEACHER_MEMBERS:
         raise ConfigError(f"members must be {' or '.join(TEACHER_MEMBERS)}, got {members!r}")
     out = as_path(out)
+    if dataset.pseudo_labels is not None:
+        raise DataError(f"{dataset.root}: has pseudo-labels; distill into the dataset without them")
     if out.resolve() == dataset.root.resolve():
         raise DataError(f"{out}: is the dataset itself; choose another folder")
     if out.exists() and not (force and is_dataset(out)) and (not out.is_dir() or any(out.iterdir())):
@@ -73,7 +78,7 @@ def distill(
     teacher = _open_teacher(models, dataset, members, overrides or {})
     scans = [scan for shard in dataset.shards for scan in shard.scans]
     seen = _log_members(teacher, scans)
-    identity = model_identity(models)
+    identity = model_identity(models) if teacher.ensemble is None else runs_identity(teacher.ensemble)
     names = tuple(dataset.labels.names[k] for k in sorted(teacher.sources))
     facts = Teacher(identity.name, identity.weights, names, teacher.trained_on, members, seen)
     with replace_folder(out, marker=INDEX) as folder, naming_damaged_shards(dataset):
@@ -105,6 +110,7 @@ class _Teacher:
         overrides: see `distill`.
         chosen: the models of `predictor`.
         predictor: averages the chosen models.
+        ensemble: the teacher, if it is an ensemble.yaml, whose runs are the models.
     """
 
     paths: list[AnyPath]
@@ -114,6 +120,7 @@ class _Teacher:
     overrides: dict[str, Any]
     chosen: tuple[int, ...]
     predictor: Predictor
+    ensemble: RunEnsemble | None = None
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -132,8 +139,12 @@ class _Teacher:
         models = self.models_for(case)
         if models != self.chosen:
             # Scans are sorted by fold, so the networks of a cross-validation are loaded once each.
-            paths = [self.paths[k] for k in models]
-            self.chosen, self.predictor = models, load_predictor(paths, overrides=self.overrides)
+            self.chosen = models
+            if self.ensemble is not None:
+                everyone = len(models) == len(self.paths)
+                self.predictor = Predictor.of_run(self.ensemble if everyone else unseen_by(self.ensemble, case))
+            else:
+                self.predictor = load_predictor([self.paths[k] for k in models], overrides=self.overrides)
         found = np.zeros((labels, *volume.shape), np.float32)
         found[self.sources] = self.predictor.probabilities(volume)
         return found
@@ -144,7 +155,11 @@ def _open_teacher(models, dataset: Dataset, members: str, overrides: dict[str, A
     predictor = load_predictor(models, overrides=overrides)
     check_matches(predictor.config, dataset)
     listed = [models] if isinstance(models, str) or not isinstance(models, Sequence) else models
-    paths = [one for path in map(as_path, listed) for one in (fold_runs(path) or [path])]
+    ensemble = load_ensemble(listed[0], overrides) if is_fusion(listed[0]) else None
+    if ensemble is not None:
+        paths = [run.path for run in ensemble.runs]
+    else:
+        paths = [one for path in map(as_path, listed) for one in (fold_runs(path) or [path])]
     seen_by = []
     for path in paths:
         trained_on = open_model(path)[1].provenance.get("trained_on")
@@ -153,7 +168,7 @@ def _open_teacher(models, dataset: Dataset, members: str, overrides: dict[str, A
         seen_by.append(frozenset(trained_on))
     matched = [dataset.labels.match(name) for name in predictor.labels.names]
     sources = [dataset.labels.index(label.name) for label in matched if label is not None]
-    return _Teacher(paths, seen_by, members, sources, overrides, tuple(range(len(paths))), predictor)
+    return _Teacher(paths, seen_by, members, sources, overrides, tuple(range(len(paths))), predictor, ensemble)
 
 
 def _log_members(teacher: _Teacher, scans: Sequence[ScanEntry]) -> tuple[str, ...]:

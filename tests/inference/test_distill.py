@@ -16,6 +16,8 @@ from gitseg_tf.data.pipeline.epochs import steps_per_epoch
 from gitseg_tf.data.tfrecords.codec import decode_example
 from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.data.tfrecords.dataset import load_dataset, read_scans
+from gitseg_tf.data.tfrecords.index import PseudoSource
+from gitseg_tf.data.tfrecords.pseudo_labels import write_pseudo_labeled
 from gitseg_tf.data.tfrecords.teacher import training_scans
 from gitseg_tf.data.tfrecords.verify import verify_dataset
 from gitseg_tf.export.savedmodel import export
@@ -89,6 +91,25 @@ def test_the_copy_has_the_same_scans_and_names_the_teacher(distilled, tiny_datas
     assert facts["trained_on"] == sorted(tiny_dataset.fold_of_case) and len(facts["weights"]) == 64
     assert verify_dataset(distilled.root).teacher == distilled.teacher
     assert "teacher" not in (tiny_dataset.root / "dataset.json").read_text()
+
+
+def test_an_ensemble_teaches_as_the_cross_validation_in_it(distilled, tiny_dataset, teacher, tmp_path):
+    folds = [str(teacher / f"fold{fold}") for fold in range(3)]
+    assert main(["ensemble", *folds, "--out", str(tmp_path / "ensemble")]) == 0
+    copy = distill(tmp_path / "ensemble", tiny_dataset, tmp_path / "copy")
+    for (_, _, features), (_, _, expected) in zip(records_of(copy), records_of(distilled), strict=True):
+        assert (levels_of(features) != levels_of(expected)).mean() < 1e-4  # rounding at the thresholds
+    assert copy.teacher.trained_on == distilled.teacher.trained_on and not copy.teacher.seen
+
+
+def test_pseudo_labels_and_teachers_exclude_each_other(distilled, tiny_dataset, teacher, tmp_path, refusal):
+    source = PseudoSource("cv", 64 * "0", 0.9, ())
+    pseudo = replace(tiny_dataset, pseudo_labels=source)
+    assert "has pseudo-labels" in refusal(distill, teacher, pseudo, tmp_path / "out")
+    expected = "has the probabilities of a teacher"
+    options = {"source": source, "labels": distilled.labels.names}
+    assert expected in refusal(write_pseudo_labeled, distilled, tmp_path / "out", None, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_that_was_trained_on_the_patients_is_reported(tiny_dataset, teacher, tmp_path, caplog):

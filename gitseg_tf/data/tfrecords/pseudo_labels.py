@@ -85,8 +85,8 @@ def write_pseudo_labeled(
         The finished dataset.
 
     Raises:
-        DataError: no scan lacks a label, `base` has pseudo-labels, a scan of `more` has the id of another scan or
-            cannot be read, or `out` is in use or contains something else.
+        DataError: no scan lacks a label, `base` has pseudo-labels or a teacher, a scan of `more` has the id of another
+            scan or cannot be read, or `out` is in use or contains something else.
     """
     out = as_path(out)
     _check_scans(base, labels, more)
@@ -129,6 +129,8 @@ def write_pseudo_labeled(
 def _check_scans(base: Dataset, labels: Sequence[str], more: Cohort | None) -> None:
     if base.pseudo_labels is not None:
         raise DataError(f"{base.root}: already has pseudo-labels; start from the dataset without them")
+    if base.teacher is not None:
+        raise DataError(f"{base.root}: has the probabilities of a teacher; start from the dataset without them")
     known = {scan.id for shard in base.shards for scan in shard.scans}
     if more is None:
         if all(_is_complete(shard, labels) for shard in base.shards):

@@ -14,6 +14,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gitseg_tf.config import load_config
 from gitseg_tf.data.sources import DATASETS
 from gitseg_tf.data.tfrecords.example import decode_scan, pack_masks, parse_scan, serialize_scan, unpack_masks
+from gitseg_tf.data.tfrecords.index import ScanEntry
+from gitseg_tf.data.tfrecords.teacher import add_teacher
 from gitseg_tf.data.volume import PERCENTILES, Annotation, PseudoLabels, Volume, intensity_percentiles
 from gitseg_tf.labels import UWMGI, LabelSet
 
@@ -199,9 +201,10 @@ def test_bits_beyond_the_labels_are_refused(volume, annotation):
 
 def test_a_record_has_the_documented_features(volume):
     table = dict(re.findall(r"^\| `(\w+/\w+)` \| (\w+) \|", FORMAT_PAGE.read_text(), re.MULTILINE))
-    features = tf.train.Example.FromString(
-        record_of(volume, annotation_of(3, True), pseudo=pseudo_of())
-    ).features.feature
+    record = record_of(volume, annotation_of(3, True), pseudo=pseudo_of())
+    entry = ScanEntry("a", "a", volume.shape, volume.spacing, {}, 0, ())
+    record, _ = add_teacher(record, entry, np.zeros((3, *volume.shape), np.float32), ("a", "b", "c"))
+    features = tf.train.Example.FromString(record).features.feature
     assert {name: feature.WhichOneof("kind").removesuffix("_list") for name, feature in features.items()} == table
 
 

@@ -1,6 +1,7 @@
 """A teacher's probabilities in records, and the scans that training chooses with them."""
 
 import zlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ LABELS = LabelSet.of("liver", "spleen", "aorta")
 
 def entry(name, labeled=True, teacher=None):
     slices = {"stomach": 5} if labeled else {}
-    return ScanEntry(name, name.split("_")[0], (8, 4, 4), (3.0, 1.0, 1.0), slices, 3 * labeled, (), (), {}, teacher)
+    return ScanEntry(
+        name, name.split("_")[0], (8, 4, 4), (3.0, 1.0, 1.0), slices, 3 * labeled, (), (), {}, teacher=teacher
+    )
 
 
 def test_probabilities_become_the_bits_that_the_format_describes():
@@ -40,7 +43,14 @@ def test_probabilities_become_the_bits_that_the_format_describes():
         for i in range(4):
             bit = packed[(4 * k + i) // 8] >> ((4 * k + i) % 8) & 1
             np.testing.assert_array_equal(bit, probabilities[k] >= (2 * i + 1) / 8)
-    assert found.teacher == TeacherSlices({"liver": 1, "spleen": 0, "aorta": 1}, 1, {"0 2": 1})
+    planes = {
+        name: Counter(" ".join(str(k) for k in range(3) if (part[k] >= 3 / 8).any()) for part in parts)
+        for name, parts in (
+            ("coronal", [probabilities[:, :, y] for y in range(4)]),
+            ("sagittal", [probabilities[..., x] for x in range(5)]),
+        )
+    }
+    assert found.teacher == TeacherSlices({"liver": 1, "spleen": 0, "aorta": 1}, 1, {"0 2": 1}, planes)
     assert replace(found, teacher=None) == entry("a_1")
     scan = decode_scan(added)
     np.testing.assert_array_equal(scan.annotation.masks, annotation.masks)
@@ -50,14 +60,14 @@ def test_probabilities_become_the_bits_that_the_format_describes():
 @pytest.fixture
 def dataset():
     """Two folds of one patient each; patient a has another scan without annotation, and so has patient c."""
-    teacher = TeacherSlices({"large_bowel": 0, "small_bowel": 2, "stomach": 4}, 4, {"2": 2, "1 2": 2})
+    teacher = TeacherSlices({"large_bowel": 0, "small_bowel": 2, "stomach": 4}, 4, {"2": 2, "1 2": 2}, {})
     shards = (
         Shard("0", 0, 0, "", (entry("a_1", teacher=teacher),)),
         Shard("1", 1, 0, "", (entry("b_1", teacher=teacher),)),
         Shard("u", -1, 0, "", (entry("a_2", False, teacher), entry("c_1", False, teacher))),
     )
     facts = Teacher("cv", 64 * "0", UWMGI.names, ("a", "b"), "unseen")
-    return Dataset(Path("data"), {"name": "x", "fingerprint": "y"}, 2, 0, shards, UWMGI, ("image",), facts)
+    return Dataset(Path("data"), {"name": "x", "fingerprint": "y"}, 2, 0, shards, UWMGI, ("image",), teacher=facts)
 
 
 def ids(dataset, **changes):
