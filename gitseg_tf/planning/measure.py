@@ -61,22 +61,21 @@ def measure(dataset: Dataset, config: Config, seconds: float, note) -> Measureme
     prepared = slices * math.prod(config.data.input_size) * bytes_per_pixel / 2**30
     batches = training_windows(part, sample)
     started = time.perf_counter()
-    iterator = iter(batches)
-    batch = next(iterator)
-    slice_seconds = (time.perf_counter() - started) / slices
+    batch = next(iter(batches))
+    preparing = time.perf_counter() - started
     validation: float | None = None
 
     def measured(durations: list[float]) -> Measurement:
         timed = durations[WARM_UP:]
         step = float(np.mean(timed))
-        start = max(durations[0] - step, 0.0)
+        start = max(durations[0] - preparing - step, 0.0)
         return Measurement(
-            step, _VALIDATION_SHARE * step if validation is None else validation, start, slice_seconds, base,
+            step, _VALIDATION_SHARE * step if validation is None else validation, start, preparing / slices, base,
             max(_peak_gib() - prepared, base), windows, held_out, len(timed), date.today().isoformat(),
         )  # fmt: skip
 
     clock = _Clock(seconds, lambda durations: note(measured(durations)))
-    model.fit(iterator, steps_per_epoch=_MOST_STEPS, epochs=1, verbose=0, callbacks=[clock])
+    model.fit(batches, steps_per_epoch=_MOST_STEPS, epochs=1, verbose=0, callbacks=[clock])
     note(measured(clock.durations))
     if held_out:
         model.test_on_batch(*batch)  # traces the graph

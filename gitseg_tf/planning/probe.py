@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,8 +106,10 @@ def _measure(dataset: Dataset, candidate: Candidate, fold: int | None, seconds: 
                 process.kill()
                 process.wait()
         if not answer.is_file():
-            lines = log.read_text(errors="replace").strip().splitlines()
-            return "it took too long" if process.returncode == -9 else (lines or ["it ended without a result"])[-1]
+            if process.returncode == -9:
+                return "it took too long"
+            lines = log.read_text(errors="replace").strip().splitlines() or ["it ended without a result"]
+            return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
         tree = json.loads(answer.read_text())
         return tree["error"] if "error" in tree else Measurement.from_tree(tree)
 

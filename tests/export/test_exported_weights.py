@@ -23,6 +23,8 @@ from gitseg_tf.runs.network import load_model
 from gitseg_tf.runs.run import load_run
 from gitseg_tf.training.callbacks.recorder import write_history
 
+pytestmark = pytest.mark.slow
+
 SPACING = np.float32([3.0, 1.5, 1.25])
 NETWORKS = {
     "unet": {"data.input_size": [32, 32], "model.filters": 16},
@@ -202,7 +204,6 @@ def test_an_already_loaded_network_is_reused(written, tmp_path, monkeypatch):
     np.testing.assert_allclose(*both, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_documented_agreement_measurement_runs(written, tiny_dataset, capsys):
     run, _ = written
     docs = (Path(__file__).parents[2] / "docs" / "how-to" / "serve.md").read_text()

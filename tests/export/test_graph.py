@@ -190,6 +190,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["2.5-D", "3-D"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_tiling_flipping_and_scaling_match_predict(kind, view):
@@ -268,6 +269,7 @@ def test_postprocessing_in_the_graph_matches_numpy(steps, shape, seed, coarse, s
     np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.slow
 @given(
     kind=strategies.sampled_from(sorted(KINDS)),
     shape=strategies.tuples(strategies.integers(1, 6), strategies.integers(20, 70), strategies.integers(20, 70)),

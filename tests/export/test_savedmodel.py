@@ -434,7 +434,9 @@ def built(tmp_path_factory):
 def finished(built, tmp_path, monkeypatch):
     """A copy of a finished run, with a trivial graph that is exported quickly."""
     twice = tf.function(lambda windows: {"probabilities": 2 * windows}, [tf.TensorSpec([None], name="windows")])
-    monkeypatch.setattr("gitseg_tf.export.savedmodel._signatures", lambda model, config: {"serving_default": twice})
+    monkeypatch.setattr(
+        "gitseg_tf.export.savedmodel._signatures", lambda model, config, **_: {"serving_default": twice}
+    )
     return shutil.copytree(built, tmp_path / "run")
 
 

@@ -20,6 +20,8 @@ from gitseg_tf.training.losses import build_loss
 from gitseg_tf.training.metrics import StreamingDice
 from gitseg_tf.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "data.input_size": [64, 64],
     "data.patch": [4, 32, 32],
@@ -126,7 +128,6 @@ def test_streaming_dice_excludes_ignored_voxels(batch):
     assert float(metric.result()["dice"]) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-@pytest.mark.slow
 def test_the_3d_competition_recipe_trains_at_reduced_size_with_tensorflow_augmentation(
     tiny_dataset, tmp_path, monkeypatch
 ):

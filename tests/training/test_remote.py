@@ -12,6 +12,8 @@ from gitseg_tf.cli import main
 from gitseg_tf.core.paths import as_path, write_atomically
 from gitseg_tf.training.callbacks.recorder import EpochBars
 
+pytestmark = pytest.mark.slow
+
 BUCKET = as_path("ram://test-remote")
 RUN, MODEL = BUCKET / "runs/first", BUCKET / "model"
 TINY = ["--epochs", "2", "--batch-size", "4", "--precision", "float32", "--strategy", "one_device"]
@@ -62,7 +64,6 @@ def finished(records):
     return RUN
 
 
-@pytest.mark.slow
 def test_an_interrupted_run_in_a_bucket_finishes_like_an_uninterrupted_local_one(finished, tiny_dataset, tmp_path):
     assert called("train", "--data", tiny_dataset.root, "--out", tmp_path / "run", *TINY) == 0
     columns = ["epoch", "loss", "dice", "val_loss", "val_dice", "learning_rate"]

@@ -61,6 +61,8 @@ def training_loss(loss: LossConfig) -> Callable:
 
     def of_logits(mask, logits):
         labels = logits.shape[-1]
+        if mask.shape[-1] is None:
+            raise ValueError("the number of channels of the mask must be known, to tell whether it has a teacher's")
         if mask.shape[-1] == labels:
             return plain(mask, logits)
         annotation, teacher = mask[..., :labels], mask[..., labels:]
