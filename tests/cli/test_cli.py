@@ -289,6 +289,7 @@ def test_an_unwritable_output_folder_is_named(tiny_cohort, capsys):
     assert "/proc/records" in error_line(capsys, "convert", tiny_cohort.root, "/proc/records", "--folds", "2")
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_named_by_training_and_evaluation(workplace, tmp_path, capsys):
     shutil.copytree(next(workplace.glob("tfrecords/*")), tmp_path / "records")
     shutil.copytree(workplace / "runs/default", tmp_path / "run")

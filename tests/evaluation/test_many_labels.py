@@ -19,6 +19,8 @@ from gitseg_tf.evaluation.statistics.compare import compare, draw_comparison, re
 from gitseg_tf.evaluation.statistics.intervals import mean_intervals
 from gitseg_tf.labels import LabelSet
 
+pytestmark = pytest.mark.slow
+
 SPACING = (3.0, 1.5, 1.5)
 SHAPE = (6, 24, 64)
 

@@ -173,6 +173,7 @@ def alone(path, image):
     return Predictor.of_network(network, run.config).probabilities(scan_of(image))
 
 
+@pytest.mark.slow
 def test_runs_exports_and_cross_validations_are_averaged(models, caplog):
     caplog.set_level("INFO", "gitseg_tf")
     image = noise((5, 40, 80))

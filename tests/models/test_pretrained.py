@@ -134,6 +134,7 @@ def test_published_keras_applications_weights_reproduce_its_features(monkeypatch
     assert_same(encoder(gray(3))[-1].numpy(), theirs(gray(3)).numpy())
 
 
+@pytest.mark.slow
 def test_published_resnet50_weights_reproduce_its_features_shifted_by_three_pixels(monkeypatch, tmp_path):
     model = keras.applications.ResNet50(include_top=False, weights=None, input_shape=(128, 128, 3))
     published(monkeypatch, tmp_path, "resnet50", model)

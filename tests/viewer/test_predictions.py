@@ -25,6 +25,7 @@ def states_until_done(client, number):
     raise AssertionError(states)
 
 
+@pytest.mark.slow
 def test_a_scan_is_predicted_by_the_run_while_its_slices_are_served(untrained, tiny_cohort, serve):
     library, predictor = open_library(untrained), load_predictor(untrained)
     with serve(library) as client:

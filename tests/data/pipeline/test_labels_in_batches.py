@@ -255,6 +255,7 @@ def mean_distance(cohort, **changes):
     return np.mean(distances) / len(scans)
 
 
+@pytest.mark.slow
 def test_scans_in_memory_are_shuffled_over_the_whole_epoch(cohort):
     # Two positions of a random permutation of n differ by n / 3 on average; the 600 pairs here vary by less than 0.03.
     cohort = cohort(1, scans=80)

@@ -9,6 +9,8 @@ from gitseg_tf.data.tfrecords.convert import convert
 from gitseg_tf.labels import UWMGI
 from gitseg_tf.training.callbacks.overlays import Overlays, overlay_picture, overlay_slices
 
+pytestmark = pytest.mark.slow
+
 ORANGE, BLUE, GREEN = UWMGI.colors
 
 
