@@ -205,9 +205,11 @@ def _prepare(scan: dict, layout: Layout, data: DataConfig) -> dict:
     def prepare_slab(i, parts):
         slab = slice(i * _SLICES_AT_ONCE, (i + 1) * _SLICES_AT_ONCE)
         image = to_model(normalize(scan["image"][slab], scan, data), placement, data.input_size)
-        ignore = tf.cast(scan["ignore"], tf.uint8)[..., None]
-        packed = [scan["bits"], scan.get("teacher"), ignore, scan.get("uncertain")]
-        planes = tf.concat([tf.transpose(bits[slab], [0, 3, 1, 2]) for bits in packed if bits is not None], 1)
+        packed = [tf.transpose(scan[name][slab], [0, 3, 1, 2]) for name in ("bits", "teacher") if name in scan]
+        packed.append(tf.cast(scan["ignore"][slab], tf.uint8)[:, None])
+        if layout.pseudo:
+            packed.append(tf.transpose(scan["uncertain"][slab], [0, 3, 1, 2]))
+        planes = tf.concat(packed, 1)
         # Determined before resizing, which may lose a label of a few pixels, to agree with the counts in dataset.json.
         shown = tf.gather(bits_present(planes), layout.bits, axis=1) & counted
         slabs = {
