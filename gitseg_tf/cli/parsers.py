@@ -166,14 +166,14 @@ def positive_integer(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    """Parse a positive duration in seconds."""
+def positive_number(text: str) -> float:
+    """Parse a positive, finite number argument."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
     return value
 
 

@@ -4,7 +4,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING
 
-from gitseg_tf.cli.parsers import Parser, command, folds_argument, reading, reading_arguments
+from gitseg_tf.cli.parsers import Parser, command, folds_argument, positive_number, reading, reading_arguments
 from gitseg_tf.core.paths import AnyPath, as_path
 from gitseg_tf.errors import ConfigError
 
@@ -36,10 +36,13 @@ def add_parsers(commands) -> None:
 def limit_arguments(parser: Parser, when: str = "") -> None:
     """Add --minutes and --memory; `when` says when they apply."""
     parser.add_argument(
-        "--minutes", type=_positive, help=f"{when}time for training, without conversion and scores (default: 20)"
+        "--minutes", type=positive_number, help=f"{when}time for training, without conversion and scores (default: 20)"
     )
     parser.add_argument(
-        "--memory", type=_positive, metavar="GIB", help=f"{when}most resident memory (default: 80%% of the machine's)"
+        "--memory",
+        type=positive_number,
+        metavar="GIB",
+        help=f"{when}most resident memory (default: 80%% of the machine's)",
     )
 
 
@@ -112,13 +115,3 @@ def _fold(text: str) -> int | None:
     if text != "none" and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a number or none, got {text!r}")
     return None if text == "none" else int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value

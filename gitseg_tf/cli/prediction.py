@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from gitseg_tf.cli.parsers import command, reading, reading_arguments, seconds, set_argument, tta_argument
+from gitseg_tf.cli.parsers import command, positive_number, reading, reading_arguments, set_argument, tta_argument
 from gitseg_tf.core.tensorflow_import import import_tensorflow
 from gitseg_tf.inference.writers.registry import WRITERS
 
@@ -53,7 +53,7 @@ def add_parsers(commands) -> None:
         help="use a model server instead: grpc://HOST:8500/NAME or http://HOST:8501/NAME; see docs/how-to/serve.md",
     )
     predict.add_argument(
-        "--timeout", type=seconds, help="time limit per scan, with --server (default: 300)", metavar="SECONDS"
+        "--timeout", type=positive_number, help="time limit per scan, with --server (default: 300)", metavar="SECONDS"
     )
 
     purpose = "browse scans, contours and predictions on a local web page"

@@ -82,18 +82,23 @@ class PostprocessConfig(Section):
         """True if no label has a step or a threshold of its own."""
         return all(section == LabelPostprocess() for section in (self.default, *self.labels.values()))
 
-    def check_presence(self, labels: LabelSet, presence_head: bool) -> None:
-        """Check that min_presence is only used with a presence head.
+    def check_presence(self, labels: LabelSet, gates_slices: bool) -> None:
+        """Check that min_presence is only used with a presence head for axial slices.
+
+        Args:
+            labels: the labels of the run.
+            gates_slices: `Config.gates_slices`.
 
         Raises:
-            ConfigError: a label has min_presence, but the network has no presence head.
+            ConfigError: a label has min_presence, but the network does not predict which axial slices show it.
         """
-        for name in labels.names if not presence_head else ():
+        for name in labels.names if not gates_slices else ():
             if least := self.of(name).min_presence:
                 section = name if name in self.labels else DEFAULT
-                fix = "set it to 0, or set model.presence_head to true (2-D and 2.5-D networks only)"
+                fix = "set it to 0, or set model.presence_head to true (axial 2-D and 2.5-D networks only)"
                 raise ConfigError(
-                    f"postprocess.{section}.min_presence is {least}, but the network has no presence head; {fix}"
+                    f"postprocess.{section}.min_presence is {least}, but the network has no presence head for axial "
+                    f"slices; {fix}"
                 )
 
     def check_labels(self, labels: LabelSet) -> None:

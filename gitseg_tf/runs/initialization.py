@@ -172,7 +172,7 @@ def read_table(run: str | AnyPath) -> list[dict[str, str]]:
         part, layer, status (loaded, adapted, new), parameters, kept and note of each layer.
 
     Raises:
-        RunError: there is no such table, or it is damaged.
+        RunError: the table is missing or damaged.
     """
     path = as_path(run) / TABLE
     try:

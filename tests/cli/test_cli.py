@@ -370,11 +370,11 @@ def test_convert_without_its_folders_is_a_usage_error(capsys, arguments):
         ("export run --model-version 1.5", "--model-version: must be a positive integer, got '1.5'"),
         (
             "predict in out --server grpc://host/m --timeout x",
-            "--timeout: must be a positive number of seconds, got 'x'",
+            "--timeout: must be a positive number, got 'x'",
         ),
         (
             "predict in out --server grpc://host/m --timeout inf",
-            "--timeout: must be a positive number of seconds, got 'inf'",
+            "--timeout: must be a positive number, got 'inf'",
         ),
     ],
 )

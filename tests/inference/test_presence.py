@@ -98,6 +98,20 @@ def test_presence_is_the_mean_of_the_members_that_have_the_head():
     assert shown(predictor.predict(scan()).masks) == [[*range(5)], [*range(5)], []]
 
 
+def test_weights_of_members_do_not_weigh_their_presence():
+    """Probabilities 0.9 and 0.5 with shares 3 to 1 give 0.8; a member whose share is 0 still votes on the presence."""
+    first, second = headed(lambda m: 0 * m + 0.2, 0.9), headed(lambda m: 0 * m + 0.8, 0.5)
+    for other in (config_of(), config_of(data__input_size=[64, 64])):  # with a common view, and with two views
+        members = [
+            Member("a", first, config_of(), weights=(3.0, 3.0, 1.0), has_presence=True),
+            Member("b", second, other, weights=(1.0, 1.0, 0.0), has_presence=True),
+        ]
+        probabilities, presence = Predictor(members).measure(scan())
+        expected = np.float32([0.8, 0.8, 0.9])[:, None, None, None] * np.ones((3, 5, 40, 70), np.float32)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+        np.testing.assert_allclose(presence, np.full((3, 5), 0.5), atol=1e-6)
+
+
 def test_without_a_threshold_the_head_changes_nothing():
     member = Member("a", headed(lambda middle: 0 * middle), labeled(BASE), has_presence=True)
     assert shown(Predictor([member]).predict(scan()).masks) == [[*range(5)]] * 3
@@ -108,7 +122,10 @@ def test_min_presence_is_refused_without_a_presence_head(refusal):
     line = refusal(Predictor, [Member("runs/a", headed(lambda m: m), config_of())])
     assert "postprocess.small_bowel.min_presence is 0.3, but the model has no presence head" in line
     line = refusal(config_of, model__presence_head=False)
-    assert line.startswith("postprocess.small_bowel.min_presence is 0.3, but the network has no presence head; set")
+    assert line.startswith(
+        "postprocess.small_bowel.min_presence is 0.3, but the network has no presence head for axial"
+    )
+    assert "no presence head for axial slices" in refusal(config_of, data__plane="coronal")
     with pytest.raises(ConfigError, match=r"postprocess\.default\.min_presence is 0\.2"):
         labeled(KINDS["3-D"] | {"postprocess.default.min_presence": 0.2})
 

@@ -1,4 +1,4 @@
-"""Let a function decide after each epoch whether training goes on."""
+"""Stop training when a function that is called after each epoch says so."""
 
 from collections.abc import Callable
 

@@ -25,7 +25,7 @@ from gitseg_tf.training.run_folder import clear_unbegun
 from gitseg_tf.training.search.grid import Trial, compare
 from gitseg_tf.training.search.process import AfterEpochFunction, train_run
 from gitseg_tf.training.search.space import JOURNAL, Range, Search, to_tree
-from gitseg_tf.training.search.study_plot import draw_search
+from gitseg_tf.training.search.study_plot import cell, draw_search
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def _check_folder(out: Path) -> None:
 
 @contextmanager
 def _quiet(optuna: ModuleType) -> Iterator[None]:
-    """Show only Optuna's warnings; the lines of the trials are ours."""
+    """Show only Optuna's warnings, because `search` logs the trials itself."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -252,7 +252,7 @@ def _run_trial(optuna: ModuleType, study: Any, search: Search, out: Path, *, num
     name = trial.user_attrs.get("run", f"trial-{number + 1:03d}")
     trial.set_user_attr("run", name)
     values = _values(search, trial.params)
-    assigned = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in values.items())
+    assigned = ", ".join(f"{key.rpartition('.')[2]} {cell(value)}" for key, value in values.items())
     logger.info("%s  %s", name, assigned)
     metric = search.base.evaluation.metric
     try:
@@ -343,10 +343,6 @@ def _values(search: Search, parameters: dict[str, Any]) -> dict[str, Any]:
 def _label(value: Any) -> Any:
     """Return a value as a category of Optuna, which cannot be a list or a section."""
     return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _config_or_base(search: Search, values: dict[str, Any]) -> Config:

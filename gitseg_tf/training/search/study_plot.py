@@ -45,7 +45,7 @@ def search_lines(table: pd.DataFrame, search: Search, width: int | None, most: i
         columns.append((name, ["-" if pd.isna(value) else f"{value:{digits}}" for value in rows[name]]))
     short = [key.rpartition(".")[2] for key in search.space]
     for key, name in zip(search.space, short, strict=True):
-        columns.append((name if short.count(name) == 1 else key, [_cell(value) for value in rows[key]]))
+        columns.append((name if short.count(name) == 1 else key, [cell(value) for value in rows[key]]))
     padded = []
     for title, cells in columns:
         size = 2 + max(map(len, (title, *cells)))
@@ -136,5 +136,6 @@ def _draw_slice(axes: Axes, table: pd.DataFrame, key: str, values: Values, colum
     axes.grid(alpha=0.2)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Format a config value for a table or a log line."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
