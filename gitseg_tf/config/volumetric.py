@@ -32,6 +32,23 @@ def poolings(patch: tuple[int, int, int], levels: int = 5) -> list[tuple[int, in
     return steps
 
 
+def feature_depths(patch: tuple[int, int, int], levels: int = 5) -> list[int]:
+    """Compute the depth of a 3-D network's features at each resolution.
+
+    Args:
+        patch: (slices, height, width).
+        levels: number of resolutions, `model.levels`.
+
+    Example:
+        >>> feature_depths((16, 64, 64), levels=4)
+        [16, 16, 16, 8]
+    """
+    depths = [patch[0]]
+    for depth, _, _ in poolings(patch, levels):
+        depths.append(depths[-1] // depth)
+    return depths
+
+
 def check_volumes(model: ModelConfig, patch: tuple[int, int, int] | None) -> None:
     """Reject a 2-D network with patches, a 3-D network without patches, and patches that cannot be pooled.
 

@@ -23,7 +23,6 @@ _GRID = 2 ** (1 / 8)
 LEAST_EPOCHS, LEAST_STEPS = 20, 1500
 # For volumes: filters, the number of steps for which there must be time, and the order of measuring.
 _WIDTHS = ((8, 1, 3), (16, 60, 1), (24, 1500, 0), (32, 1500, 2))
-_FLOAT32 = "bfloat16 gradients of small 3-D kernels can be non-finite on CPUs"
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,6 @@ def _whole_volume(facts: Fingerprint, machine: Machine, shared: tuple[Choice, ..
             Choice("model.architecture", "unet3d", reason),
             Choice("model.levels", levels, f"halving {min(facts.shape):g} voxels more often leaves fewer than four"),
             Choice("model.filters", filters, f"the most for which there is time for {least_steps} steps"),
-            *([] if machine.gpu else [Choice("training.precision", "float32", _FLOAT32)]),
         )
         name = f"3-D U-Net, {filters} filters, {' x '.join(map(str, patch))}"
         listed.append(Candidate(name, choices, math.prod(patch) * filters, batch, 1, least_steps, turn))

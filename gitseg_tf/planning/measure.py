@@ -30,7 +30,7 @@ WARM_UP, LEAST_STEPS = 2, 3
 _MOST_STEPS = 200
 # A forward pass takes about a third of a step; used if the time is over before it is measured.
 _VALIDATION_SHARE = 0.4
-_STATUS = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 
 
 def measure(dataset: Dataset, config: Config, seconds: float, note) -> Measurement:
@@ -129,12 +129,23 @@ def _part(dataset: Dataset, config: Config) -> tuple[Dataset, Config]:
 
 
 def _resident_gib() -> float:
-    if not _STATUS.is_file():
-        return _peak_gib()
-    return int(_STATUS.read_text().split()[1]) * resource.getpagesize() / 2**30
+    return _status_gib("VmRSS") or _highest_gib()
 
 
 def _peak_gib() -> float:
+    # Not getrusage where there is a choice: its maximum includes that of the process that started this one.
+    return _status_gib("VmHWM") or _highest_gib()
+
+
+def _status_gib(field: str) -> float | None:
+    """Read the resident memory, or the highest one, of this process from the kernel; None if it does not tell."""
+    if not _STATUS.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) / 2**20 if field in lines else None
+
+
+def _highest_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 

@@ -7,6 +7,7 @@ import tf_keras as keras
 
 from gitseg_tf.config import Config
 from gitseg_tf.config.training import ADDONS
+from gitseg_tf.config.volumetric import feature_depths
 from gitseg_tf.core.addons import import_addons
 from gitseg_tf.core.text import plural
 from gitseg_tf.data.tfrecords.dataset import Dataset
@@ -40,7 +41,7 @@ def set_up(config: Config, dataset: Dataset) -> tuple[tf.distribute.Strategy, st
     precision, precision_line = choose_precision(
         config.training.precision,
         tpu=isinstance(strategy, tf.distribute.TPUStrategy),
-        volumes=config.data.patch is not None,
+        depths=feature_depths(config.data.patch, config.model.levels) if config.data.patch else (),
     )
     logger.info("strategy   %s", strategy_line)
     logger.info("precision  %s", precision_line)

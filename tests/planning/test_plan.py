@@ -1,7 +1,10 @@
 """Plans of a dataset with a stand-in for the measurements, and the cache of real ones."""
 
 import json
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from gitseg_tf.cli import main
@@ -158,3 +161,11 @@ def test_an_automatic_training_keeps_its_plan(tiny_cohort, tmp_path, monkeypatch
     assert (run / "evaluation.json").is_file()
     text = capsys.readouterr()
     assert "minutes of training; the plan expected" in text.out + text.err
+
+
+@pytest.mark.slow
+def test_memory_of_the_calling_process_is_not_measured():
+    ballast = np.ones(3 * 2**26)  # 1.5 GiB
+    code = "from gitseg_tf.planning import measure; print(measure._peak_gib())"
+    peak = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert 0.1 < peak < ballast.nbytes / 2**30

@@ -108,7 +108,7 @@ def test_a_volume_that_fits_into_a_patch_gets_a_3d_network():
     assert plan["model.architecture"] == "unet3d" and plan["model.levels"] == 4
     assert plan["data.patch"] == [40, 56, 40] and plan["data.input_size"] == [56, 40]
     assert plan["data.crop"] == "none" and plan["data.pixel_mm"] == 1.0 and plan["data.batch_size"] == 4
-    assert plan["model.filters"] == 16 and plan["training.precision"] == "float32"
+    assert plan["model.filters"] == 16
     assert "data.window_slices" not in keys(plan)
 
 

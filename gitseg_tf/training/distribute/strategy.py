@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -14,6 +15,9 @@ from gitseg_tf.training.distribute.slurm import slurm_tasks
 _TPU_MACHINE = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE")
 _NAMED_TPU = ("TPU_NAME", "TPU_CONFIG", "KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS")
 _TPU_SECONDS = 10
+# oneDNN's gradient of a 3x3x3 kernel in bfloat16 is then wrong, and usually finite (TensorFlow 2.21).
+_UNRELIABLE_DEPTH = 2
+_UNRELIABLE = "CPUs compute wrong bfloat16 gradients where features have a depth of 2"
 
 
 def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
@@ -40,22 +44,31 @@ def choose_strategy(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
     return strategy, f"{name}, {replicas} {kind} replica{'s' if replicas > 1 else ''}{why}"
 
 
-def choose_precision(name: str = "auto", *, tpu: bool = False, volumes: bool = False) -> tuple[str, str]:
+def choose_precision(name: str = "auto", *, tpu: bool = False, depths: Sequence[int] = ()) -> tuple[str, str]:
     """Choose the Keras dtype policy.
 
     Args:
         name: auto, float32, mixed_float16 or mixed_bfloat16.
         tpu: the strategy trains on a TPU.
-        volumes: the network is 3-D.
+        depths: depths of the features of a 3-D network, from `gitseg_tf.config.volumetric.feature_depths`.
 
     Returns:
         The policy, and one line that states the choice and its reason.
+
+    Raises:
+        ConfigError: mixed_bfloat16 would compute wrong gradients.
     """
+    gpus = tf.config.list_physical_devices("GPU")
+    unreliable = not gpus and not tpu and _UNRELIABLE_DEPTH in depths
+    if name == "mixed_bfloat16" and unreliable:
+        raise ConfigError(
+            f"training.precision is mixed_bfloat16, but {_UNRELIABLE}; set it to float32 or auto, or choose another "
+            "depth of data.patch or other model.levels"
+        )
     if name != "auto":
         return name, f"{name}, as configured"
     if tpu:
         return "mixed_bfloat16", "mixed_bfloat16 (auto: a TPU multiplies in bfloat16)"
-    gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         major, minor = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
         if major >= 8:
@@ -67,9 +80,8 @@ def choose_precision(name: str = "auto", *, tpu: bool = False, volumes: bool = F
             return "mixed_float16", f"mixed_float16 (auto: compute capability {major}.{minor} has float16 tensor cores)"
         return "float32", f"float32 (auto: compute capability {major}.{minor} has no tensor cores)"
     instructions = sorted({"avx512_bf16", "amx_bf16"} & _cpu_flags())
-    if instructions and volumes:
-        # oneDNN's gradient of a small 3-D kernel is sometimes not finite (TensorFlow 2.21).
-        return "float32", "float32 (auto: 3-D convolutions in bfloat16 are not reliable without a GPU)"
+    if instructions and unreliable:
+        return "float32", f"float32 (auto: {_UNRELIABLE})"
     if instructions:
         return "mixed_bfloat16", f"mixed_bfloat16 (auto: the processor has {instructions[0]})"
     return "float32", "float32 (auto: no GPU, and the processor has no bfloat16 instructions)"

@@ -1,9 +1,11 @@
+import itertools
 import json
 import os
 import socket
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -192,10 +194,37 @@ def test_auto_precision_uses_bfloat16_instructions_of_the_cpu(monkeypatch, flag)
     assert policy == "mixed_bfloat16" and flag in line
 
 
-def test_a_3d_network_stays_in_float32_on_a_cpu(monkeypatch):
+def test_features_with_a_depth_of_two_need_float32_on_a_cpu(monkeypatch, refusal):
     monkeypatch.setattr(strategy, "_cpu_flags", lambda: {"avx512_bf16"})
-    precision, line = choose_precision(volumes=True)
-    assert precision == "float32" and "3-D" in line
+    assert choose_precision(depths=(16, 8, 4))[0] == "mixed_bfloat16"
+    precision, line = choose_precision(depths=(8, 4, 2))
+    assert precision == "float32" and "depth of 2" in line
+    assert "set it to float32" in refusal(choose_precision, "mixed_bfloat16", depths=(8, 4, 2))
+    assert choose_precision("mixed_bfloat16", depths=(8, 4, 2), tpu=True)[0] == "mixed_bfloat16"
+
+
+@pytest.mark.slow
+def test_bfloat16_gradients_of_all_other_depths_are_right_on_a_cpu():
+    """The claim behind the refusal. If it fails for a new TensorFlow, the constant in strategy.py is wrong for it."""
+    random, wrong = np.random.default_rng(0), set()
+    for depth, width, channels in itertools.product((1, 2, 3, 4, 5, 8), (2, 4, 7), ((1, 16), (8, 8), (32, 16))):
+        shape = (2, depth, width, width)
+        arrays = [
+            random.normal(size=size) for size in ((*shape, channels[0]), (3, 3, 3, *channels), (*shape, channels[1]))
+        ]
+        exact, rounded = (gradients(*(tf.cast(array, kind) for array in arrays)) for kind in (tf.float32, tf.bfloat16))
+        for one, other in zip(exact, rounded, strict=True):
+            difference = np.abs(one - tf.cast(other, tf.float32).numpy()).max()
+            if not difference <= 0.05 * np.abs(one).max():
+                wrong.add(depth)
+    assert wrong <= {2}
+
+
+def gradients(x, kernel, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        y = tf.nn.conv3d(x, kernel, (1, 1, 1, 1, 1), "SAME")
+    return tape.gradient(y, [x, kernel], upstream)
 
 
 def test_a_cpu_without_bfloat16_instructions_stays_in_float32():
