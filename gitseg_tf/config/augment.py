@@ -28,6 +28,14 @@ class AffineConfig(_Transform):
     rotate: float = Field(10.0, ge=0, le=180, description="maximum, degrees")
 
 
+class TiltConfig(_Transform):
+    """A shear through a 3-D patch: each slice is shifted in proportion to its distance from the middle."""
+
+    shift: float = Field(
+        0.15, ge=0, le=0.5, description="maximum of the outermost slices, as a fraction of height and width"
+    )
+
+
 class ElasticConfig(_Transform):
     """A smooth random displacement."""
 
@@ -114,6 +122,7 @@ class AugmentConfig(Section):
     tensorflow_warp: Literal["gather", "addons"] = "gather"
     flip: FlipConfig = FlipConfig()
     affine: AffineConfig = AffineConfig()
+    tilt: TiltConfig = TiltConfig()
     elastic: ElasticConfig = ElasticConfig()
     grid: GridConfig = GridConfig()
     low_resolution: LowResolutionConfig = LowResolutionConfig()

@@ -172,6 +172,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self):
         check_volumes(self.model, self.data.patch)
+        if self.augment.tilt.p and self.data.patch is None:
+            raise ValueError("augment.tilt.p is positive, but only 3-D patches have slices to tilt; set it to 0")
         self._check_freezing()
         if self.data.fold is None:
             for key in ("early_stopping_patience", "swa_epochs"):

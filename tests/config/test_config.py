@@ -119,6 +119,7 @@ def test_a_non_string_key_is_unknown(complaint):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("augment: {tilt: {p: 0.5}}", "augment.tilt.p is positive, but only 3-D patches have slices to tilt"),
         ("training: {epochs: many}", "training.epochs must be a valid integer"),
         ("training: {epochs: 1.5}", "training.epochs must be a valid integer"),
         ("training: {epochs: 0}", "training.epochs must be greater than or equal to 1"),

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from gitseg_tf.config.augment import AugmentConfig
-from gitseg_tf.data.augment.parameters import BIAS_NODES, blur_radius, hat_basis, spline_basis
+from gitseg_tf.data.augment.parameters import BIAS_NODES, blur_radius, hat_basis, slice_steps, spline_basis
 
 _SCALE = np.float32(1 / 65535)
 _ALIGNMENT = 64
@@ -74,14 +74,14 @@ class HostAugment:
         mask = _aligned_empty((batch, *([slices] if self.volumetric else []), *self.shape, targets))
         for i in range(batch):
             params = {name: value[i] for name, value in parameters.items()}
-            warp = self._warp_of(params)
+            warps = self._warps_of(params, slices if self.volumetric else 1)
             window, masks = planes[i].reshape(-1, *self.shape), bits[i].reshape(-1, *self.shape)
-            if warp is None and params.get("mirror", False):
+            if warps[0] is None and params.get("mirror", False):
                 window, masks = ([cv2.flip(plane, 1) for plane in each] for each in (window, masks))
-            self._change_image(window, image[i], warp, params)
+            self._change_image(window, image[i], warps, params)
             groups = bits.shape[2]
             for z, out in enumerate(mask[i] if self.volumetric else mask[i][None]):
-                self._change_mask(masks[z * groups : (z + 1) * groups], annotated[i], out, warp)
+                self._change_mask(masks[z * groups : (z + 1) * groups], annotated[i], out, warps[z])
         self._mix(image, mask, parameters)
         return image, mask
 
@@ -105,31 +105,39 @@ class HostAugment:
         for k, bit in enumerate(self.ignore_bits):
             out[..., k][moved[bit // 8] >> bit % 8 & 1 > 0] = -1
 
-    def _change_image(self, planes, out, warp, params) -> None:
+    def _change_image(self, planes, out, warps, params) -> None:
         """Transform a window: a 2.5-D window is one image of K * C planes, a volume is K images of C planes."""
         images, each = list(out) if self.volumetric else [out], out.shape[-1]
         parts = [image[..., 0] if each == 1 else image for image in images]  # OpenCV drops a single channel's axis
         for n, part in enumerate(parts):
             source = planes[n] if each == 1 else cv2.merge(list(planes[n * each : (n + 1) * each]))
-            if warp is None:
+            if warps[n] is None:
                 np.multiply(source, _SCALE, out=part)
             else:
-                warp(np.multiply(source, _SCALE), cv2.INTER_LINEAR, part)
+                warps[n](np.multiply(source, _SCALE), cv2.INTER_LINEAR, part)
         self._change_intensities(parts, out, params)
         for y, x, height, width in params.get("holes", ()):
             for part in parts:
                 part[y : y + height, x : x + width] = 0
 
-    def _warp_of(self, params):
-        """Build the function that warps an image or a mask; None if there is at most a flip to apply."""
+    def _warps_of(self, params, slices: int) -> list:
+        """Build the functions that warp an image or a mask, one per slice; None if there is at most a flip to apply."""
+        field = self._displacement(params) if params.get("displaced", False) else None
+        tilt = params.get("tilt", np.zeros(2, np.float32))
+        if not tilt.any():
+            return [self._warp_of(params, field)] * slices
+        return [self._warp_of(params, field, *(step * tilt)) for step in slice_steps(slices)]
+
+    def _warp_of(self, params, field: np.ndarray | None, shift_y: float = 0.0, shift_x: float = 0.0):
         height, width = self.shape
         a, b, x0, c, d, y0 = params.get("transform", (1, 0, 0, 0, 1, 0))
-        if params.get("displaced", False):
-            maps = self._displacement(params)
+        x0, y0 = x0 + shift_x, y0 + shift_y
+        if field is not None:
+            maps = field.copy()
             maps[..., 0] += (b * self.y + x0) + a * self.x
             maps[..., 1] += (d * self.y + y0) + c * self.x
             return lambda image, how, out=None: cv2.remap(image, maps, None, how, out, cv2.BORDER_CONSTANT)
-        if params.get("moved", False):
+        if params.get("moved", False) or shift_y or shift_x:
             matrix = np.array([[a, b, x0], [c, d, y0]], np.float64)
             flags = cv2.WARP_INVERSE_MAP
             return lambda image, how, out=None: cv2.warpAffine(image, matrix, (width, height), out, how | flags)

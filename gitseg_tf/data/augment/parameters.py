@@ -11,7 +11,7 @@ BIAS_NODES = 2
 # The index of a transform selects its stream of random numbers, so that enabling one does not change the others.
 _STREAMS = (
     "flip", "affine", "displace", "elastic", "grid", "low_resolution", "blur", "bias_field", "contrast",
-    "brightness", "gamma", "noise", "dropout", "mixup", "cutmix",
+    "brightness", "gamma", "noise", "dropout", "mixup", "cutmix", "tilt",
 )  # fmt: skip
 
 
@@ -29,6 +29,8 @@ def draw(count: int, height: int, width: int, seed, config: AugmentConfig) -> di
 
         - transform float32 [B, 6]: a, b, x0, c, d, y0; the pixel (y, x) of the result is sampled from
           (c x + d y + y0, a x + b y + x0). mirror bool [B]: with a flip; moved bool [B]: with more than a flip.
+        - tilt float32 [B, 2]: y and x in pixels, which is added to where the last slice of a patch is sampled, and
+          subtracted from where the first one is; proportionally in between.
         - elastic float32 [B, 2, n + 3, n + 3]: coefficients of the displacement (y, x) in pixels, for `spline_basis`;
           grid float32 [B, 2, n + 1]: displacements at the knots along y and x, for `hat_basis`. displaced bool [B].
         - zoom, sigma, contrast, brightness, gamma, noise float32 [B]; noise_seed int32 [B]; bias float32
@@ -77,6 +79,11 @@ def hat_basis(pixels: int, nodes: int) -> np.ndarray:
     return np.maximum(1 - np.abs(position[:, None] - np.arange(nodes + 1)), 0).astype(np.float32)
 
 
+def slice_steps(slices: int) -> np.ndarray:
+    """Return the distance of each slice from the middle of a patch: float32 [slices], from -1 to 1."""
+    return ((2 * np.arange(slices) - (slices - 1)) / max(slices - 1, 1)).astype(np.float32)
+
+
 def blur_radius(config: AugmentConfig) -> int:
     """Return the radius of the blur kernel in pixels, large enough for any sigma of the config."""
     return math.ceil(3 * config.blur.sigma)
@@ -102,6 +109,10 @@ def _draw_warp(random: _Uniform, height: int, width: int, config: AugmentConfig)
         parameters["transform"] = _transforms(
             height, width, u[:, 1:], parameters["mirror"], parameters["moved"], config
         )
+    if config.tilt.p:
+        u = random("tilt", 3)
+        largest = config.tilt.shift * tf.constant([height, width], tf.float32)
+        parameters["tilt"] = (2.0 * u[:, 1:] - 1.0) * largest * tf.cast(u[:, :1] < config.tilt.p, tf.float32)
     kind = random("displace", 1)[:, 0]
     elastic, grid = kind < config.elastic.p, (kind >= config.elastic.p) & (kind < config.elastic.p + config.grid.p)
     if config.elastic.p:

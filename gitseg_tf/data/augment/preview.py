@@ -16,7 +16,8 @@ from gitseg_tf.data.tfrecords.verify import naming_damaged_shards
 
 _WINDOWS, _TILE, _GAP, _TEXT = 4, 150, 6, 24
 _INK, _BACKGROUND = (235, 235, 235), (20, 18, 18)
-_TRANSFORMS = [name for name in AugmentConfig.model_fields if name not in ("backend", "tensorflow_warp")]
+# A tilt moves slices relative to each other, so a picture of one slice cannot show it.
+_TRANSFORMS = [name for name in AugmentConfig.model_fields if name not in ("backend", "tensorflow_warp", "tilt")]
 
 
 def save_augment_preview(path: AnyPath, dataset: Dataset, config: Config) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from gitseg_tf.config.augment import AugmentConfig
-from gitseg_tf.data.augment.parameters import BIAS_NODES, blur_radius, draw, hat_basis, spline_basis
+from gitseg_tf.data.augment.parameters import BIAS_NODES, blur_radius, draw, hat_basis, slice_steps, spline_basis
 
 _SAMPLED = 8  # look at every eighth pixel of every eighth row
 
@@ -48,10 +48,13 @@ def change_batch(image, mask, parameters: dict, config: AugmentConfig, *, labels
     volumetric, channels, targets = image.shape.rank == 5, image.shape[-1], mask.shape[-1]
     binary = np.arange(targets) < (targets if labels is None else labels)
     outside = _outside_of(mask)
+    if "tilt" in parameters:
+        image, mask = _warp_slices(image, mask, outside, parameters, config, binary)
     if volumetric:
         outside, binary = tf.tile(outside, [1, 1, 1, image.shape[1]]), np.tile(binary, image.shape[1])
         image, mask = _slices_as_channels(image), _slices_as_channels(mask)
-    image, mask = _warp(image, mask, outside, parameters, config, binary)
+    if "tilt" not in parameters:
+        image, mask = _warp(image, mask, outside, parameters, config, binary)
     image = _change_intensities(image, parameters, config)
     if "holes" in parameters:
         image *= tf.cast(~tf.reduce_any(_inside(parameters["holes"], *image.shape[1:3]), 1), tf.float32)[..., None]
@@ -87,8 +90,22 @@ def _channels_as_slices(planes, channels: int):
     return tf.transpose(tf.reshape(planes, [batch, height, width, depth // channels, channels]), [0, 3, 1, 2, 4])
 
 
+def _warp_slices(image, mask, outside, parameters: dict, config: AugmentConfig, binary: np.ndarray):
+    """Warp each slice of a volume by its own map, because of the tilt: slices become windows of a larger batch."""
+    batch, depth = image.shape[:2]
+    repeated = {
+        name: tf.repeat(value, depth, 0)
+        for name, value in parameters.items()
+        if name in ("transform", "elastic", "grid", "displaced")
+    }
+    steps = tf.reshape(parameters["tilt"][:, None] * slice_steps(depth)[:, None], [batch * depth, 2])
+    flat = (tf.reshape(volume, [batch * depth, *volume.shape[2:]]) for volume in (image, mask))
+    warped = _warp(*flat, tf.repeat(outside, depth, 0), repeated | {"tilt": steps}, config, binary)
+    return (tf.reshape(one, [batch, depth, *one.shape[1:]]) for one in warped)
+
+
 def _warp(image, mask, outside, parameters: dict, config: AugmentConfig, binary: np.ndarray):
-    if "transform" not in parameters and "displaced" not in parameters:
+    if not {"transform", "displaced", "tilt"} & set(parameters):
         return image, mask
     height, width = image.shape[1:3]
     y, x = tf.meshgrid(tf.range(height, dtype=tf.float32), tf.range(width, dtype=tf.float32), indexing="ij")
@@ -96,6 +113,9 @@ def _warp(image, mask, outside, parameters: dict, config: AugmentConfig, binary:
     if "transform" in parameters:
         a, b, x0, c, d, y0 = (n[:, None, None] for n in tf.unstack(parameters["transform"], axis=1))
         from_y, from_x = c * x + d * y + y0, a * x + b * y + x0
+    if "tilt" in parameters:
+        shift = parameters["tilt"][:, :, None, None]
+        from_y, from_x = from_y + shift[:, 0], from_x + shift[:, 1]
     if "elastic" in parameters:
         rows, columns = (spline_basis(n, config.elastic.nodes) for n in (height, width))
         field = tf.einsum("hi,bcij,wj->bchw", rows, parameters["elastic"], columns)

@@ -17,7 +17,7 @@ POINTS = np.array([[34, 48], [44, 86], [66, 60]], float)
 RANGES = {"shift": 0.05, "scale": 0.15, "rotate": 14.0}
 YX = np.moveaxis(np.indices((HEIGHT, WIDTH)), 0, -1).astype(float)
 NAMES = ("flip", "affine", "elastic", "grid", "low_resolution", "blur", "bias_field", "contrast", "brightness")
-NAMES += ("gamma", "noise", "dropout", "mixup", "cutmix")
+NAMES += ("gamma", "noise", "dropout", "mixup", "cutmix", "tilt")
 WARPS = {
     "flip": {"p": 1},
     "affine": {"p": 1, **RANGES},
@@ -374,6 +374,29 @@ def test_all_slices_of_a_volume_get_the_same_augmentation():
     assert all(np.array_equal(masks[:, z], flat_mask) for z in range(3))
     again, masks_again = with_tensorflow(volume, mask, parameters, settings)
     assert np.abs(again - image).mean() < 1e-3 and (masks_again != masks).mean() < 1e-3
+
+
+@both_backends
+def test_a_tilt_shifts_slices_in_proportion_to_their_distance_from_the_middle(backend):
+    settings = config(tilt={"p": 0.5, "shift": 0.1})
+    tilts = parameters_for(settings)["tilt"].numpy()
+    assert np.abs(tilts).max(0) == pytest.approx([0.1 * HEIGHT, 0.1 * WIDTH], rel=0.25)
+    assert 0 < (tilts == 0).all(1).sum() < BATCH
+    volume = np.repeat(batch_of(blobs())[:, None, ..., :1], 5, 1)
+    images, masks = augmented(backend, settings, volume, np.repeat(batch_of(discs())[:, None], 5, 1))
+    for image, mask, tilt in zip(images, masks, tilts, strict=True):
+        for z, slice_ in enumerate(image):
+            moved = centroids(slice_)[0] - centroids(blobs())[0]
+            assert moved == pytest.approx(-tilt * (z - 2) / 2, abs=0.05)
+            assert np.abs(centroids(mask[z]) - centroids(discs()) - moved).max() < 0.5
+
+
+def test_backends_agree_on_tilted_volumes():
+    settings = config(**{name: value for name, value in ALL.items() if name != "contrast"} | {"tilt": {"p": 0.7}})
+    volume = np.moveaxis(batch_of(texture(1), blobs()), -1, 1)[..., None]
+    arguments = volume, np.repeat(batch_of(discs())[:, None], 3, 1), parameters_for(settings), settings
+    (image, masks), (again, masks_again) = with_opencv(*arguments), with_tensorflow(*arguments)
+    assert np.abs(again - image).mean() < 1e-3 and (np.abs(masks_again - masks) > 1e-3).mean() < 1e-3
 
 
 def test_replicas_share_the_parameters_of_the_global_batch():
