@@ -164,8 +164,8 @@ def _whole_volume(facts: Fingerprint, machine: Machine, shared: tuple[Choice, ..
     listed = []
     for filters, least_steps, turn in _WIDTHS:
         choices = (
-            Choice("data.input_size", list(patch[1:]), f"holds the slices of a median volume of {shape}"),
-            Choice("data.patch", list(patch), f"the median volume, rounded up to multiples of {multiple}"),
+            Choice("data.input_size", list(patch[1:]), f"about the size of the slices of a median volume of {shape}"),
+            Choice("data.patch", list(patch), f"the median volume, rounded to multiples of {multiple}"),
             *shared,
             Choice("model.architecture", "unet3d", reason),
             Choice("model.levels", levels, f"halving {min(facts.shape):g} voxels more often leaves fewer than four"),

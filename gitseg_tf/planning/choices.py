@@ -52,7 +52,7 @@ def kind_of(facts: Fingerprint) -> tuple[str, str]:
     """
     voxels = math.prod(facts.shape)
     if voxels <= WHOLE_VOLUME and min(facts.shape) >= 16 and facts.anisotropy < ANISOTROPIC:
-        return "whole", f"a median volume has {voxels:,.0f} voxels, so that a 3-D patch holds all of it"
+        return "whole", f"a median volume has {voxels:,.0f} voxels, so that a 3-D patch holds about all of it"
     if facts.shape[0] < 3 or facts.neighbors < 0.5:
         return "2d", f"only {facts.neighbors:.0%} of the slices have neighbors"
     if facts.spacing[0] >= _MOST_SLICE_MM:
@@ -169,14 +169,15 @@ def _least_component(label: LabelFingerprint) -> float:
 
 
 def whole_volume_patch(facts: Fingerprint) -> tuple[tuple[int, int, int], int]:
-    """Choose the patch (slices, height, width) that holds a median volume, and the number of resolutions.
+    """Choose the patch (slices, height, width) about as large as a median volume, and the number of resolutions.
 
-    All axes are halved as long as the shortest one keeps at least four voxels, and the patch is the median shape,
-    rounded up to multiples of what that divides by (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z).
+    All axes are halved as long as the shortest one keeps at least four voxels (Isensee et al. 2021,
+    doi:10.1038/s41592-020-01008-z), and the patch is the median shape, rounded to the nearest multiples of what that
+    divides by: rounding up would spend much of each step on padding.
     """
     poolings = min(max(math.floor(math.log2(min(facts.shape) / _LEAST_RESOLUTION)), 1), _MOST_POOLINGS)
     multiple = 2**poolings
-    depth, height, width = (math.ceil(n / multiple) * multiple for n in facts.shape)
+    depth, height, width = (max(round(n / multiple), 1) * multiple for n in facts.shape)
     return (depth, height, width), poolings + 1
 
 

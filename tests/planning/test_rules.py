@@ -106,7 +106,7 @@ def test_jitter_of_the_timings_does_not_change_the_plan():
 def test_a_volume_that_fits_into_a_patch_gets_a_3d_network():
     plan = plan_of(hippocampus(), lambda one: 0.73 * one.overrides["model.filters"] / 16, windows=166, peak_gib=2.0)
     assert plan["model.architecture"] == "unet3d" and plan["model.levels"] == 4
-    assert plan["data.patch"] == [40, 56, 40] and plan["data.input_size"] == [56, 40]
+    assert plan["data.patch"] == [32, 48, 32] and plan["data.input_size"] == [48, 32]
     assert plan["data.crop"] == "none" and plan["data.pixel_mm"] == 1.0 and plan["data.batch_size"] == 4
     assert plan["model.filters"] == 16
     assert "data.window_slices" not in keys(plan)
@@ -120,7 +120,7 @@ def test_more_time_gives_more_filters_to_a_3d_network(minutes, filters):
 
 
 def test_patches_are_multiples_of_what_the_poolings_divide():
-    assert whole_volume_patch(hippocampus()) == ((40, 56, 40), 4)
+    assert whole_volume_patch(hippocampus()) == ((32, 48, 32), 4)
     assert whole_volume_patch(hippocampus()) == whole_volume_patch(replace(hippocampus(), scans=1))
     assert whole_volume_patch(replace(hippocampus(), shape=(64.0, 64.0, 60.0))) == ((64, 64, 64), 4)
     assert whole_volume_patch(replace(hippocampus(), shape=(16.0, 100.0, 100.0))) == ((16, 100, 100), 3)
