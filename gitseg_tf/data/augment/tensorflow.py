@@ -99,9 +99,9 @@ def _warp_slices(image, mask, outside, parameters: dict, config: AugmentConfig, 
         if name in ("transform", "elastic", "grid", "displaced")
     }
     steps = tf.reshape(parameters["tilt"][:, None] * slice_steps(depth)[:, None], [batch * depth, 2])
-    flat = (tf.reshape(volume, [batch * depth, *volume.shape[2:]]) for volume in (image, mask))
-    warped = _warp(*flat, tf.repeat(outside, depth, 0), repeated | {"tilt": steps}, config, binary)
-    return (tf.reshape(one, [batch, depth, *one.shape[1:]]) for one in warped)
+    image, mask = (tf.reshape(volume, [batch * depth, *volume.shape[2:]]) for volume in (image, mask))
+    warped = _warp(image, mask, tf.repeat(outside, depth, 0), repeated | {"tilt": steps}, config, binary)
+    return [tf.reshape(volume, [batch, depth, *volume.shape[1:]]) for volume in warped]
 
 
 def _warp(image, mask, outside, parameters: dict, config: AugmentConfig, binary: np.ndarray):
