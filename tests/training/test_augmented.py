@@ -87,7 +87,7 @@ def test_without_augmentation_both_backends_train_identically(tiny_dataset, tmp_
 
 @pytest.mark.xla
 def test_all_augmentations_run_inside_an_xla_compiled_step():
-    names = [name for name in AugmentConfig.model_fields if name not in ("backend", "tensorflow_warp")]
+    names = [name for name in AugmentConfig.model_fields if name not in ("backend", "tensorflow_warp", "tilt")]  # 2-D
     every = AugmentConfig(**{name: {"p": 0.5} for name in names})
     trained, validated = mean_of_windows(every, jit_compile=True)
     assert 0 < trained < 1 and abs(trained - validated) > 1e-3
