@@ -129,23 +129,23 @@ def _part(dataset: Dataset, config: Config) -> tuple[Dataset, Config]:
 
 
 def _resident_gib() -> float:
-    return _status_gib("VmRSS") or _highest_gib()
+    return _status_gib("VmRSS") or _usage_gib()
 
 
 def _peak_gib() -> float:
-    # Not getrusage where there is a choice: its maximum includes that of the process that started this one.
-    return _status_gib("VmHWM") or _highest_gib()
+    # getrusage is the second choice, because its maximum includes the memory of the process that started this one.
+    return _status_gib("VmHWM") or _usage_gib()
 
 
 def _status_gib(field: str) -> float | None:
-    """Read the resident memory, or the highest one, of this process from the kernel; None if it does not tell."""
+    """Read a field of /proc/self/status; None if the system has no such file or field."""
     if not _STATUS.is_file():
         return None
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    return int(lines[field].split()[0]) / 2**20 if field in lines else None
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    return int(fields[field].split()[0]) / 2**20 if field in fields else None
 
 
-def _highest_gib() -> float:
+def _usage_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 

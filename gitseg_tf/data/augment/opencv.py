@@ -122,26 +122,20 @@ class HostAugment:
 
     def _warps_of(self, params, slices: int) -> list:
         """Build the functions that warp an image or a mask, one per slice; None if there is at most a flip to apply."""
-        field = self._displacement(params) if params.get("displaced", False) else None
-        tilt = params.get("tilt", np.zeros(2, np.float32))
-        if not tilt.any():
-            return [self._warp_of(params, field)] * slices
-        return [self._warp_of(params, field, *(step * tilt)) for step in slice_steps(slices)]
-
-    def _warp_of(self, params, field: np.ndarray | None, shift_y: float = 0.0, shift_x: float = 0.0):
-        height, width = self.shape
         a, b, x0, c, d, y0 = params.get("transform", (1, 0, 0, 0, 1, 0))
-        x0, y0 = x0 + shift_x, y0 + shift_y
-        if field is not None:
-            maps = field.copy()
+        tilt = params.get("tilt", np.zeros(2, np.float32))
+        shifts = slice_steps(slices)[:, None] * tilt[::-1] if tilt.any() else np.zeros((1, 2), np.float32)
+        if params.get("displaced", False):
+            maps = self._displacement(params)
             maps[..., 0] += (b * self.y + x0) + a * self.x
             maps[..., 1] += (d * self.y + y0) + c * self.x
-            return lambda image, how, out=None: cv2.remap(image, maps, None, how, out, cv2.BORDER_CONSTANT)
-        if params.get("moved", False) or shift_y or shift_x:
-            matrix = np.array([[a, b, x0], [c, d, y0]], np.float64)
-            flags = cv2.WARP_INVERSE_MAP
-            return lambda image, how, out=None: cv2.warpAffine(image, matrix, (width, height), out, how | flags)
-        return None
+            warps = [_remap(maps + shift if shift.any() else maps) for shift in shifts]
+        elif params.get("moved", False) or tilt.any():
+            size = self.shape[::-1]
+            warps = [_warp_affine(np.array([[a, b, x0 + x], [c, d, y0 + y]], np.float64), size) for x, y in shifts]
+        else:
+            warps = [None]
+        return warps if tilt.any() else warps * slices
 
     def _displacement(self, params) -> np.ndarray:
         """Compute the displacement field: float32 [H, W, 2], along x and along y, in pixels."""
@@ -201,6 +195,14 @@ class HostAugment:
                 for i, (y, x, height, width) in enumerate(parameters["cutmix"]):
                     box = (i, ..., slice(y, y + height), slice(x, x + width), slice(None))
                     whole[box] = following[box]
+
+
+def _remap(maps: np.ndarray):
+    return lambda image, how, out=None: cv2.remap(image, maps, None, how, out, cv2.BORDER_CONSTANT)
+
+
+def _warp_affine(matrix: np.ndarray, size: tuple[int, int]):
+    return lambda image, how, out=None: cv2.warpAffine(image, matrix, size, out, how | cv2.WARP_INVERSE_MAP)
 
 
 def pack_masks(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from gitseg_tf.config import load_config
 from gitseg_tf.training.distribute import strategy
 from gitseg_tf.training.distribute.strategy import choose_precision, choose_strategy
+from gitseg_tf.training.setup import set_up
 
 NAMES = (
     "TPU_NAME",
@@ -201,6 +203,14 @@ def test_features_with_a_depth_of_two_need_float32_on_a_cpu(monkeypatch, refusal
     assert precision == "float32" and "depth of 2" in line
     assert "set it to float32" in refusal(choose_precision, "mixed_bfloat16", depths=(8, 4, 2))
     assert choose_precision("mixed_bfloat16", depths=(8, 4, 2), tpu=True)[0] == "mixed_bfloat16"
+
+
+def test_training_knows_the_depths_of_its_features(tiny_dataset, refusal):
+    patch = {"data.patch": [8, 16, 16], "data.input_size": [16, 16], "training.precision": "mixed_bfloat16"}
+    network = {"model.architecture": "unet3d", "data.crop": "none"}
+    config = load_config(None, patch | network | {"model.levels": 4})
+    assert "depth of 2" in refusal(set_up, config, tiny_dataset)
+    assert set_up(load_config(None, patch | network | {"model.levels": 3}), tiny_dataset)[1] == "mixed_bfloat16"
 
 
 @pytest.mark.slow
