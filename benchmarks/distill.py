@@ -7,11 +7,13 @@ student and the single network are the same config, trained on all of these pati
 student sees the teacher's probabilities. All three predict the patients of --test, whom none has seen. The gain kept is
 (student - single) / (teacher - single); it means little if the teacher gains less than the noise between seeds, which
 the table shows. Latency is the median time to segment one scan, measured in turn. Without --data, a phantom is
-generated. Preparing the teacher's probabilities is not part of the student's time; it is printed.
+generated. Preparing the teacher's probabilities is not part of the student's time; it is printed. With --out, a script
+that was killed continues with what is missing.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 from accuracy import part_of, run
+from stored import require_same_options, stored
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
@@ -53,21 +56,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as workspace:
         workspace = options.out or Path(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
-        cohort = options.data or make_phantom(
-            workspace / "phantom", cases=6, days=1, slices=24 if options.quick else 80
-        )
+        require_same_options(workspace, options, may_change=("seeds",))
+        phantom = workspace / "phantom"
+        if options.data is None and not phantom.exists():
+            make_phantom(phantom, cases=6, days=1, slices=24 if options.quick else 80)
+        cohort = options.data or phantom
         parts = {name: part_of(cohort, getattr(options, name), workspace / name) for name in ("train", "test")}
         records = workspace / "records"
-        run([*GITSEG, "convert", parts["train"], records, "--folds", options.folds], workspace / "convert.log")
-        rounds = [measure(options, records, parts["test"], seed, workspace / f"seed{seed}") for seed in options.seeds]
+        convert = [*GITSEG, "convert", parts["train"], records, "--folds", options.folds, "--resume"]
+        run(convert, workspace / "convert.log")
+        rounds = [
+            stored(
+                workspace / f"seed{seed}.json",
+                lambda seed=seed: measure(options, records, parts["test"], seed, workspace / f"seed{seed}"),
+            )
+            for seed in options.seeds
+        ]
     report(options, rounds)
 
 
 def train(options, records: Path, out: Path, *, fold, epochs: int, seed: int, more=()) -> list[float]:
-    """Train a network; return the seconds of each epoch."""
+    """Train a network, or finish its training; return the seconds of each epoch."""
     keys = [f"seed={seed}", *options.more, *more]
     command = [*GITSEG, "train", "--config", options.config, "--data", records, "--fold", fold, "--epochs", epochs]
-    run([*command, "--out", out, *(word for key in keys for word in ("--set", key))], out.with_suffix(".log"))
+    run(
+        [*command, "--resume", "--out", out, *(word for key in keys for word in ("--set", key))],
+        out.with_suffix(".log"),
+    )
     return pd.read_csv(out / "history.csv").seconds.tolist() if fold != "all" else []
 
 
@@ -88,14 +103,17 @@ def measure(options, records: Path, test: Path, seed: int, folder: Path) -> dict
     train(options, records, folder / "cv", fold="all", epochs=max(round(epochs / share), 1), seed=seed)
     train(options, records, folder / "single", fold="none", epochs=epochs, seed=seed)
     start = time.monotonic()
-    run(
-        [*GITSEG, "distill", folder / "cv", records, folder / "distilled", "--members", options.members],
-        folder / "distill.log",
-    )
+    distilled = folder / "distilled"
+    if not (distilled / "dataset.json").is_file():
+        shutil.rmtree(distilled, ignore_errors=True)
+        run(
+            [*GITSEG, "distill", folder / "cv", records, distilled, "--members", options.members],
+            folder / "distill.log",
+        )
     print(f"seed {seed}: {epochs} epochs; distill took {time.monotonic() - start:.0f} s", flush=True)
     weight = [f"training.loss.distillation.weight={options.weight}"]
-    of_student = epochs_within(options, folder / "distilled", folder / "student-pilot", weight)
-    train(options, folder / "distilled", folder / "student", fold="none", epochs=of_student, seed=seed, more=weight)
+    of_student = epochs_within(options, distilled, folder / "student-pilot", weight)
+    train(options, distilled, folder / "student", fold="none", epochs=of_student, seed=seed, more=weight)
     models = {"teacher": folder / "cv", "single": folder / "single", "student": folder / "student"}
     return scored({name: load_predictor(path) for name, path in models.items()}, test)
 

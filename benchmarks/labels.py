@@ -10,6 +10,8 @@ compares two trainings in the same run, with the same number of steps, scored on
   cross-validation on that quarter. The quarter alone is shown, too.
 - errors: `gitseg inspect` of a cross-validation whose annotations have an error in 5% of the scans. The claim is the
   share of these scans among the first 10%, which is 0.1 for a random order.
+
+With --out, a script that was killed continues with what is missing.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+from stored import require_same_options
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.data.readers.rle import mask_to_rle
@@ -55,6 +58,7 @@ def main():
     with tempfile.TemporaryDirectory() as workspace:
         options.work = options.out or Path(workspace)
         options.work.mkdir(parents=True, exist_ok=True)
+        require_same_options(options.work, options, may_change=("work", "part", "seeds"))
         if options.data is None:
             options.data = options.work / "phantom"
             if not options.data.exists():
@@ -98,8 +102,7 @@ def unlabeled(options):
         results["quarter"].append(dice(alone, test))
         teacher = train(options, quarter, f"teacher-{seed}", ["--fold", "all", *seeded(seed)])
         pseudo = options.work / "records" / f"pseudo-{seed}"
-        if not pseudo.exists():
-            gitseg("pseudo-label", teacher, quarter, pseudo)
+        gitseg("pseudo-label", teacher, quarter, pseudo, "--resume")
         student = train(options, pseudo, f"student-{seed}", ["--fold", "none", *seeded(seed)])
         results["quarter and pseudo-labels"].append(dice(student, test))
     table("a quarter of the annotations", results)
@@ -196,29 +199,26 @@ def with_errors(cohort, rows, kinds):
 def converted(options, name, cases, rows, folds):
     """Convert the scans of some patients with some rows of the table."""
     cohort, records = options.work / "cohorts" / name, options.work / "records" / name
-    if records.exists():
-        return records
+    shutil.rmtree(cohort, ignore_errors=True)
     (cohort / "train").mkdir(parents=True)
     for case in cases:  # links to files, because linked folders are not searched
         shutil.copytree((options.data / "train" / case).resolve(), cohort / "train" / case, copy_function=os.symlink)
     with (cohort / "train.csv").open("w", newline="") as file:
         kept = [row for row in rows if row[0].split("_")[0] in set(cases)]
         csv.writer(file).writerows([("id", "class", "segmentation"), *kept])
-    gitseg("convert", cohort, records, "--folds", folds)
+    gitseg("convert", cohort, records, "--folds", folds, "--resume")
     return records
 
 
 def train(options, records, name, more):
-    """Train for about the given number of steps; the folder of the run."""
+    """Train for about the given number of steps, or finish that; the folder of the run."""
     out = options.work / "runs" / name
-    if out.exists():
-        return out
     index = json.loads((records / "dataset.json").read_text())
     scans = [scan for shard in index["shards"] if shard["fold"] != -1 for scan in shard["scans"]]
     windows = sum(scan["shape"][0] for scan in scans) * (1 if "none" in more else 1 - 1 / index["folds"]["count"])
     epochs = max(1, round(options.steps * 16 / windows))
     settings = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
-    gitseg("train", "--data", records, "--out", out, "--epochs", epochs, *settings, *more)
+    gitseg("train", "--data", records, "--out", out, "--epochs", epochs, "--resume", *settings, *more)
     return out
 
 

@@ -6,7 +6,8 @@ For each dataset, `gitseg train --config auto` is trained for --minutes, and the
 configs/default.yaml where there is none, for as many epochs as the same training time allows: a discarded pilot run of
 two epochs measures how long they take. Both hold out the same fold, and are scored on it by their evaluation.json.
 Datasets: the phantom; a synthetic CT cohort with 8 labels, some small and two with a side, which this script makes; and
-cohorts that are given. The memory is the highest resident memory of the process tree, sampled ten times a second.
+cohorts that are given. The memory is the highest resident memory of the process tree, sampled ten times a second. With
+--out, a script that was killed continues with what is missing.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from scipy import ndimage
+from stored import require_same_options, stored
 
 from gitseg_tf.config import load_config
 from gitseg_tf.phantom import make_phantom
@@ -65,6 +67,7 @@ def main():
     with tempfile.TemporaryDirectory() as workspace:
         workspace = (options.out or Path(workspace)).resolve()
         workspace.mkdir(parents=True, exist_ok=True)
+        require_same_options(workspace, options, may_change=("only", "gi", "hippocampus"))
         rows = []
         for name, cohort, recipe, by_hand in datasets(options, workspace):
             if not options.only or name in options.only:
@@ -145,28 +148,30 @@ def gitseg(*arguments, log):
 
 
 def compare(name, cohort, recipe, by_hand, minutes, memory, folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     folds = 2 if sum(1 for _ in cohort.rglob("*.nii.gz")) in range(1, 12) or (name == "phantom" and minutes < 1) else 5
     records = folder / "records"
-    gitseg("convert", cohort, records, "--folds", folds, log=folder / "convert.log")
-    limits = ["--minutes", minutes, "--memory", memory]
-    peak = gitseg(
-        "train", "--config", "auto", *limits, "--data", records, "--out", folder / "auto", log=folder / "auto.log"
-    )
-    planned = load_config(folder / "auto" / "config.yaml").provenance["plan"]["minutes"]
-    real = trained_minutes(folder / "auto")
+    gitseg("convert", cohort, records, "--folds", folds, "--resume", log=folder / "convert.log")
+    auto = folder / "auto"
+
+    def planned():
+        shutil.rmtree(auto, ignore_errors=True)  # of a script that was killed
+        what = ["--config", "auto", "--minutes", minutes, "--memory", memory, "--data", records]
+        return gitseg("train", *what, "--out", auto, log=folder / "auto.log")
+
+    peak = stored(folder / "peak.json", planned)
     keys = ["--config", recipe] if isinstance(recipe, str) else []
     if not isinstance(recipe, str):
         keys = [part for key, value in recipe.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    common = ["train", *keys, "--data", records]
+    common = ["train", *keys, "--data", records, "--resume"]
     gitseg(*common, "--epochs", 2, "--out", folder / "pilot", log=folder / "pilot.log")
     first, second = pd.read_csv(folder / "pilot" / "history.csv").seconds
     epochs = max(1 + int((60 * minutes - first) / second), 1)
     gitseg(*common, "--epochs", epochs, "--out", folder / "hand", log=folder / "hand.log")
     return {
         "data": name, "recipe": recipe if isinstance(recipe, str) else "by hand", "by_hand": by_hand,
-        "auto": dice(folder / "auto"), "hand": dice(folder / "hand"), "planned": planned, "real": real, "peak": peak,
+        "auto": dice(auto), "hand": dice(folder / "hand"), "peak": peak, "real": trained_minutes(auto),
+        "planned": load_config(auto / "config.yaml").provenance["plan"]["minutes"],
         "hand_minutes": trained_minutes(folder / "hand"),
     }  # fmt: skip
 

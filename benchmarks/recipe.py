@@ -7,11 +7,12 @@ discarded pilot run of two epochs measures how long they take. `gitseg ensemble 
 post-processing on the held-out fold. Then the members, with the post-processing that `gitseg tune` chooses for each on
 the same fold, and the ensemble, with equal and with tuned weights, segment the patients of --test, whom nothing was
 trained or tuned on. Without --data, a phantom is generated. There is no peer: each member had the same minutes as the
-one to which the ensemble is compared.
+one to which the ensemble is compared. With --out, a script that was killed continues where it stopped.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from accuracy import part_of, run, scores
+from stored import require_same_options, stored
 
 from gitseg_tf.cli import main as command_line
 from gitseg_tf.phantom import make_phantom
@@ -56,13 +58,15 @@ def main():
     with tempfile.TemporaryDirectory() as workspace:
         workspace = options.out or Path(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
-        options.data = options.data or make_phantom(
-            workspace / "phantom", cases=5, days=1, slices=24 if options.quick else 80
-        )
+        require_same_options(workspace, options)
+        phantom = workspace / "phantom"
+        if options.data is None and not phantom.exists():
+            make_phantom(phantom, cases=5, days=1, slices=24 if options.quick else 80)
+        options.data = options.data or phantom
         parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
-        gitseg(workspace, "convert", parts["train"], workspace / "records", "--folds", options.folds)
+        gitseg(workspace, "convert", parts["train"], workspace / "records", "--folds", options.folds, "--resume")
         members = {name: train(options, name, workspace) for name in (*PLANES, "volume")}
-        report(options, scored(options, members, parts["test"], workspace))
+        report(options, stored(workspace / "scores.json", lambda: scored(options, members, parts["test"], workspace)))
 
 
 def gitseg(workspace, command, *arguments):
@@ -92,7 +96,7 @@ def train(options, name, workspace):
 
     def training(epochs, folder):
         what = ["--config", options.config, "--data", workspace / "records", "--fold", 0]
-        gitseg(workspace, "train", *what, *settings_of(options, name), "--epochs", epochs, "--out", folder)
+        gitseg(workspace, "train", *what, *settings_of(options, name), "--epochs", epochs, "--resume", "--out", folder)
         return pd.read_csv(folder / "history.csv").seconds.tolist()
 
     epochs = 2
@@ -108,6 +112,8 @@ def scored(options, members, test, workspace):
     """Predict and score the test patients with each member and with the ensemble."""
     rows = {}
     ensemble, equal = workspace / "ensemble", workspace / "equal"
+    for folder in (ensemble, equal, workspace / "predictions"):
+        shutil.rmtree(folder, ignore_errors=True)  # of a script that was killed
     gitseg(workspace, "ensemble", *members.values(), "--out", ensemble, "--tune", "--metric", options.metric)
     tree = yaml.safe_load((ensemble / "ensemble.yaml").read_text())
     print("weights   ", {Path(entry["run"]).name: entry["weight"] for entry in tree["members"]}, flush=True)
@@ -118,7 +124,8 @@ def scored(options, members, test, workspace):
         gitseg(workspace, "tune", folder, "--metric", options.metric)
     for name, folder in (members | {"equal": equal, "tuned": ensemble}).items():
         gitseg(workspace, "predict", folder, test, workspace / "predictions" / name)
-        rows[name] = scores(test, workspace / "predictions" / name / "submission.csv")
+        means = scores(test, workspace / "predictions" / name / "submission.csv")
+        rows[name] = {key: float(means[key]) for key in ("score", "dice")}
     return {name: rows[name] for name in (*members, "equal", "tuned")}
 
 

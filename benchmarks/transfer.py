@@ -14,6 +14,7 @@ fold, and predict those of --test:
 A discarded pilot run of two epochs measures how many epochs fit into the given minutes, for each encoder. Minutes are
 training time, without start-up, conversion and prediction; the training of the phantom's run is not counted, because it
 serves any number of other runs. Without --data, the cohort is another phantom, which shows only that the script works.
+With --out, a script that was killed continues with the missing runs.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 from accuracy import ROOT, part_of, run, scores
+from stored import require_same_options, stored
 
 from gitseg_tf.phantom import make_phantom
 
@@ -65,18 +67,19 @@ def main():
     with tempfile.TemporaryDirectory() as workspace:
         workspace = options.out or Path(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
+        require_same_options(workspace, options, may_change=("seeds", "sides"))
         compare(options, workspace, slices)
 
 
 def compare(options, workspace, slices):
-    options.data = options.data or make_phantom(workspace / "cohort", cases=5, days=1, slices=slices, seed=1)
+    options.data = options.data or phantom(workspace / "cohort", cases=5, slices=slices, seed=1)
     parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
     records = converted(parts["train"], workspace / "records")
     source = None
     if any(SIDES[side].get("model.init") for side in options.sides):
-        phantom = make_phantom(workspace / "phantom", cases=options.source_cases, days=1, slices=slices, seed=100)
+        cohort = phantom(workspace / "phantom", cases=options.source_cases, slices=slices, seed=100)
         source = workspace / "source"
-        data = converted(phantom, workspace / "phantom_records")
+        data = converted(cohort, workspace / "phantom_records")
         seconds = train(options, data, source, {}, options.source_epochs, 0)
         print(f"phantom: {options.source_epochs} epochs in {sum(seconds) / 60:.1f} minutes", flush=True)
     epochs, results = {}, {side: [] for side in options.sides}
@@ -91,7 +94,14 @@ def compare(options, workspace, slices):
     for seed in options.seeds:  # alternately, so that a slower hour of the machine affects all sides
         for side in options.sides:
             count = epochs[SIDES[side].get("model.backbone", "plain")]
-            results[side].append(one_run(options, workspace, side, source, count, seed, records, parts["test"]))
+            one = stored(
+                workspace / f"{side}-{seed}.json",
+                lambda side=side, seed=seed, count=count: one_run(
+                    options, workspace, side, source, count, seed, records, parts["test"]
+                ),
+            )
+            print(f"{side} seed {seed}: " + ", ".join(f"{key} {value:.4g}" for key, value in one.items()), flush=True)
+            results[side].append(one)
     report(options, results)
 
 
@@ -99,18 +109,22 @@ def backbone_keys(side):
     return {key: value for key, value in SIDES[side].items() if key == "model.backbone"}
 
 
+def phantom(folder, **settings):
+    return folder if folder.exists() else make_phantom(folder, days=1, **settings)
+
+
 def converted(cohort, records):
-    if not records.exists():
-        run([sys.executable, "-m", "gitseg_tf", "convert", cohort, records, "--folds", 2], records.with_suffix(".log"))
+    command = [sys.executable, "-m", "gitseg_tf", "convert", cohort, records]
+    run([*command, "--folds", 2, "--resume"], records.with_suffix(".log"))
     return records
 
 
 def train(options, records, out, keys, epochs, seed):
-    """Train; return the seconds of each epoch."""
+    """Train, or finish a training; return the seconds of each epoch."""
     assignments = [*options.set, f"seed={seed}", *(f"{key}={value}" for key, value in keys.items())]
     given = [word for assignment in assignments for word in ("--set", assignment)]
     command = [sys.executable, "train.py", "--config", options.config, "--data", records, "--fold", "none", *given]
-    run([*command, "--epochs", epochs, "--out", out], out.with_suffix(".log"))
+    run([*command, "--epochs", epochs, "--resume", "--out", out], out.with_suffix(".log"))
     return pd.read_csv(out / "history.csv").seconds.tolist()
 
 
@@ -123,9 +137,7 @@ def one_run(options, workspace, side, source, epochs, seed, records, test):
     seconds = sum(train(options, records, out, keys, epochs, seed))
     run([sys.executable, "-m", "gitseg_tf", "predict", out, test, out / "out"], out.with_suffix(".predict.log"))
     means = scores(test, out / "out" / "submission.csv")
-    result = {"dice": float(means["dice"]), "score": float(means["score"]), "minutes": seconds / 60, "epochs": epochs}
-    print(f"{side} seed {seed}: " + ", ".join(f"{key} {value:.4g}" for key, value in result.items()), flush=True)
-    return result
+    return {"dice": float(means["dice"]), "score": float(means["score"]), "minutes": seconds / 60, "epochs": epochs}
 
 
 def report(options, results):

@@ -10,11 +10,11 @@ from gitseg_tf.errors import DataError
 
 def add_parsers(commands) -> None:
     """Add the parsers of this file's commands."""
-    purpose = "predict missing annotations with a run or a cross-validation, and write a dataset to train on"
+    purpose = "predict missing annotations with a run or an ensemble, and write a dataset to train on"
     examples = ["gitseg pseudo-label runs/folds tfrecords/cohort tfrecords/cohort-pseudo"]
     examples += ["gitseg pseudo-label runs/folds unlabeled_scans tfrecords/more --confidence 0.95"]
     pseudo = command(commands, "pseudo-label", _pseudo_label, purpose, examples=examples)
-    pseudo.add_argument("model", help="the folder of a run or of a cross-validation, whose runs are averaged")
+    pseudo.add_argument("model", help="the folder of a run, cross-validation or ensemble; runs are averaged")
     pseudo.add_argument(
         "scans", help="TFRecords whose scans lack annotations, or a cohort without any, which is added to --data"
     )
@@ -48,9 +48,11 @@ def _pseudo_label(options) -> None:
     from gitseg_tf.inference.pseudo_labels import pseudo_label
     from gitseg_tf.runs.cross_validation import is_cross_validation
     from gitseg_tf.runs.ensemble import load_ensemble
+    from gitseg_tf.runs.fusion import is_fusion
     from gitseg_tf.runs.run import load_run
 
-    model = load_ensemble(options.model) if is_cross_validation(options.model) else load_run(options.model)
+    several = is_cross_validation(options.model) or is_fusion(options.model)
+    model = load_ensemble(options.model) if several else load_run(options.model)
     more = None
     if is_dataset(options.scans):
         if options.data is not None:

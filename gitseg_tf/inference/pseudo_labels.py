@@ -44,7 +44,7 @@ def pseudo_label(
     fold, where only the annotation is scored.
 
     Args:
-        model: a trained run, or the runs of a cross-validation, whose probabilities are averaged.
+        model: a trained run, or the runs of an ensemble or a cross-validation, whose probabilities are averaged.
         base: the dataset with the annotations; its scans that lack labels are predicted.
         out: a new folder for the dataset.
         more: scans to add, all of whose labels are predicted.

@@ -82,6 +82,15 @@ def test_a_confidence_out_of_range_is_wrong_usage(confidence, capsys):
     assert stopped.value.code == 2 and "must be at least 0.5 and less than 1" in capsys.readouterr().err
 
 
+def check_uncertain(dataset, runs):
+    """Compare the uncertain voxels at a confidence of 0.7 with the mean probabilities of the runs."""
+    predictors = [load_predictor(run) for run in runs]
+    for scan in read_scans(dataset, [PSEUDO]):
+        p = np.mean([predictor.probabilities(scan.volume) for predictor in predictors], 0)
+        clear = (np.abs(p - 0.3) > 1e-4) & (np.abs(p - 0.7) > 1e-4)
+        assert np.array_equal(scan.pseudo.uncertain[clear], ((p > 0.3) & (p < 0.7))[clear])
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_dataset_to_train_on(
     make_cohort, rows_of, save_table, tmp_path, monkeypatch, capsys, refusal
@@ -100,11 +109,7 @@ def test_the_command_writes_a_dataset_to_train_on(
     assert dataset.pseudo_labels.confidence == 0.7 and dataset.pseudo_labels.model == "folds"
     assert dataset.pseudo_labels.trained_on == ("case1", "case2", "case3", "case4", "case5")
     # The probabilities are the mean over the runs of the cross-validation.
-    predictors = [load_predictor(folds / f"fold{k}") for k in range(3)]
-    for scan in read_scans(dataset, [PSEUDO]):
-        p = np.mean([predictor.probabilities(scan.volume) for predictor in predictors], 0)
-        clear = (np.abs(p - 0.3) > 1e-4) & (np.abs(p - 0.7) > 1e-4)
-        assert np.array_equal(scan.pseudo.uncertain[clear], ((p > 0.3) & (p < 0.7))[clear])
+    check_uncertain(dataset, [folds / f"fold{k}" for k in range(3)])
     assert main(["convert", "--verify", str(out)]) == 0
     assert f"pseudo     {dataset.pseudo_line}\n" in capsys.readouterr().out
 
@@ -120,6 +125,13 @@ def test_the_command_writes_a_dataset_to_train_on(
     assert known["pseudo_labels"]["model"] == "folds" and "case6" in known["trained_on"]
     scored = list(csv.DictReader((tmp_path / "run" / "evaluation.csv").open()))
     assert {row["scan"] for row in scored} == {scan.id for scan in dataset.scans_of([0])}
+
+    members, ensemble = [folds / "fold0", folds / "fold2"], tmp_path / "ensemble"
+    assert main(["ensemble", *map(str, members), "--out", str(ensemble)]) == 0
+    assert main(["pseudo-label", str(ensemble), str(base.root), str(tmp_path / "by-two"), "--confidence", "0.7"]) == 0
+    by_two = load_dataset(tmp_path / "by-two")
+    check_uncertain(by_two, members)
+    assert by_two.pseudo_labels.model == "ensemble"
 
     annotated = make_cohort(tmp_path / "annotated")
     assert main(["pseudo-label", str(folds), str(annotated.root), str(tmp_path / "b")]) == 1
