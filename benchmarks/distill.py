@@ -22,12 +22,11 @@ from pathlib import Path
 
 import pandas as pd
 from accuracy import part_of, run
-from stored import require_same_options, stored
+from stored import phantom_in, require_same_options, stored
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.evaluation.metrics.scores import score_scan, summarize
 from gitseg_tf.inference.predictor import load_predictor
-from gitseg_tf.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_EPOCHS = 8
@@ -57,10 +56,8 @@ def main() -> None:
         workspace = options.out or Path(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
         require_same_options(workspace, options, may_change=("seeds",))
-        phantom = workspace / "phantom"
-        if options.data is None and not phantom.exists():
-            make_phantom(phantom, cases=6, days=1, slices=24 if options.quick else 80)
-        cohort = options.data or phantom
+        slices = 24 if options.quick else 80
+        cohort = options.data or phantom_in(workspace / "phantom", cases=6, days=1, slices=slices)
         parts = {name: part_of(cohort, getattr(options, name), workspace / name) for name in ("train", "test")}
         records = workspace / "records"
         convert = [*GITSEG, "convert", parts["train"], records, "--folds", options.folds, "--resume"]
@@ -76,13 +73,11 @@ def main() -> None:
 
 
 def train(options, records: Path, out: Path, *, fold, epochs: int, seed: int, more=()) -> list[float]:
-    """Train a network, or finish its training; return the seconds of each epoch."""
+    """Train a network, or resume its training; return the seconds of each epoch."""
     keys = [f"seed={seed}", *options.more, *more]
-    command = [*GITSEG, "train", "--config", options.config, "--data", records, "--fold", fold, "--epochs", epochs]
-    run(
-        [*command, "--resume", "--out", out, *(word for key in keys for word in ("--set", key))],
-        out.with_suffix(".log"),
-    )
+    what = ["--config", options.config, "--data", records, "--fold", fold, "--epochs", epochs, "--resume"]
+    settings = [word for key in keys for word in ("--set", key)]
+    run([*GITSEG, "train", *what, *settings, "--out", out], out.with_suffix(".log"))
     return pd.read_csv(out / "history.csv").seconds.tolist() if fold != "all" else []
 
 

@@ -28,12 +28,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from stored import require_same_options
+from stored import phantom_in, require_same_options
 
 from gitseg_tf.data.readers.registry import read_cohort
 from gitseg_tf.data.readers.rle import mask_to_rle
 from gitseg_tf.labels import UWMGI
-from gitseg_tf.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("missing", "unlabeled", "errors")
@@ -59,10 +58,8 @@ def main():
         options.work = options.out or Path(workspace)
         options.work.mkdir(parents=True, exist_ok=True)
         require_same_options(options.work, options, may_change=("work", "part", "seeds"))
-        if options.data is None:
-            options.data = options.work / "phantom"
-            if not options.data.exists():
-                make_phantom(options.data, cases=options.cases, days=1, slices=24 if options.quick else 40)
+        slices = 24 if options.quick else 40
+        options.data = options.data or phantom_in(options.work / "phantom", cases=options.cases, days=1, slices=slices)
         options.rows = list(csv.reader((options.data / "train.csv").open(newline="")))[1:]
         cases = sorted({row[0].split("_")[0] for row in options.rows}, key=lambda case: (len(case), case))
         options.test, options.train = cases[: len(cases) // 4], cases[len(cases) // 4 :]
@@ -199,6 +196,8 @@ def with_errors(cohort, rows, kinds):
 def converted(options, name, cases, rows, folds):
     """Convert the scans of some patients with some rows of the table."""
     cohort, records = options.work / "cohorts" / name, options.work / "records" / name
+    if (records / "dataset.json").is_file():  # written last
+        return records
     shutil.rmtree(cohort, ignore_errors=True)
     (cohort / "train").mkdir(parents=True)
     for case in cases:  # links to files, because linked folders are not searched
@@ -211,7 +210,7 @@ def converted(options, name, cases, rows, folds):
 
 
 def train(options, records, name, more):
-    """Train for about the given number of steps, or finish that; the folder of the run."""
+    """Train for about the given number of steps, or resume the training; return the folder of the run."""
     out = options.work / "runs" / name
     index = json.loads((records / "dataset.json").read_text())
     scans = [scan for shard in index["shards"] if shard["fold"] != -1 for scan in shard["scans"]]

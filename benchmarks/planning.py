@@ -24,10 +24,9 @@ import numpy as np
 import pandas as pd
 import psutil
 from scipy import ndimage
-from stored import require_same_options, stored
+from stored import phantom_in, require_same_options, stored
 
 from gitseg_tf.config import load_config
-from gitseg_tf.phantom import make_phantom
 from gitseg_tf.planning.machine import MEMORY_SHARE, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +66,7 @@ def main():
     with tempfile.TemporaryDirectory() as workspace:
         workspace = (options.out or Path(workspace)).resolve()
         workspace.mkdir(parents=True, exist_ok=True)
-        require_same_options(workspace, options, may_change=("only", "gi", "hippocampus"))
+        require_same_options(workspace, options, may_change=("only",))
         rows = []
         for name, cohort, recipe, by_hand in datasets(options, workspace):
             if not options.only or name in options.only:
@@ -77,10 +76,8 @@ def main():
 
 def datasets(options, workspace):
     """Yield (name, cohort, recipe, whether it was made for such data)."""
-    phantom = workspace / "phantom-cohort"
-    if not phantom.exists():
-        make_phantom(phantom, cases=3, days=1, slices=24) if options.quick else make_phantom(phantom)
-    yield "phantom", phantom, "cpu", True
+    small = {"cases": 3, "days": 1, "slices": 24} if options.quick else {}
+    yield "phantom", phantom_in(workspace / "phantom-cohort", **small), "cpu", True
     yield "ct", make_ct(workspace / "ct-cohort", 4 if options.quick else 24), "default", False
     if options.gi:
         yield "gi", options.gi.resolve(), "accuracy", True
@@ -155,7 +152,7 @@ def compare(name, cohort, recipe, by_hand, minutes, memory, folder):
     auto = folder / "auto"
 
     def planned():
-        shutil.rmtree(auto, ignore_errors=True)  # of a script that was killed
+        shutil.rmtree(auto, ignore_errors=True)  # left by a script that was killed
         what = ["--config", "auto", "--minutes", minutes, "--memory", memory, "--data", records]
         return gitseg("train", *what, "--out", auto, log=folder / "auto.log")
 

@@ -7,7 +7,7 @@ discarded pilot run of two epochs measures how long they take. `gitseg ensemble 
 post-processing on the held-out fold. Then the members, with the post-processing that `gitseg tune` chooses for each on
 the same fold, and the ensemble, with equal and with tuned weights, segment the patients of --test, whom nothing was
 trained or tuned on. Without --data, a phantom is generated. There is no peer: each member had the same minutes as the
-one to which the ensemble is compared. With --out, a script that was killed continues where it stopped.
+one to which the ensemble is compared. With --out, a script that was killed continues with what is missing.
 """
 
 import argparse
@@ -21,10 +21,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 from accuracy import part_of, run, scores
-from stored import require_same_options, stored
+from stored import phantom_in, require_same_options, stored
 
 from gitseg_tf.cli import main as command_line
-from gitseg_tf.phantom import make_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANES = ("axial", "coronal", "sagittal")
@@ -59,10 +58,8 @@ def main():
         workspace = options.out or Path(workspace)
         workspace.mkdir(parents=True, exist_ok=True)
         require_same_options(workspace, options)
-        phantom = workspace / "phantom"
-        if options.data is None and not phantom.exists():
-            make_phantom(phantom, cases=5, days=1, slices=24 if options.quick else 80)
-        options.data = options.data or phantom
+        slices = 24 if options.quick else 80
+        options.data = options.data or phantom_in(workspace / "phantom", cases=5, days=1, slices=slices)
         parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
         gitseg(workspace, "convert", parts["train"], workspace / "records", "--folds", options.folds, "--resume")
         members = {name: train(options, name, workspace) for name in (*PLANES, "volume")}
@@ -113,7 +110,7 @@ def scored(options, members, test, workspace):
     rows = {}
     ensemble, equal = workspace / "ensemble", workspace / "equal"
     for folder in (ensemble, equal, workspace / "predictions"):
-        shutil.rmtree(folder, ignore_errors=True)  # of a script that was killed
+        shutil.rmtree(folder, ignore_errors=True)  # left by a script that was killed
     gitseg(workspace, "ensemble", *members.values(), "--out", ensemble, "--tune", "--metric", options.metric)
     tree = yaml.safe_load((ensemble / "ensemble.yaml").read_text())
     print("weights   ", {Path(entry["run"]).name: entry["weight"] for entry in tree["members"]}, flush=True)

@@ -26,9 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 from accuracy import ROOT, part_of, run, scores
-from stored import require_same_options, stored
-
-from gitseg_tf.phantom import make_phantom
+from stored import phantom_in, require_same_options, stored
 
 LITE0 = {"model.backbone": "efficientnet_lite0"}
 SIDES = {
@@ -72,12 +70,12 @@ def main():
 
 
 def compare(options, workspace, slices):
-    options.data = options.data or phantom(workspace / "cohort", cases=5, slices=slices, seed=1)
+    options.data = options.data or phantom_in(workspace / "cohort", cases=5, days=1, slices=slices, seed=1)
     parts = {name: part_of(options.data, getattr(options, name), workspace / name) for name in ("train", "test")}
     records = converted(parts["train"], workspace / "records")
     source = None
     if any(SIDES[side].get("model.init") for side in options.sides):
-        cohort = phantom(workspace / "phantom", cases=options.source_cases, slices=slices, seed=100)
+        cohort = phantom_in(workspace / "phantom", cases=options.source_cases, days=1, slices=slices, seed=100)
         source = workspace / "source"
         data = converted(cohort, workspace / "phantom_records")
         seconds = train(options, data, source, {}, options.source_epochs, 0)
@@ -109,10 +107,6 @@ def backbone_keys(side):
     return {key: value for key, value in SIDES[side].items() if key == "model.backbone"}
 
 
-def phantom(folder, **settings):
-    return folder if folder.exists() else make_phantom(folder, days=1, **settings)
-
-
 def converted(cohort, records):
     command = [sys.executable, "-m", "gitseg_tf", "convert", cohort, records]
     run([*command, "--folds", 2, "--resume"], records.with_suffix(".log"))
@@ -120,7 +114,7 @@ def converted(cohort, records):
 
 
 def train(options, records, out, keys, epochs, seed):
-    """Train, or finish a training; return the seconds of each epoch."""
+    """Train a network, or resume its training; return the seconds of each epoch."""
     assignments = [*options.set, f"seed={seed}", *(f"{key}={value}" for key, value in keys.items())]
     given = [word for assignment in assignments for word in ("--set", assignment)]
     command = [sys.executable, "train.py", "--config", options.config, "--data", records, "--fold", "none", *given]

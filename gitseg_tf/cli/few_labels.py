@@ -67,7 +67,10 @@ def _pseudo_label(options) -> None:
         if annotated := [scan for scan in more.scans if scan.labeled]:
             fix = "convert it with gitseg convert, and give the TFRecords"
             raise DataError(f"{options.scans}: {plural(len(annotated), 'scan')} of it have annotations; {fix}")
-        data = options.data or model.config.provenance.get("records")
+        known = model.config.provenance
+        if options.data is None and known.get("dataset") == "several":
+            raise DataError(f"{model.path}: its runs were trained on different datasets; specify one with --data")
+        data = options.data or known.get("records")
         if data is None:
             raise DataError(f"{model.path}: does not record its training data; specify it with --data")
         base = open_data(data, model.config.data.folds, **reading(options))

@@ -58,6 +58,9 @@ def pseudo_label(
         ConfigError: a confidence that is out of range.
         RunError: the dataset lacks the model's labels, or has other channels.
         DataError: see `write_pseudo_labeled`; or a scan cannot be predicted.
+
+    Example:
+        >>> dataset = pseudo_label(load_ensemble("runs/ensemble"), base, "tfrecords/pseudo")  # doctest: +SKIP
     """
     if not 0.5 <= confidence < 1:
         raise ConfigError(f"confidence must be >= 0.5 and < 1, got {confidence}")

@@ -136,3 +136,8 @@ def test_the_command_writes_a_dataset_to_train_on(
     annotated = make_cohort(tmp_path / "annotated")
     assert main(["pseudo-label", str(folds), str(annotated.root), str(tmp_path / "b")]) == 1
     assert "9 scans of it have annotations; convert it with gitseg convert" in capsys.readouterr().err
+    (annotated.root / "train.csv").unlink()
+    mixed = tmp_path / "mixed"
+    assert main(["ensemble", "run", str(members[0]), "--out", str(mixed)]) == 0
+    assert main(["pseudo-label", str(mixed), str(annotated.root), str(tmp_path / "b")]) == 1
+    assert "its runs were trained on different datasets; specify one with --data" in capsys.readouterr().err
